@@ -1,0 +1,163 @@
+//! The seam between the engine and whatever runs it: one [`Backend`] holds one base model.
+//!
+//! The calls are coarse and speak tokens, log-probabilities and slots; there is no tensor algebra
+//! in this interface. Seeds, temperature, top-k, top-p, stop conditions, text and scheduling sit
+//! above it and are shared by all backends.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::adapter::{AdapterState, LoraSpec};
+use crate::error::Result;
+use crate::loss::TrainSequence;
+use crate::optim::{AdamW, OptimReport};
+
+/// An adapter (LoRA weights, gradient, optimizer moments) that lives in a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub u64);
+
+/// A sequence with its keys and values cached in a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(pub u64);
+
+/// What a backend runs and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseInfo {
+    /// Tokens in the vocabulary; valid token ids are `0..vocab_size`.
+    pub vocab_size: usize,
+    /// Longest sequence in tokens, prompt and continuation together.
+    pub max_context: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Decoder blocks.
+    pub n_layers: usize,
+    /// Parameters of the base model.
+    pub n_parameters: u64,
+    /// Architecture as in `config.json`, such as `Qwen3ForCausalLM`.
+    pub architecture: String,
+    /// Name of device, instruction set and precision, such as `cpu avx512 f32`; part of a run's record.
+    pub precision: String,
+}
+
+/// Result of one sequence of a forward pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequenceOutput {
+    /// `[tokens * k]`, natural log, at most 0: the log-probability of each target.
+    pub logprobs: Vec<f32>,
+    /// The loss summed over the sequence (sum, not mean).
+    pub loss: f64,
+}
+
+/// Log-probabilities of a prompt, with the distribution that follows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prefill {
+    /// `[tokens - 1]`: entry `i` is the natural-log probability of token `i + 1` given `0..=i`.
+    /// Empty unless asked for.
+    pub prompt_logprobs: Vec<f32>,
+    /// `[vocab]`: logits of the next token.
+    pub next_logits: Vec<f32>,
+}
+
+/// One device holding one base model and any number of adapters and cached sequences.
+///
+/// Results depend only on the arguments and the adapter: never on thread count, timing, batch mates
+/// or other adapters. All calls are blocking and meant for the engine's own thread.
+pub trait Backend: Send + fmt::Debug {
+    /// Describes the base model and the device.
+    fn info(&self) -> &BaseInfo;
+
+    /// Creates an adapter: `A` drawn from `spec.seed`, `B` zero, no gradient, step 0.
+    ///
+    /// # Errors
+    /// If the rank is 0 or above the hidden size, or no module is to be trained.
+    fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId>;
+
+    /// Creates an adapter from a saved state, checking every shape against the base model.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape than the base model asks for, or is not finite.
+    fn import_adapter(&mut self, state: &AdapterState) -> Result<AdapterId>;
+
+    /// Copies an adapter to the host: weights, moments, step and accumulated gradient.
+    ///
+    /// # Errors
+    /// If the adapter is unknown.
+    fn export_adapter(&self, adapter: AdapterId) -> Result<AdapterState>;
+
+    /// Makes an independent, weights-only copy, as a sampler needs it.
+    ///
+    /// # Errors
+    /// If the adapter is unknown.
+    fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId>;
+
+    /// Frees an adapter; unknown ids are ignored.
+    fn drop_adapter(&mut self, adapter: AdapterId);
+
+    /// Runs forward without touching gradients; `None` is the base model alone.
+    ///
+    /// One output per sequence, in input order.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary, a sequence is empty, too long, or its arrays disagree.
+    fn forward(
+        &mut self,
+        adapter: Option<AdapterId>,
+        sequences: &[TrainSequence],
+    ) -> Result<Vec<SequenceOutput>>;
+
+    /// Runs forward and backward and adds to the adapter's gradient.
+    ///
+    /// Either the whole batch is added or, on an error, the gradient is unchanged.
+    ///
+    /// # Errors
+    /// As [`Backend::forward`]; and if a loss or gradient is not finite, naming the sequence.
+    fn forward_backward(
+        &mut self,
+        adapter: AdapterId,
+        sequences: &[TrainSequence],
+    ) -> Result<Vec<SequenceOutput>>;
+
+    /// Applies one AdamW step with the accumulated gradient (zero if there is none) and clears it.
+    ///
+    /// # Errors
+    /// If a hyper-parameter is out of range or the adapter is unknown; the adapter is unchanged.
+    fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport>;
+
+    /// Opens an empty cached sequence of at most `capacity` tokens.
+    ///
+    /// # Errors
+    /// If the capacity is 0 or above [`BaseInfo::max_context`], or the adapter is unknown.
+    fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId>;
+
+    /// Copies a cached sequence, so that several continuations share the work of one prompt.
+    ///
+    /// # Errors
+    /// If the slot is unknown.
+    fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId>;
+
+    /// Frees a cached sequence; unknown ids are ignored.
+    fn close_slot(&mut self, slot: SlotId);
+
+    /// Appends `tokens` to a slot.
+    ///
+    /// # Errors
+    /// If `tokens` is empty, outside the vocabulary, or does not fit the slot.
+    fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill>;
+
+    /// Appends one token to each slot; returns `[rows, vocab]` logits, row by row.
+    ///
+    /// # Errors
+    /// If a slot is unknown, named twice or full, or a token is outside the vocabulary.
+    fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>>;
+}
+
+/// Loads a Hugging Face model directory (`config.json`, safetensors) onto the CPU.
+///
+/// `threads` of 0 means one per core.
+///
+/// # Errors
+/// If a file is missing, the architecture is not supported, a tensor is missing, has another shape
+/// than the configuration asks for, or holds values that are not finite.
+pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
+    crate::cpu::load(dir, threads)
+}

@@ -1,0 +1,17 @@
+//! LoRA training and sampling of decoder-only transformers on the local machine.
+//!
+//! The engine speaks tokens, log-probabilities and slots. Everything above it (text, requests,
+//! storage) sees one seam, [`Backend`]; everything below it is a device.
+
+pub mod adapter;
+pub mod backend;
+mod cpu;
+pub mod error;
+pub mod loss;
+pub mod optim;
+
+pub use adapter::{AdapterState, HostTensor, LoraSpec};
+pub use backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu};
+pub use error::{Error, Result};
+pub use loss::{Loss, TrainSequence};
+pub use optim::{AdamW, OptimReport};
