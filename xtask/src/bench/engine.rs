@@ -1,0 +1,386 @@
+//! The engine beside PyTorch: same weights, shapes, threads and work, in alternating rounds.
+//!
+//! Both programs print one [`Report`] per call. They must agree on losses and tokens before their
+//! times are compared.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::process::{cargo, check, command, output, target_dir};
+use crate::python;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Python with benches/engine/requirements.txt; made under target/ if absent.
+    #[arg(long)]
+    python: Option<PathBuf>,
+    /// Rounds; each runs us and PyTorch once per task.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Steps (training) or passes of 128 tokens (decoding) per round.
+    #[arg(long, default_value_t = 6)]
+    repeats: usize,
+    /// Threads of either program; all cores if absent.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Fail below the promised ratios (training 2.5, or 1.5 without AVX-512; decoding 4; memory 1/8).
+    #[arg(long)]
+    check: bool,
+}
+
+/// What one program printed about one task.
+#[derive(Debug, Default, Deserialize)]
+struct Report {
+    name: String,
+    /// Seconds per step or pass, warm-up left out.
+    seconds: Vec<f64>,
+    /// Tokens per step or pass.
+    n_tokens: usize,
+    /// Largest resident memory of the process.
+    peak_bytes: u64,
+    /// Loss of each training step.
+    #[serde(default)]
+    losses: Vec<f64>,
+    /// Greedy tokens.
+    #[serde(default)]
+    tokens: Vec<u32>,
+}
+
+/// One line of the result: tokens/s (more is better) or bytes (less is better).
+#[derive(Debug, Serialize)]
+struct Row {
+    what: &'static str,
+    ours_best: f64,
+    ours_median: f64,
+    torch_best: f64,
+    torch_median: f64,
+    ratio_best: f64,
+    ratio_median: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome {
+    machine: String,
+    threads: usize,
+    rounds: usize,
+    repeats: usize,
+    ours: String,
+    torch: String,
+    same_tokens: usize,
+    rows: Vec<Row>,
+}
+
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism()
+            .context("cannot count the cores")?
+            .get(),
+    };
+    let programs = Programs::prepare(root, args, threads)?;
+    let train = programs.rounds("train", args)?;
+    let decode = programs.rounds("decode", args)?;
+    agree_on_losses(&train)?;
+    let same_tokens = agree_on_tokens(&decode)?;
+    let outcome = Outcome {
+        machine: machine(),
+        threads,
+        rounds: args.rounds,
+        repeats: args.repeats,
+        ours: train.ours.name.clone(),
+        torch: train.torch.name.clone(),
+        same_tokens,
+        rows: vec![
+            tokens_per_second("training tokens/s", &train),
+            tokens_per_second("greedy decoding tokens/s, batch 1", &decode),
+            memory("peak memory of training, MB", &train),
+            memory("peak memory of decoding, MB", &decode),
+        ],
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&outcome)?);
+    } else {
+        print_table(&outcome);
+    }
+    if args.check {
+        hold_to_promise(&outcome)
+    } else {
+        Ok(())
+    }
+}
+
+/// The two programs, built and with their model made.
+struct Programs<'a> {
+    root: &'a Path,
+    python: PathBuf,
+    script: PathBuf,
+    example: PathBuf,
+    model: PathBuf,
+    threads: usize,
+}
+
+/// All rounds of one task put together.
+#[derive(Debug, Default)]
+struct Pair {
+    ours: Report,
+    torch: Report,
+}
+
+impl<'a> Programs<'a> {
+    fn prepare(root: &'a Path, args: &Args, threads: usize) -> Result<Self> {
+        let requirements = root.join("benches/engine/requirements.txt");
+        let python = match &args.python {
+            Some(python) => python.clone(),
+            None => python::environment(root, "venv-bench", &requirements)?,
+        };
+        let example = [
+            "build",
+            "--release",
+            "--package",
+            "tinker-engine",
+            "--example",
+            "bench_engine",
+        ];
+        check(&mut cargo(root, example))?;
+        let target = target_dir(root);
+        let programs = Self {
+            root,
+            python,
+            script: root.join("benches/engine/torch_engine.py"),
+            example: target.join("release/examples/bench_engine"),
+            model: target.join("bench/engine"),
+            threads,
+        };
+        let make = [
+            programs.script.as_os_str(),
+            "make".as_ref(),
+            programs.model.as_os_str(),
+        ];
+        check(&mut command(root, &programs.python, make))?;
+        Ok(programs)
+    }
+
+    fn rounds(&self, task: &str, args: &Args) -> Result<Pair> {
+        let mut pair = Pair::default();
+        for round in 1..=args.rounds {
+            eprintln!("{task}: round {round} of {}", args.rounds);
+            let ours = Command::new(&self.example);
+            pair.ours.merge(self.report(ours, task, args)?);
+            let mut torch = Command::new(&self.python);
+            torch
+                .arg(&self.script)
+                .env("OMP_NUM_THREADS", self.threads.to_string());
+            pair.torch.merge(self.report(torch, task, args)?);
+        }
+        Ok(pair)
+    }
+
+    fn report(&self, mut program: Command, task: &str, args: &Args) -> Result<Report> {
+        program.current_dir(self.root).arg(task).arg(&self.model);
+        program.args(["--threads", &self.threads.to_string()]);
+        program.args(["--repeats", &args.repeats.to_string()]);
+        let text = output(&mut program)?;
+        serde_json::from_str(&text).with_context(|| format!("cannot read the report `{text}`"))
+    }
+}
+
+impl Report {
+    /// Adds the times of another round; the results are the same in each.
+    fn merge(&mut self, mut round: Self) {
+        let mut seconds = std::mem::take(&mut self.seconds);
+        seconds.append(&mut round.seconds);
+        let peak_bytes = self.peak_bytes.max(round.peak_bytes);
+        *self = Self {
+            seconds,
+            peak_bytes,
+            ..round
+        };
+    }
+}
+
+/// Losses of all steps agree to 1e-4, so both did the same work.
+fn agree_on_losses(pair: &Pair) -> Result<()> {
+    let (ours, torch) = (&pair.ours.losses, &pair.torch.losses);
+    ensure!(
+        ours.len() == torch.len(),
+        "{} losses against {}",
+        ours.len(),
+        torch.len()
+    );
+    for (step, (a, b)) in ours.iter().zip(torch).enumerate() {
+        ensure!(
+            (a / b - 1.0).abs() < 1e-4,
+            "step {step}: loss {a} against {b} of PyTorch"
+        );
+    }
+    Ok(())
+}
+
+/// How many greedy tokens agree from the start; two nearly equal best tokens may end it.
+fn agree_on_tokens(pair: &Pair) -> Result<usize> {
+    let (ours, torch) = (&pair.ours.tokens, &pair.torch.tokens);
+    let same = ours.iter().zip(torch).take_while(|(a, b)| a == b).count();
+    ensure!(
+        same >= 16,
+        "greedy tokens differ from token {same} on: {ours:?} against {torch:?}"
+    );
+    Ok(same)
+}
+
+fn tokens_per_second(what: &'static str, pair: &Pair) -> Row {
+    let rate = |report: &Report, seconds: f64| report.n_tokens as f64 / seconds;
+    let (ours_best, ours_median) = best_and_median(&pair.ours.seconds);
+    let (torch_best, torch_median) = best_and_median(&pair.torch.seconds);
+    Row {
+        what,
+        ours_best: rate(&pair.ours, ours_best),
+        ours_median: rate(&pair.ours, ours_median),
+        torch_best: rate(&pair.torch, torch_best),
+        torch_median: rate(&pair.torch, torch_median),
+        ratio_best: rate(&pair.ours, ours_best) / rate(&pair.torch, torch_best),
+        ratio_median: rate(&pair.ours, ours_median) / rate(&pair.torch, torch_median),
+    }
+}
+
+fn memory(what: &'static str, pair: &Pair) -> Row {
+    let ours = pair.ours.peak_bytes as f64 / 1e6;
+    let torch = pair.torch.peak_bytes as f64 / 1e6;
+    Row {
+        what,
+        ours_best: ours,
+        ours_median: ours,
+        torch_best: torch,
+        torch_median: torch,
+        ratio_best: ours / torch,
+        ratio_median: ours / torch,
+    }
+}
+
+/// Smallest and middle value; 0 for none.
+fn best_and_median(seconds: &[f64]) -> (f64, f64) {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |i: usize| sorted.get(i).copied().unwrap_or_default();
+    (at(0), at(sorted.len() / 2))
+}
+
+fn print_table(outcome: &Outcome) {
+    let Outcome {
+        machine,
+        threads,
+        rounds,
+        repeats,
+        ours,
+        torch,
+        same_tokens,
+        rows,
+    } = outcome;
+    println!("{machine}; {threads} threads; {rounds} rounds of {repeats}, alternating");
+    println!("ours: {ours}; beside it: {torch}; {same_tokens} greedy tokens the same\n");
+    println!("| | ours best | median | PyTorch best | median | ratio best | median |");
+    println!("|---|---|---|---|---|---|---|");
+    for row in rows {
+        println!(
+            "| {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2} |",
+            row.what,
+            row.ours_best,
+            row.ours_median,
+            row.torch_best,
+            row.torch_median,
+            row.ratio_best,
+            row.ratio_median,
+        );
+    }
+}
+
+fn hold_to_promise(outcome: &Outcome) -> Result<()> {
+    let train = if has_avx512() { 2.5 } else { 1.5 };
+    let [train_row, decode_row, memory_row, _] = &outcome.rows[..] else {
+        bail!("{} rows instead of 4", outcome.rows.len());
+    };
+    ensure!(
+        train_row.ratio_best >= train,
+        "training is {:.2} times PyTorch",
+        train_row.ratio_best
+    );
+    ensure!(
+        decode_row.ratio_best >= 4.0,
+        "decoding is {:.2} times PyTorch",
+        decode_row.ratio_best
+    );
+    ensure!(
+        memory_row.ratio_best <= 0.125,
+        "memory is {:.2} of PyTorch's",
+        memory_row.ratio_best
+    );
+    Ok(())
+}
+
+fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Name of the processor and number of its cores, as far as the system tells.
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or(std::env::consts::ARCH, |(_, name)| name);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{model}, {cores} cores")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_put_together() {
+        let mut report = Report::default();
+
+        report.merge(Report {
+            seconds: vec![3.0, 1.0],
+            peak_bytes: 7,
+            ..Report::default()
+        });
+        report.merge(Report {
+            seconds: vec![2.0],
+            peak_bytes: 5,
+            ..Report::default()
+        });
+
+        assert_eq!(best_and_median(&report.seconds), (1.0, 2.0));
+        assert_eq!(report.peak_bytes, 7);
+    }
+
+    #[test]
+    fn different_work_is_refused() {
+        let report = |loss: f64, tokens: [u32; 16]| Report {
+            losses: vec![loss],
+            tokens: tokens.to_vec(),
+            ..Report::default()
+        };
+        let pair = Pair {
+            ours: report(2.0, [1; 16]),
+            torch: report(2.001, [2; 16]),
+        };
+
+        assert!(
+            agree_on_losses(&pair)
+                .unwrap_err()
+                .to_string()
+                .contains("step 0: loss 2 against")
+        );
+        assert!(agree_on_tokens(&pair).is_err());
+    }
+}

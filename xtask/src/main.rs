@@ -1,0 +1,75 @@
+//! Repository tasks, `cargo xtask TASK`: what CI runs, and what is too long for a shell line.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool reports by printing"
+)]
+
+mod bench;
+mod ci;
+mod dist;
+mod models;
+mod process;
+mod python;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Repository tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Builds and runs every test, those with the official Python SDK included.
+    Test(test::Args),
+    /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
+    Ci,
+    /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
+    Tidy,
+    /// Rebuilds the embedded base model `tinker/nano` from its script.
+    Models(models::Args),
+    /// Measures us beside a peer in one run.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Packs the release binary, licences and README into target/dist.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let root = repository_root()?;
+    match cli.task {
+        Task::Test(args) => test::run(&root, &args),
+        Task::Ci => ci::run(&root),
+        Task::Tidy => tidy::run(&root),
+        Task::Models(args) => models::run(&root, &args),
+        Task::Bench(bench) => bench::run(&root, &bench),
+        Task::Dist => dist::run(&root),
+    }
+}
+
+/// The directory of the workspace manifest: the parent of this package.
+fn repository_root() -> Result<PathBuf> {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(PathBuf::from)
+        .context("the xtask package has no parent directory")
+}

@@ -1,0 +1,156 @@
+//! `cargo xtask test`: every test of the workspace, then one line with the totals.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{cargo, check, in_ci, variable};
+use crate::python;
+
+/// Tells the tests which Python has the official SDK.
+const PYTHON_VARIABLE: &str = "TINKER_TEST_PYTHON";
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Only this package.
+    #[arg(short, long)]
+    package: Option<String>,
+    /// Arguments for the test binaries, such as a name to filter by.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let python = official_sdk(root)?;
+    // Contract tests start the real binary; building it first lets them find it.
+    check(&mut cargo(root, ["build", "--package", "tinker"]))?;
+    let mut command = cargo(root, ["test", "--no-fail-fast"]);
+    match &args.package {
+        Some(package) => command.args(["--package", package]),
+        None => command.arg("--workspace"),
+    };
+    command.arg("--").args(&args.rest);
+    if let Some(python) = &python {
+        command.env(PYTHON_VARIABLE, python);
+    }
+    command.stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo test")?;
+    let stdout = child.stdout.take().context("cargo test has no output")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("cannot read the output of cargo test")?;
+        println!("{line}");
+        totals.add(&line);
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    if python.is_none() {
+        println!("note: tests with the official Python SDK were skipped");
+    }
+    println!(
+        "\nall test binaries: {totals}; {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
+    if !status.success() {
+        bail!("cargo test failed ({status})");
+    }
+    if totals.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// A Python with the official SDK; `None` (with the reason printed) where it cannot be made.
+fn official_sdk(root: &Path) -> Result<Option<String>> {
+    if let Some(python) = variable(PYTHON_VARIABLE) {
+        return Ok(Some(python));
+    }
+    match python::environment(root, "venv", &root.join("xtask/requirements-test.txt")) {
+        Ok(python) => Ok(Some(python.display().to_string())),
+        Err(error) if in_ci() => Err(error.context("CI needs the official Python SDK")),
+        Err(error) => {
+            println!("note: no official Python SDK: {error:#}");
+            Ok(None)
+        }
+    }
+}
+
+/// Sums of the `test result:` lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    binaries: u32,
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl Totals {
+    /// Adds a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; …`; skips others.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|line| line.split_once(". "))
+        else {
+            return;
+        };
+        self.binaries += 1;
+        for part in counts.split("; ") {
+            match part
+                .split_once(' ')
+                .map(|(n, word)| (n.parse().unwrap_or(0), word))
+            {
+                Some((n, "passed")) => self.passed += n,
+                Some((n, "failed")) => self.failed += n,
+                Some((n, "ignored")) => self.ignored += n,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            binaries,
+            passed,
+            failed,
+            ignored,
+        } = self;
+        write!(
+            f,
+            "{passed} passed, {failed} failed, {ignored} ignored in {binaries} binaries"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_result_lines_and_skip_others() {
+        let mut totals = Totals::default();
+
+        for line in [
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+            "test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+        ] {
+            totals.add(line);
+        }
+
+        assert_eq!(
+            totals,
+            Totals {
+                binaries: 2,
+                passed: 7,
+                failed: 2,
+                ignored: 1
+            }
+        );
+    }
+}
