@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "Repository tasks")]
+#[command(bin_name = "cargo xtask", about = "Repository tasks")]
 struct Cli {
     #[command(subcommand)]
     task: Task,

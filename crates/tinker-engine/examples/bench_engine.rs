@@ -2,7 +2,7 @@
 //!
 //! Run by `cargo xtask bench engine`, which runs PyTorch on the same files beside it. Prints one
 //! JSON object: `bench_engine train|decode DIR --threads N --repeats N`.
-#![allow(clippy::print_stdout, reason = "the report goes to standard output")]
+#![expect(clippy::print_stdout, reason = "the report goes to standard output")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -67,15 +67,34 @@ fn read_adapter(path: &Path) -> Result<AdapterState> {
     let mut rank = 0;
     for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
         let data = view.data().chunks_exact(4);
-        let data = data.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let data = data
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
         if name.ends_with("lora_A.weight") {
             rank = view.shape()[0];
         }
-        weights.insert(name, HostTensor { shape: view.shape().to_vec(), data });
+        weights.insert(
+            name,
+            HostTensor {
+                shape: view.shape().to_vec(),
+                data,
+            },
+        );
     }
-    let spec =
-        LoraSpec { rank, seed: 0, train_attn: true, train_mlp: true, train_unembed: false };
-    Ok(AdapterState { spec, weights, moments: BTreeMap::new(), gradient: BTreeMap::new(), step: 0 })
+    let spec = LoraSpec {
+        rank,
+        seed: 0,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: false,
+    };
+    Ok(AdapterState {
+        spec,
+        weights,
+        moments: BTreeMap::new(),
+        gradient: BTreeMap::new(),
+        step: 0,
+    })
 }
 
 /// Steps of mean cross-entropy over the whole batch; the first, to warm up, is not timed.
@@ -102,7 +121,12 @@ fn train(
 fn sequence(row: &[u32], n_tokens: usize) -> TrainSequence {
     let (tokens, targets) = (row[..row.len() - 1].to_vec(), row[1..].to_vec());
     let weights = vec![1.0 / n_tokens as f32; tokens.len()];
-    TrainSequence { tokens, targets, k: 1, loss: Loss::CrossEntropy { weights } }
+    TrainSequence {
+        tokens,
+        targets,
+        k: 1,
+        loss: Loss::CrossEntropy { weights },
+    }
 }
 
 /// Passes of greedy decoding with the log-probability of each token; prompt and first pass not timed.
@@ -142,7 +166,10 @@ fn best(logits: &[f32]) -> (u32, f32) {
             token = i;
         }
     }
-    let sum: f32 = logits.iter().map(|&logit| (logit - logits[token]).exp()).sum();
+    let sum: f32 = logits
+        .iter()
+        .map(|&logit| (logit - logits[token]).exp())
+        .sum();
     (token as u32, -sum.ln())
 }
 
@@ -150,6 +177,9 @@ fn best(logits: &[f32]) -> (u32, f32) {
 fn peak_bytes() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.ok_or("no VmHWM in /proc/self/status")?.trim().trim_end_matches(" kB");
+    let kib = line
+        .ok_or("no VmHWM in /proc/self/status")?
+        .trim()
+        .trim_end_matches(" kB");
     Ok(kib.parse::<u64>()? * 1024)
 }

@@ -188,13 +188,11 @@ mod tests {
 
     #[test]
     fn switched_off_test_is_refused() {
-        let text = format!("//! Head.\n{}]\n", UNFINISHED[0]);
+        let word = UNFINISHED[0];
+        let text = format!("//! Head.\n{word}]\n");
+        let expect = format!("crates/a/src/lib.rs:2: `{word}` is unfinished work");
 
-        check_one(
-            "crates/a/src/lib.rs",
-            &text,
-            &["crates/a/src/lib.rs:2: `#[ignore` is unfinished work"],
-        );
+        check_one("crates/a/src/lib.rs", &text, &[&expect]);
     }
 
     #[test]
