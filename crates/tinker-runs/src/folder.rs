@@ -1,0 +1,110 @@
+//! Reading a run folder, while it is written or after, whoever wrote it.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::checkpoints::CheckpointRow;
+use crate::error::{Error, Result};
+use crate::jsonl::read_rows;
+use crate::metrics::{AnyRow, MetricsRow, last_per_step};
+
+/// Every resolved setting of the run.
+pub(crate) const CONFIG: &str = "config.json";
+/// One row per step.
+pub(crate) const METRICS: &str = "metrics.jsonl";
+/// One row per checkpoint.
+pub(crate) const CHECKPOINTS: &str = "checkpoints.jsonl";
+
+/// A folder on disk that holds a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// The run in `path`.
+    ///
+    /// # Errors
+    /// [`Error::NotARun`] if the folder has none of the three files.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let folder = Self { path: path.into() };
+        if folder.holds_run() {
+            Ok(folder)
+        } else {
+            Err(Error::NotARun { path: folder.path })
+        }
+    }
+
+    /// A view of `path` before anything is known of it.
+    pub(crate) fn unchecked(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(crate) fn holds_run(&self) -> bool {
+        [CONFIG, METRICS, CHECKPOINTS]
+            .iter()
+            .any(|name| self.path.join(name).is_file())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's name: that of its folder.
+    pub fn name(&self) -> String {
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The settings in `config.json`.
+    ///
+    /// # Errors
+    /// The file is missing or does not hold a `T`.
+    pub fn read_config<T: DeserializeOwned>(&self) -> Result<T> {
+        let path = self.path.join(CONFIG);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            Error::BadLine {
+                path,
+                line,
+                column,
+                reason: error.to_string(),
+            }
+        })
+    }
+
+    /// The metrics in step order, one row per step; none if nothing was measured yet.
+    ///
+    /// # Errors
+    /// A line before the last is not a metrics row.
+    pub fn read_metrics(&self) -> Result<Vec<MetricsRow>> {
+        Ok(last_per_step(read_rows::<AnyRow>(
+            &self.path.join(METRICS),
+        )?))
+    }
+
+    /// The checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// A line before the last is not a checkpoint row.
+    pub fn read_checkpoints(&self) -> Result<Vec<CheckpointRow>> {
+        read_rows(&self.path.join(CHECKPOINTS))
+    }
+
+    /// The checkpoints that training can go on from, newest first. A server may have dropped some,
+    /// so try them in turn.
+    ///
+    /// # Errors
+    /// As [`Self::read_checkpoints`].
+    pub fn resume_candidates(&self) -> Result<Vec<CheckpointRow>> {
+        let mut rows = self.read_checkpoints()?;
+        rows.retain(|row| row.state_path.is_some());
+        rows.reverse();
+        Ok(rows)
+    }
+}
