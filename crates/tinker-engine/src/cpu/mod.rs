@@ -1,4 +1,10 @@
 //! The CPU backend.
+#![expect(unsafe_code, reason = "vector instructions and memory shared between workers")]
+
+mod buffer;
+mod gemm;
+mod simd;
+mod tile;
 
 use std::path::Path;
 

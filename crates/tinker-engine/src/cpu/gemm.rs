@@ -1,0 +1,334 @@
+//! Matrix products in `f32`, in which every output is one chain of multiply-adds over the inner
+//! dimension, first to last.
+//!
+//! That makes a result independent of everything but its own row and column: not of the number of
+//! rows, of blocking, of threads, nor of which kernel computed it. One-row decoding therefore gives
+//! the bits that a whole prompt gives.
+//!
+//! The right factor is read in panels of 32 columns ([`Cols`]): frozen weights are packed into
+//! panels when they are loaded, everything else is row-major, which is the same with other strides.
+//! The left factor is interleaved by groups of rows, so that the kernel walks one pointer; a factor
+//! that is stored transposed is used as it lies.
+
+use super::buffer::{Buffer, round_up};
+use super::simd::Isa;
+use super::tile::{self, Job, Left};
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 32;
+
+/// Rows of the left factor that are interleaved; also the tallest register tile.
+pub(crate) const ROWS: usize = 12;
+
+/// Inner dimension of a block: a panel of it is 32 KiB and stays in the first-level cache.
+const INNER_BLOCK: usize = 256;
+
+/// Rows of the left factor that are packed at a time; with `INNER_BLOCK` it stays in the second level.
+const ROW_BLOCK: usize = 22 * ROWS;
+
+/// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
+const NARROW: usize = 6;
+
+/// A `[k, n]` matrix packed for use as the right factor: `[n / 32][k][32]`, zero padded.
+#[derive(Debug, Clone)]
+pub(crate) struct Panels {
+    k: usize,
+    n: usize,
+    data: Buffer,
+}
+
+impl Panels {
+    /// Packs row `j` of `rows(j)` (`[k]` values) as column `j`, for `n` columns.
+    pub(crate) fn from_columns<E>(
+        k: usize,
+        n: usize,
+        mut column: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut data = Buffer::zeros_huge(k * round_up(n, PANEL));
+        let mut line = vec![0.0; k];
+        for j in 0..n {
+            column(j, &mut line)?;
+            let panel = &mut data[j / PANEL * k * PANEL..][..k * PANEL];
+            for (value, slot) in line.iter().zip(panel[j % PANEL..].iter_mut().step_by(PANEL)) {
+                *slot = *value;
+            }
+        }
+        Ok(Self { k, n, data })
+    }
+
+    /// The transposed matrix, packed again.
+    pub(crate) fn transposed(&self) -> Self {
+        let (k, n) = (self.n, self.k);
+        let mut data = Buffer::zeros_huge(k * round_up(n, PANEL));
+        for (p, source) in self.data.chunks_exact(self.k * PANEL).enumerate() {
+            let columns = PANEL.min(self.n - p * PANEL);
+            for (row, values) in source.chunks_exact(PANEL).enumerate() {
+                let panel = &mut data[row / PANEL * k * PANEL..];
+                for (j, value) in values[..columns].iter().enumerate() {
+                    panel[(p * PANEL + j) * PANEL + row % PANEL] = *value;
+                }
+            }
+        }
+        Self { k, n, data }
+    }
+
+    /// Copies column `j` to `out`, `[k]`.
+    pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
+        let panel = &self.data[j / PANEL * self.k * PANEL..][..self.k * PANEL];
+        for (out, row) in out.iter_mut().zip(panel.chunks_exact(PANEL)) {
+            *out = row[j % PANEL];
+        }
+    }
+
+    /// Columns `n`.
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// As a right factor.
+    pub(crate) fn cols(&self) -> Cols<'_> {
+        Cols::panels(&self.data, self.k, self.n, self.k * PANEL)
+    }
+}
+
+/// The right factor `B [k, n]` of a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cols<'a> {
+    data: &'a [f32],
+    k: usize,
+    n: usize,
+    row_stride: usize,
+    panel_stride: usize,
+    /// Whether all 32 columns of the last panel may be read.
+    padded: bool,
+}
+
+impl<'a> Cols<'a> {
+    /// A row-major `[k, n]` matrix whose rows start `stride` apart.
+    pub(crate) fn row_major(data: &'a [f32], k: usize, n: usize, stride: usize) -> Self {
+        Self { data, k, n, row_stride: stride, panel_stride: PANEL, padded: false }
+    }
+
+    /// Panels `[k][32]` that lie `panel_stride` apart.
+    pub(crate) fn panels(data: &'a [f32], k: usize, n: usize, panel_stride: usize) -> Self {
+        Self { data, k, n, row_stride: PANEL, panel_stride, padded: true }
+    }
+
+    /// One past the last element that a kernel reads.
+    fn end(&self) -> usize {
+        let last_panel = (self.n - 1) / PANEL;
+        let columns = if self.padded { PANEL } else { self.n - last_panel * PANEL };
+        last_panel * self.panel_stride + (self.k - 1) * self.row_stride + columns
+    }
+
+    fn has_tail(&self) -> bool {
+        !self.padded && self.n % PANEL != 0
+    }
+
+    /// Copies the last, partial panel to `[k][32]`; what lies beyond its columns is unspecified.
+    fn copy_tail(&self, out: &mut [f32]) {
+        let columns = self.n % PANEL;
+        let rows = self.data[self.n / PANEL * self.panel_stride..].chunks(self.row_stride);
+        for (row, out) in rows.zip(out.chunks_exact_mut(PANEL)) {
+            out[..columns].copy_from_slice(&row[..columns]);
+        }
+    }
+}
+
+/// The left factor `A [m, k]` of a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    /// `A[i, t]` at `i * stride + t`.
+    RowMajor { data: &'a [f32], stride: usize },
+    /// `A[i, t]` at `t * stride + i`.
+    Transposed { data: &'a [f32], stride: usize },
+}
+
+/// Whether a product replaces the output or is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// `C = A B`.
+    Replace,
+    /// `C = C + A B`, continuing the chain of each output.
+    Add,
+}
+
+/// One product of a left factor that several share.
+#[derive(Debug)]
+pub(crate) struct Product<'a> {
+    b: Cols<'a>,
+    c: &'a mut [f32],
+    stride: usize,
+    store: Store,
+}
+
+impl<'a> Product<'a> {
+    /// `C [m, n]` with rows `stride` apart, from right factor `b`.
+    pub(crate) fn new(b: Cols<'a>, c: &'a mut [f32], stride: usize, store: Store) -> Self {
+        Self { b, c, stride, store }
+    }
+}
+
+/// Where packed factors are kept between calls, so that a product allocates next to nothing.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    rows: Buffer,
+    tails: Buffer,
+}
+
+impl Scratch {
+    /// Room for the row blocks of any product.
+    pub(crate) fn new() -> Self {
+        Self { rows: Buffer::zeros(ROW_BLOCK * INNER_BLOCK), tails: Buffer::zeros(0) }
+    }
+}
+
+/// Computes `C (+)= A B` for each product, `A [m, k]`.
+///
+/// # Panics
+/// If a matrix does not fit its slice: a bug in the caller, never bad input.
+pub(crate) fn matmul(
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    products: &mut [Product<'_>],
+    scratch: &mut Scratch,
+) {
+    matmul_at(Isa::best(), m, k, a, products, scratch);
+}
+
+fn matmul_at(
+    isa: Isa,
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    products: &mut [Product<'_>],
+    scratch: &mut Scratch,
+) {
+    if m == 0 || k == 0 {
+        return;
+    }
+    check_left(m, k, a);
+    let jobs = jobs(m, k, products, &mut scratch.tails);
+    // SAFETY: all that the jobs and `a` read and write was checked to lie inside its slice.
+    unsafe {
+        match a {
+            Rows::RowMajor { data, stride } if m <= NARROW => {
+                scratch.rows.reserve(m * k);
+                pack(data, stride, m, k, m, &mut scratch.rows);
+                let left = Left { data: scratch.rows.as_ptr(), group_stride: 0, step: m };
+                tile::run(isa, left, m, k, &jobs);
+            }
+            Rows::RowMajor { data, stride } => {
+                run_blocks(isa, m, k, (data, stride), jobs, &mut scratch.rows);
+            }
+            Rows::Transposed { data, stride } => {
+                let left = Left { data: data.as_ptr(), group_stride: ROWS, step: stride };
+                tile::run(isa, left, m, k, &jobs);
+            }
+        }
+    }
+}
+
+/// Walks `A` in blocks of rows and of the inner dimension, packing each block once for all jobs.
+///
+/// # Safety
+/// As for [`tile::run`].
+unsafe fn run_blocks(
+    isa: Isa,
+    m: usize,
+    k: usize,
+    (data, stride): (&[f32], usize),
+    mut jobs: Vec<Job>,
+    packed: &mut [f32],
+) {
+    let add: Vec<bool> = jobs.iter().map(|job| job.add).collect();
+    for row in (0..m).step_by(ROW_BLOCK) {
+        let rows = ROW_BLOCK.min(m - row);
+        for inner in (0..k).step_by(INNER_BLOCK) {
+            let depth = INNER_BLOCK.min(k - inner);
+            for group in (0..rows).step_by(ROWS) {
+                let source = &data[(row + group) * stride + inner..];
+                let target = &mut packed[group * depth..];
+                pack(source, stride, ROWS.min(rows - group), depth, ROWS, target);
+            }
+            let left = Left { data: packed.as_ptr(), group_stride: ROWS * depth, step: ROWS };
+            for (job, add) in jobs.iter_mut().zip(&add) {
+                job.add = *add || inner > 0;
+            }
+            // SAFETY: the block lies inside the product that the caller vouches for.
+            unsafe { tile::run(isa, left, rows, depth, &jobs) };
+            for job in &mut jobs {
+                job.b = job.b.wrapping_add(depth * job.row_stride);
+            }
+        }
+        for job in &mut jobs {
+            job.b = job.b.wrapping_sub(k * job.row_stride);
+            job.c = job.c.wrapping_add(rows * job.stride);
+        }
+    }
+}
+
+/// Interleaves `rows` rows of `depth` values: element `(i, t)` goes to `t * step + i`.
+fn pack(data: &[f32], stride: usize, rows: usize, depth: usize, step: usize, out: &mut [f32]) {
+    if step == 1 {
+        out[..depth].copy_from_slice(&data[..depth]);
+        return;
+    }
+    let quads = if step % 4 == 0 { rows / 4 * 4 } else { 0 };
+    for i in (0..quads).step_by(4) {
+        tile::pack_quad(&data[i * stride..], stride, depth, step, &mut out[i..]);
+    }
+    for i in quads..rows {
+        let row = &data[i * stride..][..depth];
+        for (slot, value) in out[i..].iter_mut().step_by(step).zip(row) {
+            *slot = *value;
+        }
+    }
+}
+
+fn check_left(m: usize, k: usize, a: Rows<'_>) {
+    let (len, end) = match a {
+        Rows::RowMajor { data, stride } => (data.len(), (m - 1) * stride + k),
+        Rows::Transposed { data, stride } => (data.len(), (k - 1) * stride + m),
+    };
+    assert!(end <= len, "left factor [{m}, {k}] ends at {end} of {len}");
+}
+
+/// Checks the bounds of the products and turns them into what the tiles want.
+///
+/// A row-major right factor whose last panel is not full would be read past its end, so that panel
+/// is copied to `tails` and becomes a job of its own.
+fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) -> Vec<Job> {
+    tails.reserve(products.iter().filter(|p| p.b.has_tail()).count() * k * PANEL);
+    let mut tails = tails.chunks_exact_mut(k * PANEL);
+    let mut jobs = Vec::with_capacity(products.len() + 1);
+    for product in products.iter_mut().filter(|p| p.b.n > 0) {
+        let b = product.b;
+        assert!(b.k == k, "inner dimensions {k} and {}", b.k);
+        assert!(b.end() <= b.data.len(), "right factor ends at {} of {}", b.end(), b.data.len());
+        let end = (m - 1) * product.stride + b.n;
+        assert!(end <= product.c.len(), "output ends at {end} of {}", product.c.len());
+        let full = Job {
+            b: b.data.as_ptr(),
+            n: if b.has_tail() { b.n / PANEL * PANEL } else { b.n },
+            row_stride: b.row_stride,
+            panel_stride: b.panel_stride,
+            c: product.c.as_mut_ptr(),
+            stride: product.stride,
+            add: product.store == Store::Add,
+        };
+        let tail = if b.has_tail() { tails.next() } else { None };
+        if let Some(tail) = tail {
+            b.copy_tail(tail);
+            let c = full.c.wrapping_add(full.n);
+            let n = b.n - full.n;
+            jobs.push(Job { b: tail.as_ptr(), n, row_stride: PANEL, panel_stride: 0, c, ..full });
+        }
+        jobs.push(full);
+    }
+    jobs
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,390 @@
+//! The inner loops of the matrix product: register tiles, written once over a vector type.
+
+use super::gemm::{PANEL, ROWS};
+use super::simd::Isa;
+
+/// A packed or transposed left factor: group `g` of 12 rows starts at `g * group_stride`, and its
+/// element `(i, t)` lies at `t * step + i`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left {
+    pub(super) data: *const f32,
+    pub(super) group_stride: usize,
+    pub(super) step: usize,
+}
+
+/// One right factor and output; bounds were checked by whoever made it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Job {
+    pub(super) b: *const f32,
+    pub(super) n: usize,
+    pub(super) row_stride: usize,
+    pub(super) panel_stride: usize,
+    pub(super) c: *mut f32,
+    pub(super) stride: usize,
+    pub(super) add: bool,
+}
+
+/// Multiplies `m` rows of `left` with each job.
+///
+/// # Safety
+/// The machine has `isa`; `left` holds `[m, k]`; each job's `b` holds `[k, n]` with whole panels
+/// readable, and its `c` is valid for writes of `[m, n]` and aliases nothing else.
+pub(super) unsafe fn run(isa: Isa, left: Left, m: usize, k: usize, jobs: &[Job]) {
+    for job in jobs {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => x86::run_avx512(left, m, k, job),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => x86::run_avx2(left, m, k, job),
+                Isa::Baseline => run_job::<Portable, 4, 8, 4, 4, 2, 2>(left, m, k, job),
+            }
+        }
+    }
+}
+
+/// A vector register and its instructions.
+///
+/// # Safety
+/// The machine has the instructions, and pointers are valid for [`Vector::LANES`] floats
+/// (one, for `splat`).
+trait Vector: Copy {
+    /// Floats in a register.
+    const LANES: usize;
+    /// Rows of the tallest tile; divides [`ROWS`].
+    const TILE_ROWS: usize;
+
+    unsafe fn zero() -> Self;
+    unsafe fn splat(p: *const f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// `self * b + c`.
+    unsafe fn madd(self, b: Self, c: Self) -> Self;
+}
+
+/// Computes one job. `C` is the width of a tile in vectors; `S1`, `S2`, .. the widths of tiles of
+/// 1, 2, .. rows, which stream their weights and need that many sums under way to hide latency.
+#[inline(always)]
+unsafe fn run_job<
+    V: Vector,
+    const C: usize,
+    const S1: usize,
+    const S2: usize,
+    const S3: usize,
+    const S4: usize,
+    const S5: usize,
+>(
+    left: Left,
+    m: usize,
+    k: usize,
+    job: &Job,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let done = match m {
+            1 => stream::<V, 1, S1>(left, k, job),
+            2 => stream::<V, 2, S2>(left, k, job),
+            3 => stream::<V, 3, S3>(left, k, job),
+            4 => stream::<V, 4, S4>(left, k, job),
+            5 => stream::<V, 5, S5>(left, k, job),
+            6 => stream::<V, 6, S5>(left, k, job),
+            _ => 0,
+        };
+        let width = C * V::LANES;
+        for column in (done..job.n).step_by(width) {
+            let columns = width.min(job.n - column);
+            for row in (0..m).step_by(V::TILE_ROWS) {
+                let rows = V::TILE_ROWS.min(m - row);
+                let a = left.data.add(row / ROWS * left.group_stride + row % ROWS);
+                let at = At { a, step: left.step, row, column };
+                if columns == width {
+                    tile_of_rows::<V, C>(rows, k, job, at, job.c_at(row, column), job.stride);
+                } else {
+                    partial_tile::<V, C>(rows, columns, k, job, at);
+                }
+            }
+        }
+    }
+}
+
+/// Where a tile is: its rows of the left factor, and its place in the output.
+#[derive(Clone, Copy)]
+struct At {
+    a: *const f32,
+    step: usize,
+    row: usize,
+    column: usize,
+}
+
+impl Job {
+    /// Output element `(row, column)`.
+    #[inline(always)]
+    unsafe fn c_at(&self, row: usize, column: usize) -> *mut f32 {
+        // SAFETY: the caller stays inside the output.
+        unsafe { self.c.add(row * self.stride + column) }
+    }
+
+    /// First row of the right factor at `column`, a multiple of the vector width.
+    #[inline(always)]
+    unsafe fn b_at(&self, column: usize) -> *const f32 {
+        // SAFETY: the caller stays inside the panels.
+        unsafe { self.b.add(column / PANEL * self.panel_stride + column % PANEL) }
+    }
+}
+
+/// Computes as many whole tiles of `R` rows and `S` vectors as fit; returns the columns done.
+#[inline(always)]
+unsafe fn stream<V: Vector, const R: usize, const S: usize>(
+    left: Left,
+    k: usize,
+    job: &Job,
+) -> usize {
+    let width = S * V::LANES;
+    let done = job.n / width * width;
+    for column in (0..done).step_by(width) {
+        // SAFETY: passed on to the caller; the tile is inside the output.
+        unsafe {
+            let at = At { a: left.data, step: left.step, row: 0, column };
+            tile::<V, R, S>(k, job, at, job.c_at(0, column), job.stride);
+        }
+    }
+    done
+}
+
+/// Computes a tile that is wider than what is left of the output, by way of the stack.
+#[inline(always)]
+unsafe fn partial_tile<V: Vector, const C: usize>(
+    rows: usize,
+    columns: usize,
+    k: usize,
+    job: &Job,
+    at: At,
+) {
+    let mut whole = [0.0f32; ROWS * PANEL];
+    let width = C * V::LANES;
+    // SAFETY: passed on to the caller; only `columns` of each output row are touched.
+    unsafe {
+        if job.add {
+            for i in 0..rows {
+                let source = job.c_at(at.row + i, at.column);
+                std::ptr::copy_nonoverlapping(source, whole[i * width..].as_mut_ptr(), columns);
+            }
+        }
+        tile_of_rows::<V, C>(rows, k, job, at, whole.as_mut_ptr(), width);
+        for i in 0..rows {
+            let target = job.c_at(at.row + i, at.column);
+            std::ptr::copy_nonoverlapping(whole[i * width..].as_ptr(), target, columns);
+        }
+    }
+}
+
+/// Picks the tile for `rows`, a run-time number up to [`Vector::TILE_ROWS`].
+#[inline(always)]
+unsafe fn tile_of_rows<V: Vector, const C: usize>(
+    rows: usize,
+    k: usize,
+    job: &Job,
+    at: At,
+    c: *mut f32,
+    stride: usize,
+) {
+    macro_rules! pick {
+        ($($n:literal)*) => {
+            match rows {
+                $($n => tile::<V, $n, C>(k, job, at, c, stride),)*
+                _ => {}
+            }
+        };
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { pick!(1 2 3 4 5 6 7 8 9 10 11 12) }
+}
+
+/// The register tile: `R` rows and `C` vectors of sums, one multiply-add each per inner step.
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(
+    k: usize,
+    job: &Job,
+    at: At,
+    c: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let mut sums = [[V::zero(); C]; R];
+        if job.add {
+            for (i, row) in sums.iter_mut().enumerate() {
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = V::load(c.add(i * stride + j * V::LANES));
+                }
+            }
+        }
+        let mut a = at.a;
+        let mut b = job.b_at(at.column);
+        for _ in 0..k {
+            let mut row_of_b = [V::zero(); C];
+            for (j, value) in row_of_b.iter_mut().enumerate() {
+                let lane = j * V::LANES;
+                *value = V::load(b.add(lane / PANEL * job.panel_stride + lane % PANEL));
+            }
+            for (i, row) in sums.iter_mut().enumerate() {
+                let x = V::splat(a.add(i));
+                for (sum, value) in row.iter_mut().zip(row_of_b) {
+                    *sum = x.madd(value, *sum);
+                }
+            }
+            a = a.add(at.step);
+            b = b.add(job.row_stride);
+        }
+        for (i, row) in sums.iter().enumerate() {
+            for (j, sum) in row.iter().enumerate() {
+                sum.store(c.add(i * stride + j * V::LANES));
+            }
+        }
+    }
+}
+
+/// Four floats in whatever registers the architecture has.
+#[derive(Clone, Copy)]
+struct Portable([f32; 4]);
+
+impl Vector for Portable {
+    const LANES: usize = 4;
+    const TILE_ROWS: usize = 3;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> Self {
+        // SAFETY: passed on to the caller.
+        Self([unsafe { *p }; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: passed on to the caller; the type is an array of floats, which needs no alignment of its own.
+        Self(unsafe { p.cast::<[f32; 4]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as in `load`.
+        unsafe { p.cast::<[f32; 4]>().write(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn madd(self, b: Self, c: Self) -> Self {
+        Self(std::array::from_fn(|i| {
+            super::simd::madd::<{ super::simd::BASELINE_FMA }>(self.0[i], b.0[i], c.0[i])
+        }))
+    }
+}
+
+/// Interleaves four rows of `depth` values, `stride` apart: `(i, t)` goes to `t * step + i`.
+pub(super) fn pack_quad(data: &[f32], stride: usize, depth: usize, step: usize, out: &mut [f32]) {
+    assert!(3 * stride + depth <= data.len() && (depth - 1) * step + 4 <= out.len());
+    let done = depth / 4 * 4;
+    #[cfg(target_arch = "x86_64")]
+    for t in (0..done).step_by(4) {
+        // SAFETY: the assertion covers rows 0 to 3 up to `depth`, and four floats at each step.
+        unsafe { x86::pack_4x4(data.as_ptr().add(t), stride, out.as_mut_ptr().add(t * step), step) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = done - done;
+    for t in done..depth {
+        for i in 0..4 {
+            out[t * step + i] = data[i * stride + t];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! The x86-64 vector types, and the tiles compiled for them.
+
+    use std::arch::x86_64::{
+        __m256, __m512, _MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps, _mm256_broadcast_ss,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    };
+
+    use super::{Job, Left, Vector, run_job};
+
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+    pub(super) unsafe fn run_avx512(left: Left, m: usize, k: usize, job: &Job) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            if job.n <= 16 {
+                run_job::<__m512, 1, 1, 1, 1, 1, 1>(left, m, k, job);
+            } else {
+                run_job::<__m512, 2, 16, 8, 8, 6, 4>(left, m, k, job);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run_avx2(left: Left, m: usize, k: usize, job: &Job) {
+        // SAFETY: passed on to the caller.
+        unsafe { run_job::<__m256, 2, 8, 4, 4, 2, 2>(left, m, k, job) }
+    }
+
+    /// # Safety
+    /// Four rows of four floats at `data`, and four floats at each of four steps of `out`.
+    #[inline]
+    pub(super) unsafe fn pack_4x4(data: *const f32, stride: usize, out: *mut f32, step: usize) {
+        // SAFETY: passed on to the caller; SSE is part of x86-64.
+        unsafe {
+            let mut rows = std::array::from_fn::<_, 4, _>(|i| _mm_loadu_ps(data.add(i * stride)));
+            let [a, b, c, d] = &mut rows;
+            _MM_TRANSPOSE4_PS(a, b, c, d);
+            for (t, row) in rows.into_iter().enumerate() {
+                _mm_storeu_ps(out.add(t * step), row);
+            }
+        }
+    }
+
+    macro_rules! vector {
+        ($ty:ident, $lanes:literal, $rows:literal, $zero:ident, $load:ident, $store:ident, $madd:ident, $splat:expr) => {
+            // SAFETY: (all) the caller has the instructions and valid pointers.
+            impl Vector for $ty {
+                const LANES: usize = $lanes;
+                const TILE_ROWS: usize = $rows;
+
+                #[inline(always)]
+                unsafe fn zero() -> Self {
+                    // SAFETY: see above.
+                    unsafe { $zero() }
+                }
+                #[inline(always)]
+                unsafe fn splat(p: *const f32) -> Self {
+                    // SAFETY: see above.
+                    unsafe { $splat(p) }
+                }
+                #[inline(always)]
+                unsafe fn load(p: *const f32) -> Self {
+                    // SAFETY: see above.
+                    unsafe { $load(p) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, p: *mut f32) {
+                    // SAFETY: see above.
+                    unsafe { $store(p, self) }
+                }
+                #[inline(always)]
+                unsafe fn madd(self, b: Self, c: Self) -> Self {
+                    // SAFETY: see above.
+                    unsafe { $madd(self, b, c) }
+                }
+            }
+        };
+    }
+
+    vector!(__m512, 16, 12, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
+        |p: *const f32| _mm512_set1_ps(*p));
+    vector!(__m256, 8, 6, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps,
+        |p: *const f32| _mm256_broadcast_ss(&*p));
+}
