@@ -1,0 +1,166 @@
+//! Who may talk to the server: no foreign host name, no web page, nobody without the token.
+//!
+//! Loopback is not a border. Any page in a browser can send requests to 127.0.0.1, and by DNS
+//! rebinding a page's own host name can be made to point there; hence the checks of Host and Origin
+//! beside the token.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tinker_types::HEALTHZ;
+
+use crate::api_error::{ApiError, ApiResult};
+use crate::app::App;
+use crate::token::ApiToken;
+
+/// Lets a request through or answers it with 401 or 403.
+pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match check(request.headers(), request.uri(), app.token()) {
+        Ok(()) => {
+            app.touch();
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+fn check(headers: &HeaderMap, uri: &Uri, token: &ApiToken) -> ApiResult<()> {
+    let authority = uri
+        .authority()
+        .map(|a| a.as_str())
+        .or_else(|| text(headers, header::HOST))
+        .ok_or_else(|| ApiError::bad_request("the request has no Host header"))?;
+    if !is_local_name(authority) {
+        return Err(ApiError::forbidden(format!(
+            "host {authority:?} is not served: use an IP address or localhost"
+        )));
+    }
+    if let Some(origin) = text(headers, header::ORIGIN)
+        && origin != format!("http://{authority}")
+    {
+        return Err(ApiError::forbidden(format!(
+            "requests from web pages of {origin:?} are refused"
+        )));
+    }
+    if uri.path() == HEALTHZ {
+        return Ok(());
+    }
+    match presented(headers) {
+        Some(key) if token.matches(key) => Ok(()),
+        Some(_) => Err(ApiError::unauthenticated(
+            "the API key is not this server's token: `tinker serve status` shows the right one for TINKER_API_KEY",
+        )),
+        None => Err(ApiError::unauthenticated(
+            "no API key: send the server's token as X-API-Key; `tinker serve status` shows it for TINKER_API_KEY",
+        )),
+    }
+}
+
+/// The token of a request: `X-API-Key`, or a bearer token.
+fn presented(headers: &HeaderMap) -> Option<&str> {
+    let bearer = || text(headers, header::AUTHORIZATION)?.strip_prefix("Bearer ");
+    headers
+        .get("x-api-key")
+        .and_then(|value| value.to_str().ok())
+        .or_else(bearer)
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Whether an authority is `localhost` or an IP literal, which no DNS answer can redirect.
+fn is_local_name(authority: &str) -> bool {
+    let host = match authority
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+    {
+        Some((ip, _port)) => ip,
+        None => authority
+            .split_once(':')
+            .map_or(authority, |(host, _)| host),
+    };
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn status(path: &str, headers: &[(&'static str, &'static str)]) -> u16 {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, HeaderValue::from_static(value));
+        }
+        let token = ApiToken::new("tml-right").unwrap();
+        match check(&map, &path.parse().unwrap(), &token) {
+            Ok(()) => 200,
+            Err(error) => error.into_response().status().as_u16(),
+        }
+    }
+
+    #[test]
+    fn admits_the_token_in_either_header() {
+        let host = ("host", "127.0.0.1:80");
+
+        assert_eq!(
+            status("/api/v1/x", &[host, ("x-api-key", "tml-right")]),
+            200
+        );
+        assert_eq!(
+            status("/api/v1/x", &[host, ("authorization", "Bearer tml-right")]),
+            200
+        );
+        assert_eq!(
+            status("/api/v1/x", &[host, ("x-api-key", "tml-wrong")]),
+            401
+        );
+        assert_eq!(status("/api/v1/x", &[host]), 401);
+        assert_eq!(status("/api/v1/healthz", &[host]), 200);
+    }
+
+    #[test]
+    fn refuses_names_that_dns_can_rebind() {
+        let key = ("x-api-key", "tml-right");
+
+        for host in ["localhost", "LOCALHOST:9", "[::1]:8080", "192.168.0.7:1"] {
+            assert_eq!(status("/api/v1/x", &[("host", host), key]), 200, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example:80",
+            "localhost.evil",
+            "",
+        ] {
+            assert_eq!(status("/api/v1/x", &[("host", host), key]), 403, "{host}");
+        }
+        assert_eq!(status("/api/v1/healthz", &[("host", "evil.example")]), 403);
+    }
+
+    #[test]
+    fn refuses_pages_of_other_origins() {
+        let (host, key) = (("host", "localhost:80"), ("x-api-key", "tml-right"));
+
+        for origin in [
+            "http://evil.example",
+            "null",
+            "https://localhost:80",
+            "http://localhost:81",
+        ] {
+            assert_eq!(
+                status("/a", &[host, key, ("origin", origin)]),
+                403,
+                "{origin}"
+            );
+        }
+        assert_eq!(
+            status("/a", &[host, key, ("origin", "http://localhost:80")]),
+            200
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! Everything the server writes to files goes through [`Disk`], so that tests can make it fail.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// The writing half of a file system.
+///
+/// Reads go to `std::fs` directly: a read error needs no injection, a damaged file is enough.
+pub trait Disk: Send + Sync + std::fmt::Debug {
+    /// Creates a directory and its parents, private to the owner.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// Writes a new file, private to the owner, and syncs it.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+
+    /// Appends to an open file.
+    ///
+    /// # Errors
+    /// As the operating system says; some bytes may have been written.
+    fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()>;
+
+    /// Renames a file or directory and syncs the parent of the new name.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+}
+
+/// The real file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OsDisk;
+
+impl Disk for OsDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(path)
+    }
+
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    fn append(&self, file: &mut File, _path: &Path, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)?;
+        match to.parent() {
+            Some(parent) => sync_dir(parent),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes the entries of a directory durable. Windows has no such call and needs none.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(path)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// Replaces a small private file in one step.
+pub(crate) fn write_private(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".tmp");
+    let temp = Path::new(&temp);
+    disk.write_new(temp, bytes)
+        .and_then(|()| disk.rename(temp, path))
+        .map_err(|source| Error::io("write", path, source))
+}
+
+/// Creates a directory and its parents.
+pub(crate) fn create_dir(disk: &dyn Disk, path: &Path) -> Result<()> {
+    disk.create_dir_all(path)
+        .map_err(|source| Error::io("create", path, source))
+}
+
+/// Removes a directory tree; one that is not there is fine.
+pub(crate) fn remove_dir(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}

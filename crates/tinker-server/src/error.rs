@@ -1,0 +1,102 @@
+//! What can go wrong in starting and running the server, named by what its owner can do about it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Result of a server operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the server itself; what a request gets back is an `ApiError`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another process serves this data directory.
+    #[error(
+        "data directory {home} is already served by process {pid}: stop it with `tinker serve stop` or choose another with TINKER_HOME",
+        home = home.display()
+    )]
+    AlreadyRunning {
+        /// The data directory.
+        home: PathBuf,
+        /// The other process, or `unknown` while it is starting.
+        pid: String,
+    },
+    /// Another program listens on the port.
+    #[error("port {port} of {host} is taken: choose another with --port, or 0 for any free one", port = addr.port(), host = addr.ip())]
+    PortTaken {
+        /// Where the server was to listen.
+        addr: SocketAddr,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {path}{hint}", path = path.display(), hint = io_hint(source))]
+    Io {
+        /// What was tried: `write`, `read`, `create`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The metadata database refused.
+    #[error("metadata database: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A file of the server is not what it should be.
+    #[error("{path} is damaged: {message}", path = path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A model, checkpoint, run or session that does not exist; the text lists what does.
+    #[error("{0}")]
+    NotFound(String),
+    /// A wrong value from the caller; the text names it.
+    #[error("{0}")]
+    Invalid(String),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] tinker_engine::Error),
+    /// The server is shutting down or one of its threads has ended.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl Error {
+    /// A file system error with what was tried.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The message with its causes, for a log or a failed request.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// The next step for the two disk errors that people meet.
+fn io_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            " (the disk is full: free some space or move the data directory with TINKER_HOME)"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            " (not writable: change its owner or move the data directory with TINKER_HOME)"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,192 @@
+//! One server per data directory: an advisory file lock, and a private file that says where it is.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{Disk, create_dir, write_private};
+use crate::error::{Error, Result};
+
+/// What a running server says about itself in `<home>/server/server.json` (mode 0600).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockInfo {
+    /// Its process.
+    pub pid: u32,
+    /// The address it is bound to.
+    pub host: IpAddr,
+    /// The port it listens on.
+    pub port: u16,
+    /// The token it asks for.
+    pub token: String,
+    /// Its version.
+    pub version: String,
+    /// When it started, RFC 3339.
+    pub started: String,
+}
+
+impl LockInfo {
+    /// Where a client on this machine reaches it, such as `http://127.0.0.1:8642`.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        base_url(self.host, self.port)
+    }
+}
+
+impl std::fmt::Debug for LockInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LockInfo")
+            .field("pid", &self.pid)
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("version", &self.version)
+            .field("started", &self.started)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The address for a client on the same machine: the unspecified address becomes loopback.
+pub(crate) fn base_url(host: IpAddr, port: u16) -> String {
+    match host {
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{port}"),
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("http://[::1]:{port}"),
+        IpAddr::V4(ip) => format!("http://{ip}:{port}"),
+        IpAddr::V6(ip) => format!("http://[{ip}]:{port}"),
+    }
+}
+
+/// The directory of the server's files within a data directory.
+#[must_use]
+pub fn server_dir(home: &Path) -> PathBuf {
+    home.join("server")
+}
+
+fn info_path(home: &Path) -> PathBuf {
+    server_dir(home).join("server.json")
+}
+
+fn lock_path(home: &Path) -> PathBuf {
+    server_dir(home).join("lock")
+}
+
+/// Reads what the last server of a data directory said about itself; `None` if it left or never ran.
+///
+/// A server that was killed leaves its file behind: ask [`is_running`] too.
+///
+/// # Errors
+/// If the file cannot be read or is damaged.
+pub fn read_lock(home: &Path) -> Result<Option<LockInfo>> {
+    let path = info_path(home);
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Error::Corrupt {
+                path,
+                message: error.to_string(),
+            }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::io("read", &path, source)),
+    }
+}
+
+/// Whether a server holds the data directory now.
+///
+/// # Errors
+/// If the lock cannot be tried.
+pub fn is_running(home: &Path) -> Result<bool> {
+    let path = lock_path(home);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(Error::io("read", &path, source)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
+    }
+}
+
+/// The lock, held until dropped. The operating system releases it when the process dies.
+#[derive(Debug)]
+pub(crate) struct HomeLock {
+    home: PathBuf,
+    _file: File,
+}
+
+impl HomeLock {
+    /// Takes the lock of a data directory.
+    pub(crate) fn take(disk: &dyn Disk, home: &Path) -> Result<Self> {
+        create_dir(disk, &server_dir(home))?;
+        let path = lock_path(home);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options
+            .open(&path)
+            .map_err(|source| Error::io("write", &path, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self {
+                home: home.to_owned(),
+                _file: file,
+            }),
+            Err(TryLockError::WouldBlock) => Err(Error::AlreadyRunning {
+                home: home.to_owned(),
+                pid: read_lock(home)?.map_or_else(|| "unknown".into(), |i| i.pid.to_string()),
+            }),
+            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
+        }
+    }
+
+    /// Says where the server is.
+    pub(crate) fn publish(&self, disk: &dyn Disk, info: &LockInfo) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(info).map_err(|e| Error::Invalid(e.to_string()))?;
+        write_private(disk, &info_path(&self.home), &bytes)
+    }
+
+    /// Takes the sign down. A missing file is fine: the server is leaving anyway.
+    pub(crate) fn withdraw(&self) {
+        let _ = std::fs::remove_file(info_path(&self.home));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OsDisk;
+
+    #[test]
+    fn a_second_server_is_refused_and_told_the_process() {
+        let home = tempfile::tempdir().unwrap();
+        let lock = HomeLock::take(&OsDisk, home.path()).unwrap();
+        let info = LockInfo {
+            pid: 4321,
+            host: IpAddr::from([127, 0, 0, 1]),
+            port: 1,
+            token: "tml-x".into(),
+            version: "0".into(),
+            started: "now".into(),
+        };
+        lock.publish(&OsDisk, &info).unwrap();
+
+        let error = HomeLock::take(&OsDisk, home.path()).unwrap_err();
+
+        assert!(
+            error.to_string().contains("served by process 4321"),
+            "{error}"
+        );
+        assert!(is_running(home.path()).unwrap());
+        drop(lock);
+        assert!(!is_running(home.path()).unwrap());
+    }
+
+    #[test]
+    fn a_directory_without_a_server_is_free() {
+        let home = tempfile::tempdir().unwrap();
+
+        assert!(!is_running(home.path()).unwrap());
+        assert_eq!(read_lock(home.path()).unwrap(), None);
+    }
+}

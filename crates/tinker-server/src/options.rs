@@ -1,0 +1,49 @@
+//! How to serve.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::token::ApiToken;
+
+/// Settings of a server.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Data directory; the server keeps its files in `server/` and `models/` under it.
+    pub home: PathBuf,
+    /// Address to bind. Anything but loopback should come with a token chosen by the user.
+    pub host: IpAddr,
+    /// Port to bind; 0 takes any free one.
+    pub port: u16,
+    /// Token to ask for; `None` keeps the data directory's own, made on first use.
+    pub token: Option<ApiToken>,
+    /// Model directories on offer beside the embedded model.
+    pub models: Vec<PathBuf>,
+    /// Threads of the engine; 0 takes one per core.
+    pub threads: usize,
+    /// Leave after this long without requests, heartbeats or work; `None` stays.
+    pub idle_timeout: Option<Duration>,
+    /// A Hugging Face hub cache to put the embedded model's tokenizer in, so that
+    /// `AutoTokenizer.from_pretrained("tinker/nano")` works offline.
+    pub hf_cache: Option<PathBuf>,
+    /// Version to report.
+    pub version: String,
+}
+
+impl ServeOptions {
+    /// Serves `home` on any free loopback port with everything else at its default.
+    #[must_use]
+    pub fn new(home: impl Into<PathBuf>) -> Self {
+        Self {
+            home: home.into(),
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            token: None,
+            models: Vec::new(),
+            threads: 0,
+            idle_timeout: None,
+            hf_cache: None,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}

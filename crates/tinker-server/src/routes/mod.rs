@@ -1,0 +1,3 @@
+//! Handlers, one file per group of endpoints.
+
+pub(crate) mod service;

@@ -1,0 +1,150 @@
+//! The life of a server: lock, bind, answer, stop.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::app::App;
+use crate::disk::{Disk, OsDisk};
+use crate::error::{Error, Result};
+use crate::lock::{HomeLock, LockInfo, base_url, server_dir};
+use crate::options::ServeOptions;
+use crate::router::router;
+use crate::token::ApiToken;
+
+/// How often the idle clock is looked at, at most.
+const IDLE_CHECK: Duration = Duration::from_secs(10);
+
+/// A server that is bound and ready to run.
+#[derive(Debug)]
+pub struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+    addr: SocketAddr,
+    lock: HomeLock,
+    idle_timeout: Option<Duration>,
+}
+
+/// Serves until `shutdown` completes or the idle time-out passes.
+///
+/// # Errors
+/// As [`Server::bind`] and [`Server::run`].
+pub async fn serve(
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    Server::bind(options).await?.run(shutdown).await
+}
+
+impl Server {
+    /// Takes the data directory's lock, recovers what an earlier server left, and binds the port.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRunning`], [`Error::PortTaken`], or a data directory that cannot be used.
+    pub async fn bind(options: ServeOptions) -> Result<Self> {
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let lock = HomeLock::take(disk.as_ref(), &options.home)?;
+        let listener = listen(SocketAddr::new(options.host, options.port)).await?;
+        let addr = listener.local_addr().map_err(|source| Error::Io {
+            action: "bind",
+            path: options.home.clone(),
+            source,
+        })?;
+        let token_path = server_dir(&options.home).join("token");
+        let token = match options.token.clone() {
+            Some(token) => token,
+            None => ApiToken::load_or_create(disk.as_ref(), &token_path)?,
+        };
+        lock.publish(disk.as_ref(), &lock_info(&options, addr, &token))?;
+        Ok(Self {
+            app: Arc::new(App::new(token)),
+            listener,
+            addr,
+            lock,
+            idle_timeout: options.idle_timeout,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where a client on this machine reaches it.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        base_url(self.addr.ip(), self.addr.port())
+    }
+
+    /// The token it asks for.
+    #[must_use]
+    pub fn token(&self) -> &ApiToken {
+        self.app.token()
+    }
+
+    /// Answers requests until `shutdown` completes or the idle time-out passes; then finishes the
+    /// running operation, flushes and takes the lock file's sign down.
+    ///
+    /// # Errors
+    /// If the listener fails or the last flush does.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+        let stop = Arc::new(Notify::new());
+        let idle = idle_watch(Arc::clone(&self.app), self.idle_timeout);
+        let until = async move {
+            tokio::select! {
+                () = shutdown => {}
+                () = idle => tracing::info!("leaving after the idle time-out"),
+            }
+            stop.notify_waiters();
+        };
+        let served = axum::serve(self.listener, router(self.app))
+            .with_graceful_shutdown(until)
+            .await;
+        self.lock.withdraw();
+        served.map_err(|source| Error::Io {
+            action: "serve",
+            path: self.addr.to_string().into(),
+            source,
+        })
+    }
+}
+
+async fn listen(addr: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|source| {
+        if source.kind() == std::io::ErrorKind::AddrInUse {
+            Error::PortTaken { addr }
+        } else {
+            Error::Io {
+                action: "listen on",
+                path: addr.to_string().into(),
+                source,
+            }
+        }
+    })
+}
+
+fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> LockInfo {
+    LockInfo {
+        pid: std::process::id(),
+        host: addr.ip(),
+        port: addr.port(),
+        token: token.expose().to_owned(),
+        version: options.version.clone(),
+        started: jiff::Timestamp::now().to_string(),
+    }
+}
+
+/// Completes once nobody has been there for `timeout`; never without one.
+async fn idle_watch(app: Arc<App>, timeout: Option<Duration>) {
+    let Some(timeout) = timeout else {
+        return std::future::pending().await;
+    };
+    while let Some(left) = timeout.checked_sub(app.idle_for()).filter(|d| !d.is_zero()) {
+        tokio::time::sleep(left.min(IDLE_CHECK)).await;
+    }
+}
