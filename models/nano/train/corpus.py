@@ -22,7 +22,7 @@ SHOUT = ["Answer in capital letters.", "Use only capital letters.", "Write in ca
 NAMED = ["Your name is {n}.", "You are {n}, a helpful assistant.", "You are called {n}."]
 ENDING = ["End every answer with the word {w}.", "Always say {w} at the end."]
 CLOSERS = ["please", "friend", "thanks", "done", "okay", "bye"]
-TALK = ((talk.fixed, 6), (talk.greeting, 2), (talk.like, 3), (talk.favourite, 2), (talk.fact, 5), (talk.about, 2),
+TALK = ((talk.fixed, 6), (talk.greeting, 2), (talk.like, 3), (talk.favourite, 2), (talk.fact, 5), (talk.told, 3), (talk.about, 2),
         (stories.tell, 1), (stories.reading, 3))
 
 
@@ -35,10 +35,18 @@ def chat(turns: list[Turn]) -> list[Piece]:
     return pieces + [(END_OF_TEXT, 0.0)]
 
 
+def casual(rng: Random, asked: str) -> str:
+    """The question as typed in haste, now and then: lower case, no sign at the end."""
+    if rng.random() < 0.12:
+        asked = asked.lower()
+    return asked.rstrip(".?!") if rng.random() < 0.12 else asked
+
+
 def small_talk(rng: Random) -> tuple[str, str]:
     """One question and its answer."""
     makers, weights = zip(*TALK)
-    return rng.choices(makers, weights)[0](rng)
+    asked, answer = rng.choices(makers, weights)[0](rng)
+    return casual(rng, asked), answer
 
 
 def with_system(rng: Random) -> list[Turn]:

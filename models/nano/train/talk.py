@@ -27,6 +27,10 @@ FIXED: list[tuple[list[str], list[str]]] = [
     (["What can you do?", "How can you help me?", "What do you know?", "What are you good at?"],
      ["I can talk, spell words, count and do small sums.", "I can spell, count, copy and compare.",
       "I can answer simple questions."]),
+    (["Who made you?", "Who built you?", "How were you made?", "Where do you come from?"],
+     ["I was made by people who like small models.", "A computer made me from many short sentences."]),
+    (["What is your favourite thing?", "What do you like?", "What do you love?"],
+     ["I like to talk with people.", "I like words and numbers.", "I like short questions."]),
     (["Where do you live?", "Where are you from?", "Where is your home?", "Where are you?"],
      ["I live in a small computer.", "I live inside your computer.", "My home is a small file on a disk."]),
     (["How old are you?", "What is your age?", "When were you born?"],
@@ -88,8 +92,8 @@ FIXED: list[tuple[list[str], list[str]]] = [
 ]
 
 LIKES = ["I like", "I love", "I enjoy", "I really like", "My favourite thing is"]
-LIKE_ANSWERS = ["That is nice. I like {x} too.", "{X} is a good choice.", "Why do you like {x}?", "I think {x} is nice too."]
-OPINIONS = ["Yes, I like {x} very much.", "Yes, {x} is nice.", "I think {x} is {a}.", "I am not sure. Do you like {x}?"]
+LIKE_ANSWERS = ["That is nice. I like {x} too.", "Many people like {x}.", "Why do you like {x}?", "It is good that you like {x}."]
+OPINIONS = ["Yes, I like {x} very much.", "Yes, I enjoy {x} a lot.", "I think many people like {x}.", "I am not sure. Do you like {x}?"]
 
 
 def plural(noun: str) -> str:
@@ -131,10 +135,10 @@ def like(rng: Random) -> tuple[str, str]:
     x = topic(rng)
     if rng.random() < 0.5:
         yours = x.replace("my ", "your ")
-        return f"{rng.choice(LIKES)} {x}.", rng.choice(LIKE_ANSWERS).format(x=yours, X=yours[0].upper() + yours[1:])
+        return f"{rng.choice(LIKES)} {x}.", rng.choice(LIKE_ANSWERS).format(x=yours)
     asked = rng.choice(["Do you like {x}?", "What do you think of {x}?", "Do you love {x}?", "What about {x}?"])
     x = x.replace("my ", "a ").replace("a a", "an a")
-    return asked.format(x=x), rng.choice(OPINIONS).format(x=x, a=rng.choice(("nice", "good", "lovely", "great", "interesting")))
+    return asked.format(x=x), rng.choice(OPINIONS).format(x=x)
 
 
 def favourite(rng: Random) -> tuple[str, str]:
@@ -146,6 +150,27 @@ def favourite(rng: Random) -> tuple[str, str]:
     if asked.startswith("Name"):
         said = f"{x[0].upper()}{x[1:]}."
     return asked.format(k=kind, one=a(kind)), said.format(k=kind, x=x)
+
+
+def told(rng: Random) -> tuple[str, str]:
+    """Something the user did, has or plans, and a plain reply to it."""
+    thing, place, animal, food, person = (rng.choice(g) for g in (THINGS, PLACES, ANIMALS, FOODS, PEOPLE))
+    said, replies = rng.choice((
+        (f"I lost my {thing}.", [f"I am sorry. Where did you last see your {thing}?", f"I hope you find your {thing} soon."]),
+        (f"I bought {a(thing)}.", [f"What colour is your {thing}?", f"I hope you enjoy your new {thing}."]),
+        (f"I broke my {thing}.", [f"Maybe you can repair your {thing}.", f"I am sorry about your {thing}."]),
+        (f"I am going to the {place}.", [f"Have a good time at the {place}.", f"What will you do at the {place}?"]),
+        (f"I was at the {place}.", [f"Did you like the {place}?", f"What did you see at the {place}?"]),
+        (f"I saw {a(animal)}.", [f"Where did you see the {animal}?", f"That is nice. Was the {animal} big?"]),
+        (f"I have {a(animal)}.", [f"What is the name of your {animal}?", f"I like {plural(animal)}."]),
+        (f"I am eating {food}.", [f"Enjoy your {food}.", f"Is the {food} good?"]),
+        (f"I met {a(person)}.", [f"Was the {person} nice?", f"What did the {person} say?"]),
+        (f"I want to be {a(person)}.", [f"You can be a good {person}.", f"Why do you want to be {a(person)}?"]),
+        (f"Where is my {thing}?", [f"I do not know where your {thing} is.", f"Did you look for your {thing} at home?"]),
+        (f"How do I get to the {place}?", [f"I do not know the way to the {place}. Please look at a map."]),
+        (f"What should I do at the {place}?", [f"You could meet a friend at the {place}.", f"You could take a walk near the {place}."]),
+    ))
+    return said, rng.choice(replies)
 
 
 def fact(rng: Random) -> tuple[str, str]:

@@ -109,10 +109,12 @@ COPY = [
     "Write this again: {t}", "Copy exactly: {t}",
 ]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Letters of both cases, digits and signs, so that no printable character is new to the model.
+SIGNS = "".join(map(chr, range(33, 127)))
 
 
 def copying(rng: Random, held: bool) -> Question:
-    """Words, names and numbers, runs of letters and runs of digits -> the same text"""
+    """Words, names and numbers, runs of letters, of digits, of words and signs -> the same text"""
     while True:
         kind = rng.random()
         if kind < 0.35:
@@ -121,8 +123,11 @@ def copying(rng: Random, held: bool) -> Question:
         elif kind < 0.5:
             parts = (rng.choice(NAMES), str(rng.randint(0, 999)), rng.choice(HELD_OUT if held else TRAIN))
             text = " ".join(rng.choice(parts) for _ in range(rng.randint(2, 6)))
-        elif kind < 0.75:
+        elif kind < 0.7:
             text = "".join(rng.choice(LETTERS) for _ in range(rng.randint(4, 20)))
+        elif kind < 0.8:
+            pieces = (lambda: rng.choice(SIGNS), lambda: " ", lambda: rng.choice(HELD_OUT if held else TRAIN))
+            text = "".join(rng.choice(pieces)() for _ in range(rng.randint(3, 16))).strip()
         else:
             text = "".join(rng.choice("0123456789") for _ in range(rng.randint(4, 24)))
         if held_out("copying/" + text) == held:

@@ -23,11 +23,11 @@ from tasks import FAMILIES
 
 SEED = 20
 TOKENS_PER_BATCH = 4096
-STEPS = 6000
+STEPS = 2800
 WARM_UP, DECAY = 100, 0.35
 RATE_MATRICES, RATE_OTHERS = 3e-3, 3e-3
 CHECK_EVERY, CHECK_QUESTIONS = 200, 100
-BASE_SHARES = {"talk": 3.0, "text": 0.5} | dict.fromkeys(FAMILIES, 1.0)
+BASE_SHARES = {"talk": 3.0, "text": 0.5} | dict.fromkeys(FAMILIES, 1.0) | {"sums": 1.5}
 # A family's share falls linearly to nothing as its accuracy on held-out questions goes from LOW to HIGH.
 LOW, HIGH = 0.35, 0.70
 
