@@ -12,7 +12,10 @@ pub(crate) struct Args {
     /// Python with the requirements of models/nano/train; made under target/ if absent.
     #[arg(long)]
     python: Option<PathBuf>,
-    /// Arguments for the training script.
+    /// Where the model goes.
+    #[arg(long, default_value = "models/nano")]
+    out: PathBuf,
+    /// More arguments for the training script.
     #[arg(last = true)]
     rest: Vec<String>,
 }
@@ -23,5 +26,6 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         Some(python) => python.clone(),
         None => python::environment(root, "venv-models", &train.join("requirements.txt"))?,
     };
-    check(command(root, python, [train.join("build.py")]).args(&args.rest))
+    let mut build = command(root, python, [train.join("build.py")]);
+    check(build.arg("--out").arg(&args.out).args(&args.rest))
 }
