@@ -39,7 +39,11 @@ impl ModelInput {
     /// # Errors
     /// If an image does not say how many tokens it takes.
     pub fn length(&self) -> Result<usize, TypeError> {
-        self.chunks.iter().map(Chunk::length).sum()
+        self.chunks.iter().try_fold(0_usize, |total, chunk| {
+            total
+                .checked_add(chunk.length()?)
+                .ok_or_else(|| TypeError::new("model input is too long"))
+        })
     }
 }
 

@@ -194,6 +194,9 @@ impl TensorData {
     }
 }
 
+/// Most cells of a sparse tensor: a few bytes must not ask for a dense form of gigabytes.
+const MAX_SPARSE_CELLS: usize = 1 << 28;
+
 fn checked_product(shape: &[usize]) -> Result<usize, TypeError> {
     shape
         .iter()
@@ -207,7 +210,11 @@ fn check_sparse(n_values: usize, shape: &[usize], index: &SparseIndex) -> Result
             "sparse tensor of shape {shape:?} must be 2-D"
         )));
     };
-    checked_product(shape)?;
+    if checked_product(shape)? > MAX_SPARSE_CELLS || n_rows == usize::MAX {
+        return Err(TypeError::new(format!(
+            "sparse tensor of shape {shape:?} has more than {MAX_SPARSE_CELLS} cells"
+        )));
+    }
     let crow = &index.crow_indices;
     let fault = |why: String| {
         Err(TypeError::new(format!(
