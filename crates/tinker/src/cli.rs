@@ -1,0 +1,70 @@
+//! The tree of commands and the flags that all of them share.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{serve, version};
+use crate::env;
+use crate::output::Format;
+use crate::settings::ServerFlags;
+use crate::ui::Verbosity;
+
+/// Fine-tune language models, sample from them, and see what became of it
+///
+/// Works against the hosted Tinker service, any server that speaks its API, and an embedded server
+/// on this machine, which is used when there are no credentials, with `--local`, and for models
+/// named `tinker/...`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tinker",
+    version = version::long(),
+    after_help = env::help(),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalFlags,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command, before or after its name.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalFlags {
+    /// How to print data
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    format: Format,
+    /// Print JSON: short for `--format json`
+    #[arg(long, global = true, conflicts_with = "format")]
+    json: bool,
+    /// Say nothing but errors and warnings on standard error
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerFlags,
+}
+
+impl GlobalFlags {
+    /// How to print data.
+    pub(crate) fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
+
+    /// How much to say beside the data.
+    pub(crate) fn verbosity(&self) -> Verbosity {
+        if self.quiet {
+            Verbosity::Quiet
+        } else {
+            Verbosity::Normal
+        }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(serve::Args),
+    Version(version::Args),
+}

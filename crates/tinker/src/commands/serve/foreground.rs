@@ -1,0 +1,145 @@
+//! `tinker serve`: runs the server until it is told to stop or nobody needs it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+use tinker_server::{ApiToken, ServeOptions, Server};
+
+use crate::context::Ctx;
+use crate::env;
+use crate::failure::{Failure, Result};
+use crate::human::parse_duration;
+use crate::output::Output;
+use crate::{logging, secret::ApiKey};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, value_name = "N", default_value_t = 8642)]
+    port: u16,
+    /// Address to listen on; any other than this machine's own needs TINKER_API_KEY
+    #[arg(long, value_name = "ADDR", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Model directory to offer, in the Hugging Face layout; may be repeated
+    #[arg(long = "model", value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Threads of the engine; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Leave after this long without work, such as 15m; stays if absent
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// Started by another command: the log is all it writes
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
+    logging::init(Some("info"));
+    let options = options(ctx, &args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let server = Server::bind(options).await?;
+        if !args.detached {
+            announce(ctx, &server)?;
+        }
+        server.run(stop_signal()?).await?;
+        Ok(Output::none())
+    })
+}
+
+fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
+    let key = ctx.settings.api_key();
+    if !args.host.is_loopback() && key.is_none() {
+        return Err(Failure::usage(format!(
+            "--host {} opens the server to other machines, and it has no key of your choosing",
+            args.host
+        ))
+        .hint("set TINKER_API_KEY to a long random text and start it again"));
+    }
+    let mut models = Vec::new();
+    for dir in &args.models {
+        let dir = dir
+            .canonicalize()
+            .map_err(|error| Failure::not_found(format!("model {}: {error}", dir.display())))?;
+        models.push(dir);
+    }
+    Ok(ServeOptions {
+        host: args.host,
+        port: args.port,
+        token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
+        models,
+        threads: args.threads,
+        idle_timeout: args.idle_timeout,
+        hf_cache: if args.detached { None } else { hf_cache() },
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..ServeOptions::new(&ctx.settings.home)
+    })
+}
+
+/// Where Python's `transformers` looks for tokenizers by name.
+fn hf_cache() -> Option<PathBuf> {
+    let within = |dir: PathBuf, names: &[&str]| names.iter().fold(dir, |dir, name| dir.join(name));
+    env::HF_HUB_CACHE
+        .get()
+        .map(PathBuf::from)
+        .or_else(|| Some(within(env::HF_HOME.get()?.into(), &["hub"])))
+        .or_else(|| {
+            let home = etcetera::home_dir().ok()?;
+            Some(within(home, &[".cache", "huggingface", "hub"]))
+        })
+}
+
+/// Says where it is: the data for people and shells is the two export lines.
+fn announce(ctx: &Ctx, server: &Server) -> Result<()> {
+    let key = ApiKey::new(server.token().expose());
+    let output = exports(&server.base_url(), &key);
+    output
+        .print(ctx.format)
+        .context("cannot write to standard output")?;
+    ctx.ui.note(format_args!(
+        "serving {} from {}; Ctrl-C stops it",
+        server.base_url(),
+        ctx.settings.home.display()
+    ));
+    Ok(())
+}
+
+/// The two lines that point a Tinker client at a server.
+pub(super) fn exports(base_url: &str, key: &ApiKey) -> Output {
+    let text = format!(
+        "export TINKER_BASE_URL={base_url}\nexport TINKER_API_KEY={}\n",
+        key.expose()
+    );
+    let json = json!({ "base_url": base_url, "api_key": key.expose() });
+    Output::text(text, json)
+}
+
+/// Completes at Ctrl-C and when asked to terminate.
+#[cfg(unix)]
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Completes at Ctrl-C.
+#[cfg(not(unix))]
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+    Ok(async {
+        let _ = tokio::signal::ctrl_c().await;
+    })
+}

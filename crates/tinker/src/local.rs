@@ -1,0 +1,197 @@
+//! The embedded server: found by its sign in the data directory, or started detached.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tinker_server::LockInfo;
+
+use crate::env;
+use crate::failure::{Failure, FailureKind, Result};
+use crate::ui::Ui;
+
+/// How long a started server may take to answer; reading a large model takes seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked for meanwhile.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// How long one look may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A server that a command started leaves after this long without work.
+const IDLE_TIMEOUT: &str = "15m";
+/// A log that has grown beyond this is put aside when the next server starts.
+const MAX_LOG_BYTES: u64 = 16 << 20;
+/// How many lines of the log a failure to start shows.
+const N_LOG_LINES: usize = 12;
+
+/// Where the server of `home` writes its log when it is started detached.
+pub(crate) fn log_path(home: &Path) -> PathBuf {
+    tinker_server::server_dir(home).join("server.log")
+}
+
+/// The server that runs on `home` and answers, if there is one.
+///
+/// # Errors
+/// The data directory cannot be read.
+pub(crate) fn find(home: &Path) -> Result<Option<LockInfo>> {
+    if !tinker_server::is_running(home)? {
+        return Ok(None);
+    }
+    Ok(tinker_server::read_lock(home)?.filter(answers))
+}
+
+/// The server of `home`, started if none runs, and said so.
+///
+/// # Errors
+/// It cannot be started, or does not answer in time; the failure shows the end of its log.
+pub(crate) async fn ensure(home: &Path, ui: Ui) -> Result<LockInfo> {
+    if let Some(server) = find(home)? {
+        if server.version != env!("CARGO_PKG_VERSION") {
+            ui.note(format_args!(
+                "the embedded server that runs is version {}, this is {}: `tinker serve stop` lets the next command start a new one",
+                server.version,
+                env!("CARGO_PKG_VERSION"),
+            ));
+        }
+        return Ok(server);
+    }
+    // One that is starting or leaving holds the lock: it comes up, or makes room.
+    let mut child = None;
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if let Some(server) = find(home)? {
+            let log = log_path(home);
+            ui.note(format_args!(
+                "started the embedded server (log: {})",
+                log.display()
+            ));
+            return Ok(server);
+        }
+        let is_free = !tinker_server::is_running(home)?;
+        match &mut child {
+            None if is_free => child = Some(start(home)?),
+            Some(started) if is_free => fail_if_ended(started, home)?,
+            _ => {}
+        }
+        if Instant::now() > deadline {
+            return Err(not_answering(home));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+}
+
+/// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it.
+fn start(home: &Path) -> Result<Child> {
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let log = open_log(home)?;
+    let mut command = Command::new(&program);
+    command
+        .args([
+            "serve",
+            "--port",
+            "0",
+            "--idle-timeout",
+            IDLE_TIMEOUT,
+            "--detached",
+        ])
+        .env(env::TINKER_HOME.name, home)
+        // A key for the hosted service is not to become the key of this server.
+        .env_remove(env::TINKER_API_KEY.name)
+        .env_remove(env::TINKER_BASE_URL.name)
+        .current_dir(home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let child = command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(child)
+}
+
+fn open_log(home: &Path) -> Result<File> {
+    let path = log_path(home);
+    let dir = tinker_server::server_dir(home);
+    let cannot_write = |error: std::io::Error| {
+        Failure::from(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+            .hint("make the data directory writable, or choose another with TINKER_HOME")
+    };
+    std::fs::create_dir_all(&dir).map_err(cannot_write)?;
+    if path.metadata().is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
+        std::fs::rename(&path, path.with_extension("log.old")).map_err(cannot_write)?;
+    }
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(&path).map_err(cannot_write)
+}
+
+fn fail_if_ended(child: &mut Child, home: &Path) -> Result<()> {
+    match child.try_wait() {
+        Ok(Some(status)) if !status.success() => {
+            let what = format!("the embedded server ended at its start ({status})");
+            Err(with_log(Failure::new(FailureKind::General, what), home))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn not_answering(home: &Path) -> Failure {
+    let what = format!(
+        "the embedded server did not answer within {} seconds",
+        START_TIMEOUT.as_secs()
+    );
+    with_log(Failure::new(FailureKind::Capacity, what), home)
+}
+
+fn with_log(failure: Failure, home: &Path) -> Failure {
+    let path = log_path(home);
+    let log = std::fs::read_to_string(&path).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(N_LOG_LINES)..];
+    failure.hint(format!(
+        "the end of its log, {}:\n  {}",
+        path.display(),
+        tail.join("\n  ")
+    ))
+}
+
+/// Whether the server behind the sign answers.
+fn answers(server: &LockInfo) -> bool {
+    probe(server).is_ok_and(|status| status.starts_with("HTTP/1.1 200"))
+}
+
+/// The status line of the health check, asked for without a runtime.
+fn probe(server: &LockInfo) -> std::io::Result<String> {
+    request(server, "GET", "/api/v1/healthz")
+}
+
+/// Sends a request without a body and returns the status line of its answer.
+pub(crate) fn request(server: &LockInfo, method: &str, path: &str) -> std::io::Result<String> {
+    let addr = SocketAddr::new(reachable(server.host), server.port);
+    let mut stream = TcpStream::connect_timeout(&addr, PROBE_TIMEOUT)?;
+    stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nX-API-Key: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        server.token
+    )?;
+    let mut answer = Vec::new();
+    stream.take(64 << 10).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    Ok(answer.lines().next().unwrap_or_default().to_owned())
+}
+
+/// A server bound to every address is reached on loopback.
+fn reachable(host: IpAddr) -> IpAddr {
+    match host {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        other => other,
+    }
+}

@@ -1,0 +1,21 @@
+//! Logs on standard error, for those who ask for them.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::env;
+
+/// Logs what `RUST_LOG` asks for, else `default`; nothing where both are silent.
+pub(crate) fn init(default: Option<&str>) {
+    let directives = env::RUST_LOG.get();
+    let Some(directives) = directives.as_deref().or(default) else {
+        return;
+    };
+    let has_colour = env::NO_COLOR.get().is_none() && io::IsTerminal::is_terminal(&io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(directives))
+        .with_writer(io::stderr)
+        .with_ansi(has_colour)
+        .init();
+}

@@ -1,0 +1,51 @@
+//! The `tinker` command: reads flags, runs one command, prints what it returns.
+
+mod cli;
+mod commands;
+mod context;
+mod env;
+mod failure;
+mod human;
+mod local;
+mod logging;
+mod output;
+mod secret;
+mod settings;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::Cli;
+use crate::failure::Result;
+use crate::ui::Ui;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader of the help that went away is no error.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+    };
+    let ui = Ui::new(cli.global.verbosity());
+    match run(cli, ui) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            ui.failure(&failure);
+            failure.kind.into()
+        }
+    }
+}
+
+fn run(cli: Cli, ui: Ui) -> Result<()> {
+    let format = cli.global.format();
+    let output = commands::run(cli, ui)?;
+    output.print(format).map_err(|error| {
+        anyhow::Error::new(error)
+            .context("cannot write to standard output")
+            .into()
+    })
+}

@@ -1,0 +1,214 @@
+//! Which server a command talks to and where data lives: flag, then environment, then default.
+
+use std::path::PathBuf;
+
+use etcetera::BaseStrategy as _;
+
+use crate::env;
+use crate::failure::{Failure, FailureKind, Result};
+use crate::secret::ApiKey;
+
+/// Where Thinking Machines serves the API.
+pub(crate) const HOSTED_URL: &str = "https://tinker.thinkingmachines.dev/services/tinker-prod";
+/// Names that start so are models of the embedded server.
+const EMBEDDED_PREFIX: &str = "tinker/";
+
+/// The flags that choose a server, on every command.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ServerFlags {
+    /// Use the embedded server on this machine, started if it does not run
+    #[arg(
+        long,
+        global = true,
+        conflicts_with = "base_url",
+        help_heading = "Global options"
+    )]
+    pub(crate) local: bool,
+    /// Use the server at this address
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    pub(crate) base_url: Option<String>,
+}
+
+/// What flags and environment say, before a command asks.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Data directory.
+    pub(crate) home: PathBuf,
+    flags: ServerFlags,
+    env_base_url: Option<String>,
+    api_key: Option<ApiKey>,
+}
+
+/// The server of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The one on this machine.
+    Embedded,
+    /// Another one.
+    Remote {
+        /// Its address.
+        base_url: String,
+        /// The key to show it.
+        api_key: ApiKey,
+    },
+}
+
+impl Settings {
+    /// Reads the environment beneath `flags`.
+    ///
+    /// # Errors
+    /// There is no home directory to keep data in.
+    pub(crate) fn load(flags: &ServerFlags) -> Result<Self> {
+        Ok(Self {
+            home: home()?,
+            flags: flags.clone(),
+            env_base_url: env::TINKER_BASE_URL.get(),
+            api_key: env::TINKER_API_KEY.get().map(ApiKey::new),
+        })
+    }
+
+    /// The server for a command about `model`, where it names one.
+    ///
+    /// # Errors
+    /// A remote server is asked for and there is no key.
+    pub(crate) fn target(&self, model: Option<&str>) -> Result<Target> {
+        if self.flags.local {
+            return Ok(Target::Embedded);
+        }
+        let url = self.flags.base_url.as_ref().or(self.env_base_url.as_ref());
+        let is_embedded = model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX));
+        match (url, &self.api_key) {
+            (Some(url), Some(key)) => remote(url, key),
+            (Some(url), None) => Err(Failure::new(
+                FailureKind::Credentials,
+                format!("no API key for {url}"),
+            )
+            .hint("set TINKER_API_KEY; some servers accept any value that starts with tml-")),
+            (None, Some(key)) if !is_embedded => remote(HOSTED_URL, key),
+            (None, _) => Ok(Target::Embedded),
+        }
+    }
+
+    /// The flags that a command printed for later needs to reach the same server as
+    /// `target(model)`, when it names no embedded model itself.
+    pub(crate) fn server_flags_to_repeat(&self, target: &Target) -> String {
+        match (target, &self.flags.base_url) {
+            (Target::Embedded, _) => match self.target(None) {
+                Ok(Target::Embedded) if !self.flags.local => String::new(),
+                _ => " --local".to_owned(),
+            },
+            (Target::Remote { .. }, Some(url)) => format!(" --base-url {url}"),
+            (Target::Remote { .. }, None) => String::new(),
+        }
+    }
+
+    /// The key in the environment, which `tinker serve` asks its clients for.
+    pub(crate) fn api_key(&self) -> Option<&ApiKey> {
+        self.api_key.as_ref()
+    }
+}
+
+fn remote(base_url: &str, api_key: &ApiKey) -> Result<Target> {
+    Ok(Target::Remote {
+        base_url: base_url.trim_end_matches('/').to_owned(),
+        api_key: api_key.clone(),
+    })
+}
+
+/// `$TINKER_HOME`, else the platform's data directory.
+fn home() -> Result<PathBuf> {
+    if let Some(home) = env::TINKER_HOME.get() {
+        return std::path::absolute(&home)
+            .map_err(|error| Failure::usage(format!("TINKER_HOME={home}: {error}")));
+    }
+    let base = etcetera::choose_base_strategy().map_err(|_| {
+        Failure::usage("there is no home directory to keep data in")
+            .hint("set TINKER_HOME to a directory")
+    })?;
+    Ok(base.data_dir().join("tinker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(local: bool, flag_url: Option<&str>, env_url: Option<&str>, key: bool) -> Settings {
+        Settings {
+            home: PathBuf::new(),
+            flags: ServerFlags {
+                local,
+                base_url: flag_url.map(str::to_owned),
+            },
+            env_base_url: env_url.map(str::to_owned),
+            api_key: key.then(|| ApiKey::new("tml-k")),
+        }
+    }
+
+    fn url_of(settings: &Settings, model: &str) -> String {
+        match settings.target(Some(model)).unwrap() {
+            Target::Embedded => "embedded".to_owned(),
+            Target::Remote { base_url, .. } => base_url,
+        }
+    }
+
+    #[test]
+    fn flag_beats_environment_beats_default() {
+        let check = |local, flag, env, key, model, expected| {
+            assert_eq!(url_of(&settings(local, flag, env, key), model), expected);
+        };
+
+        check(false, None, None, false, "Qwen/Qwen3-8B", "embedded");
+        check(false, None, None, true, "Qwen/Qwen3-8B", HOSTED_URL);
+        check(false, None, None, true, "tinker/nano", "embedded");
+        check(
+            false,
+            None,
+            Some("http://e/"),
+            true,
+            "tinker/nano",
+            "http://e",
+        );
+        check(
+            false,
+            Some("http://f"),
+            Some("http://e"),
+            true,
+            "x",
+            "http://f",
+        );
+        check(true, None, Some("http://e"), true, "x", "embedded");
+    }
+
+    #[test]
+    fn remote_without_a_key_is_a_credentials_failure() {
+        let failure = settings(false, Some("http://f"), None, false)
+            .target(None)
+            .unwrap_err();
+
+        assert_eq!(failure.kind, FailureKind::Credentials);
+        assert!(failure.to_string().contains("TINKER_API_KEY"));
+    }
+
+    #[test]
+    fn next_command_repeats_the_flags_it_needs() {
+        let check = |settings: Settings, model, expected| {
+            let target = settings.target(Some(model)).unwrap();
+            assert_eq!(settings.server_flags_to_repeat(&target), expected);
+        };
+
+        check(settings(false, None, None, false), "tinker/nano", "");
+        check(settings(false, None, None, true), "tinker/nano", " --local");
+        check(settings(true, None, None, false), "x", " --local");
+        check(
+            settings(false, Some("http://f"), None, true),
+            "x",
+            " --base-url http://f",
+        );
+        check(settings(false, None, Some("http://e"), true), "x", "");
+    }
+}

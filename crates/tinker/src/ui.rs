@@ -1,0 +1,144 @@
+//! Standard error: notes, warnings, questions and progress. Data never comes here.
+
+use std::fmt::{Display, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+
+use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::failure::{Failure, Result};
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+const HINT: Style = AnsiColor::Cyan.on_default().bold();
+
+/// Whether notes and progress are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Verbosity {
+    /// Errors and warnings alone.
+    Quiet,
+    /// Everything.
+    #[default]
+    Normal,
+}
+
+/// The terminal beside the data.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ui {
+    verbosity: Verbosity,
+    is_terminal: bool,
+}
+
+impl Ui {
+    /// Standard error as it is.
+    pub(crate) fn new(verbosity: Verbosity) -> Self {
+        Self {
+            verbosity,
+            is_terminal: io::stderr().is_terminal(),
+        }
+    }
+
+    /// Says something worth knowing; nothing when quiet.
+    pub(crate) fn note(&self, text: impl Display) {
+        if self.verbosity == Verbosity::Normal {
+            write_line(&text.to_string());
+        }
+    }
+
+    /// Says something that may go wrong.
+    pub(crate) fn warn(&self, text: impl Display) {
+        write_line(&format!("{WARNING}warning:{WARNING:#} {text}"));
+    }
+
+    /// Says how the command failed.
+    pub(crate) fn failure(&self, failure: &Failure) {
+        let mut painted = String::new();
+        for line in failure.to_string().lines() {
+            let (style, word) = match line.split_once(": ") {
+                Some((word @ "error", _)) => (ERROR, word),
+                Some((word @ "hint", _)) => (HINT, word),
+                _ => (Style::new(), ""),
+            };
+            let rest = &line[word.len()..];
+            let _ = writeln!(painted, "{style}{word}{style:#}{rest}");
+        }
+        write_line(painted.trim_end());
+    }
+
+    /// Asks a question whose answer is no unless it starts with `y`.
+    ///
+    /// # Errors
+    /// Standard input is no terminal, so that nobody can answer.
+    pub(crate) fn confirm(&self, question: &str) -> Result<bool> {
+        if !io::stdin().is_terminal() {
+            return Err(
+                Failure::usage(format!("{question} nobody is here to answer"))
+                    .hint("pass --yes to go on without being asked"),
+            );
+        }
+        let mut stderr = anstream::stderr();
+        let _ = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
+        let mut answer = String::new();
+        let n_read = io::stdin().lock().read_line(&mut answer).unwrap_or(0);
+        Ok(n_read > 0 && answer.trim().to_ascii_lowercase().starts_with('y'))
+    }
+
+    /// A bar of `total` steps on a terminal; elsewhere a line now and then.
+    pub(crate) fn progress(&self, total: u64) -> Progress {
+        let bar = if self.is_terminal && self.verbosity == Verbosity::Normal {
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        } else {
+            ProgressBar::hidden()
+        };
+        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}") {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        Progress {
+            bar,
+            ui: *self,
+            total,
+        }
+    }
+}
+
+/// Progress over a known number of steps.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    ui: Ui,
+    total: u64,
+}
+
+impl Progress {
+    /// Step `done` is finished; `message` says how it went.
+    pub(crate) fn step(&self, done: u64, message: &str) {
+        self.bar.set_position(done);
+        self.bar.set_message(message.to_owned());
+        // Twenty lines tell the story of a run in a log file; a line per step drowns it.
+        let every = (self.total / 20).max(1);
+        if !self.ui.is_terminal && (done == 1 || done == self.total || done.is_multiple_of(every)) {
+            self.ui
+                .note(format!("step {done}/{} {message}", self.total));
+        }
+    }
+
+    /// Says something without tearing the bar.
+    pub(crate) fn note(&self, text: impl Display) {
+        self.bar.suspend(|| self.ui.note(text));
+    }
+
+    /// Warns without tearing the bar.
+    pub(crate) fn warn(&self, text: impl Display) {
+        self.bar.suspend(|| self.ui.warn(text));
+    }
+
+    /// Leaves the bar as it stands and ends it.
+    pub(crate) fn finish(&self) {
+        self.bar.abandon();
+    }
+}
+
+/// A line on standard error, colours only where they are wanted; a closed standard error loses it.
+fn write_line(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
