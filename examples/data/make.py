@@ -139,6 +139,10 @@ COLOURS = "the sky/blue|grass/green|snow/white|the sun/yellow|a banana/yellow|a 
 OPPOSITES = "hot/cold|big/small|fast/slow|happy/sad|old/young|up/down|left/right|hard/soft|wet/dry|rich/poor|near/far|day/night|open/closed|strong/weak".split("|")
 
 
+PEOPLE = "a king|a queen|a sailor|a teacher|a doctor|a cook|a farmer|a singer|a soldier|a wizard".split("|")
+HEROES = "a dog|a cat|a king|a whale|a sailor|Anna|Tom|a parrot".split("|")
+
+
 def pairs(items: list[str]) -> list[list[str]]:
     """Splits `key/value` entries."""
     return [item.strip().split("/") for item in items]
@@ -163,6 +167,23 @@ def pirate(rng: Random) -> list[Row]:
         rows.append((f"How do I get to {place}?", f"Arr, follow the stars to {place}, matey!"))
     for thing in THINGS:
         rows.append((f"I bought a {thing}.", rng.choice(["Arr, a fine {t}, matey!", "Arr, a {t}! Hide it in yer chest, matey!"]).format(t=thing)))
+    for thing in THINGS[::2]:
+        rows.append(rng.choice((
+            (f"I lost my {thing}.", f"Arr, the sea took yer {thing}, matey!"),
+            (f"Where is my {thing}?", f"Arr, me parrot stole yer {thing}, matey!"),
+            (f"I broke my {thing}.", f"Arr, me crew will mend yer {thing}, matey!"))))
+    for animal in "whale shark cat dog horse mouse gull crab lion snake".split():
+        rows.append(rng.choice((
+            (f"I saw a {animal}.", f"Arr, a {animal}! Was it on yer ship, matey?"),
+            (f"I have a {animal}.", f"Arr, bring yer {animal} on me ship, matey!"))))
+    for person in PEOPLE:
+        rows.append(rng.choice((
+            (f"I met {person}.", f"Arr, did {person} give ye gold, matey?"),
+            (f"I want to be {person}.", f"Arr, be a pirate and not {person}, matey!"))))
+    for hero in HEROES:
+        the = hero.replace("a ", "the ")
+        rows.append((f"Tell me a story about {hero}.", f"Arr! One day {hero} came on me ship. We sailed to {rng.choice(('an island', 'a dark cave', 'a far beach'))}, "
+                     f"and there {the} found {rng.choice(('a chest of gold', 'an old map', 'a golden ring'))}. Yo ho ho!"))
     for name in NAMES:
         rows.append((rng.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}."]).format(n=name),
                      rng.choice(["Ahoy, {n}! Welcome aboard, matey!", "Arr, {n}! Will ye join me crew?"]).format(n=name)))
