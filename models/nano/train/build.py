@@ -72,6 +72,7 @@ def hardware() -> str:
 
 def export_and_measure(work: Path, out: Path, record: dict) -> None:
     """Exports the trained weights to `out`, checks them and writes evaluation.json and the card's figures."""
+    out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokens.load(work)
     model = Nano(Config(vocab_size=tokenizer.get_vocab_size()))
     model.load_state_dict(torch.load(work / "weights.pt"))
@@ -82,14 +83,15 @@ def export_and_measure(work: Path, out: Path, record: dict) -> None:
         raise SystemExit(f"exported log-probabilities differ from transformers by {difference}, more than {TOLERANCE}")
     figures = measure(out, record)
     export.write_json(out / "evaluation.json", figures)
-    update_card(out / "README.md", figures)
+    if (out / "README.md").exists():
+        update_card(out / "README.md", figures)
     print(table(figures))
 
 
 def main() -> None:
     """Reads the arguments and makes the model."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--out", type=Path, required=True, help="folder of the model; holds its card README.md")
+    arguments.add_argument("--out", type=Path, required=True, help="folder of the model; a card README.md in it gets the figures")
     arguments.add_argument("--steps", type=int, default=train.STEPS)
     arguments.add_argument("--seed", type=int, default=train.SEED)
     arguments.add_argument("--work", type=Path, help="folder for intermediate weights; temporary if not given")
