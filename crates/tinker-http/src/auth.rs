@@ -1,0 +1,176 @@
+//! The API key, and the short-lived token it may have to be exchanged for.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind};
+
+/// Tokens are not used in their last minute.
+const MARGIN: Duration = Duration::from_secs(60);
+/// How long a token that does not say is used.
+const UNKNOWN_LIFETIME: Duration = Duration::from_secs(120);
+
+/// An API key. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// The key itself, for a header or a file that only its owner reads.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ApiKey {
+    type Err = Error;
+
+    /// Accepts keys (`tml-…`) and tokens (`eyJ…`) that can stand in a header.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let text = text.trim();
+        let fault = if text.is_empty() {
+            "API key is empty"
+        } else if !text.starts_with("tml-") && !text.starts_with("eyJ") {
+            "API key must start with the tml- prefix"
+        } else if text.len() > 16_384 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            "API key holds characters that cannot stand in a header, or is too long"
+        } else {
+            return Ok(Self(text.to_owned()));
+        };
+        Err(Error::new(ErrorKind::Unauthenticated, fault))
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(***)")
+    }
+}
+
+/// A token and when to replace it, in the client's time.
+#[derive(Clone)]
+pub(crate) struct Token {
+    text: String,
+    refresh_at: Duration,
+    expires_at: Duration,
+}
+
+impl Token {
+    /// A token received at `now`. Its claims are read, not verified: the server does that.
+    pub(crate) fn received(text: String, now: Duration) -> Self {
+        let lifetime = lifetime_of(&text).unwrap_or(UNKNOWN_LIFETIME);
+        let usable = lifetime.saturating_sub(MARGIN);
+        Self {
+            text,
+            refresh_at: now + (lifetime / 2).min(usable),
+            expires_at: now + lifetime,
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it should be replaced.
+    pub(crate) fn is_due(&self, now: Duration) -> bool {
+        now >= self.refresh_at
+    }
+
+    /// Whether it still works if it cannot be replaced.
+    pub(crate) fn is_valid(&self, now: Duration) -> bool {
+        now < self.expires_at
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(***)")
+    }
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    exp: f64,
+    iat: f64,
+}
+
+/// `exp - iat` of a three-part token, if it says and is positive.
+fn lifetime_of(token: &str) -> Option<Duration> {
+    let payload = base64url_decode(token.split('.').nth(1)?)?;
+    let claims: Claims = serde_json::from_slice(&payload).ok()?;
+    Duration::try_from_secs_f64(claims.exp - claims.iat)
+        .ok()
+        .filter(|lifetime| !lifetime.is_zero())
+}
+
+/// URL-safe base64 without padding (RFC 4648, section 5).
+fn base64url_decode(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
+    let (mut word, mut n_bits) = (0_u32, 0);
+    for symbol in text.trim_end_matches('=').bytes() {
+        let sextet = match symbol {
+            b'A'..=b'Z' => symbol - b'A',
+            b'a'..=b'z' => symbol - b'a' + 26,
+            b'0'..=b'9' => symbol - b'0' + 52,
+            b'-' | b'+' => 62,
+            b'_' | b'/' => 63,
+            _ => return None,
+        };
+        word = (word << 6) | u32::from(sextet);
+        n_bits += 6;
+        if n_bits >= 8 {
+            n_bits -= 8;
+            // Keeps the eight bits that are complete.
+            bytes.push((word >> n_bits) as u8);
+            word &= (1 << n_bits) - 1;
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_checked_and_never_printed() {
+        let key: ApiKey = " tml-secret\n".parse().unwrap();
+        assert_eq!(key.expose(), "tml-secret");
+        assert_eq!(format!("{key:?}"), "ApiKey(***)");
+
+        for (text, message) in [
+            ("", "API key is empty"),
+            ("sk-1", "API key must start with the tml- prefix"),
+        ] {
+            assert_eq!(text.parse::<ApiKey>().unwrap_err().to_string(), message);
+        }
+        assert!("tml-a\nb".parse::<ApiKey>().is_err());
+    }
+
+    #[test]
+    fn tokens_are_replaced_at_half_their_life() {
+        // {"exp":1600,"iat":1000}
+        let token = Token::received("eyJh.eyJleHAiOjE2MDAsImlhdCI6MTAwMH0.x".into(), secs(10));
+
+        assert!(!token.is_due(secs(309)));
+        assert!(token.is_due(secs(310)));
+        assert!(token.is_valid(secs(609)));
+        assert!(!token.is_valid(secs(610)));
+        assert_eq!(format!("{token:?}"), "Token(***)");
+    }
+
+    #[test]
+    fn tokens_without_claims_are_replaced_every_minute() {
+        let token = Token::received("opaque".into(), secs(0));
+
+        assert!(!token.is_due(secs(59)));
+        assert!(token.is_due(secs(60)));
+    }
+
+    const fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+}

@@ -1,0 +1,149 @@
+//! The client: one server, one key, and what calls share.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::header::HeaderMap;
+
+use crate::auth::ApiKey;
+use crate::base_url::BaseUrl;
+use crate::builder::ClientBuilder;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+use crate::machine::{Link, PollPolicy, RetryPolicy};
+use crate::pools::Pools;
+use crate::setup::{Setup, TokenCell};
+
+/// A client of one server. Cheap to clone; clones share connections, token and budgets.
+///
+/// The first call fetches the server's settings. Each endpoint is one method; those that submit
+/// work return a future's id, which the `retrieve` methods wait for.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) base_url: BaseUrl,
+    pub(crate) key: ApiKey,
+    pub(crate) headers: HeaderMap,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) poll: PollPolicy,
+    pub(crate) pools: Pools,
+    pub(crate) clock: Clock,
+    pub(crate) observer: Observer,
+    pub(crate) link: Mutex<Link>,
+    pub(crate) token: TokenCell,
+    pub(crate) setup: tokio::sync::OnceCell<Setup>,
+}
+
+impl Client {
+    /// A builder for the server at `base_url`.
+    #[must_use]
+    pub fn builder(base_url: impl Into<String>) -> ClientBuilder {
+        ClientBuilder::new(base_url)
+    }
+
+    pub(crate) fn from_builder(builder: ClientBuilder, base_url: BaseUrl) -> Result<Self> {
+        let headers = builder.header_map()?;
+        let proxy = builder.reqwest_proxy()?;
+        let Some(key) = builder.api_key else {
+            return Err(Error::new(
+                ErrorKind::Unauthenticated,
+                format!("no API key was given for {base_url}"),
+            ));
+        };
+        let own = concat!("tinker-rust/", env!("CARGO_PKG_VERSION"));
+        let user_agent = match builder.user_agent {
+            Some(product) => format!("{product} {own}"),
+            None => own.to_owned(),
+        };
+        let inner = Inner {
+            pools: Pools::new(&base_url, user_agent, proxy, builder.timeouts),
+            base_url,
+            key,
+            headers,
+            retry: builder.retry,
+            poll: builder.poll,
+            clock: Clock::start(),
+            observer: builder.observer,
+            link: Mutex::default(),
+            token: TokenCell::default(),
+            setup: tokio::sync::OnceCell::new(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Where the server is.
+    #[must_use]
+    pub fn base_url(&self) -> &BaseUrl {
+        &self.inner.base_url
+    }
+
+    /// How calls are repeated.
+    #[must_use]
+    pub fn retry_policy(&self) -> &RetryPolicy {
+        &self.inner.retry
+    }
+
+    /// How results are waited for.
+    #[must_use]
+    pub fn poll_policy(&self) -> &PollPolicy {
+        &self.inner.poll
+    }
+
+    /// Time since the client was built, by the clock that its decisions use.
+    #[must_use]
+    pub fn now(&self) -> std::time::Duration {
+        self.inner.clock.now()
+    }
+
+    /// Waits, by the same clock.
+    pub async fn sleep(&self, time: std::time::Duration) {
+        self.inner.clock.sleep(time).await;
+    }
+
+    /// Tells the client's observer.
+    pub fn tell(&self, event: &Event) {
+        self.inner.observer.tell(event);
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// Notes that the server could not be reached.
+    pub(crate) fn note_lost(&self, error: &str) {
+        if self.link().lost(self.now()) {
+            self.tell(&Event::ServerLost {
+                error: error.to_owned(),
+            });
+        }
+    }
+
+    /// Notes that it answered.
+    pub(crate) fn note_reached(&self) {
+        let back = self.link().reached(self.now());
+        if let Some(after) = back {
+            self.tell(&Event::ServerBack { after });
+        }
+    }
+
+    fn link(&self) -> std::sync::MutexGuard<'_, Link> {
+        self.inner
+            .link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("base_url", &self.inner.base_url)
+            .finish_non_exhaustive()
+    }
+}

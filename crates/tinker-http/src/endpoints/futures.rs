@@ -1,0 +1,164 @@
+//! Results of submitted work.
+
+use std::future::Future;
+use std::time::Duration;
+
+use prost::Message;
+use serde::de::DeserializeOwned;
+use tinker_types::{
+    CANCEL_FUTURE, CancelFutureRequest, CreateModelResponse, ForwardBackwardOutput,
+    LoadWeightsResponse, OptimStepResponse, PROTOBUF, RequestId, SampleResponse,
+    SaveWeightsForSamplerResponse, SaveWeightsResponse, TypeError, UnloadModelResponse, proto,
+};
+
+use crate::call::{Answer, Call, JSON};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, Result};
+use crate::future_driver::{self, Resolved};
+use crate::machine::RetryPolicy;
+use crate::pools::TrafficClass;
+use crate::request_type::RequestType;
+
+/// Results above this size are decoded beside the runtime, not on it.
+const LARGE_RESULT: usize = 1 << 20;
+/// Time for a cancellation.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A result of a future.
+pub(crate) trait FutureResult: Sized + Send {
+    /// The content type to ask for.
+    const ACCEPT: &'static str;
+
+    /// Reads a result.
+    fn decode(answer: Answer) -> impl Future<Output = Result<Self>> + Send;
+}
+
+macro_rules! json_results {
+    ($($type:ty),+ $(,)?) => {$(
+        impl FutureResult for $type {
+            const ACCEPT: &'static str = JSON;
+
+            async fn decode(answer: Answer) -> Result<Self> {
+                answer.json()
+            }
+        }
+    )+};
+}
+
+json_results!(
+    CreateModelResponse,
+    LoadWeightsResponse,
+    OptimStepResponse,
+    SaveWeightsResponse,
+    SaveWeightsForSamplerResponse,
+    UnloadModelResponse,
+);
+
+/// Protobuf as the official server sends it, JSON as older servers do.
+macro_rules! proto_results {
+    ($($type:ty = $message:ty),+ $(,)?) => {$(
+        impl FutureResult for $type {
+            const ACCEPT: &'static str = PROTOBUF;
+
+            async fn decode(answer: Answer) -> Result<Self> {
+                decode_large(answer, |answer| decode_proto::<$message, Self>(&answer)).await
+            }
+        }
+    )+};
+}
+
+proto_results!(
+    ForwardBackwardOutput = proto::ForwardBackwardOutput,
+    SampleResponse = proto::SampleResponse,
+);
+
+async fn decode_large<T: Send + 'static>(
+    answer: Answer,
+    decode: fn(Answer) -> Result<T>,
+) -> Result<T> {
+    if answer.body.len() <= LARGE_RESULT {
+        return decode(answer);
+    }
+    tokio::task::spawn_blocking(move || decode(answer))
+        .await
+        .map_err(|error| malformed("decoding the result stopped", error))?
+}
+
+fn decode_proto<M, T>(answer: &Answer) -> Result<T>
+where
+    M: Message + Default,
+    T: DeserializeOwned + for<'a> TryFrom<&'a M, Error = TypeError>,
+{
+    if !answer.is_protobuf() {
+        return answer.json();
+    }
+    let message = M::decode(answer.body.clone())
+        .map_err(|error| malformed("the result is not valid protobuf", error))?;
+    T::try_from(&message).map_err(|error| malformed("the result contradicts itself", error))
+}
+
+fn malformed(message: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(ErrorKind::Decode, message).with_source(source)
+}
+
+macro_rules! retrieve {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $kind:ident),+ $(,)?) => {
+        /// Waiting for results: each polls until the operation is done, has failed, or the server
+        /// is away for longer than the poll policy allows. `submitted_in` is how long the
+        /// submission took, for the server's statistics.
+        impl Client {$(
+            $(#[$doc])*
+            ///
+            /// Endpoint: `POST /api/v1/retrieve_future`.
+            ///
+            /// # Errors
+            /// If polling fails; of kind `Expired` if the server forgot the future.
+            pub async fn $name(
+                &self,
+                request_id: &RequestId,
+                submitted_in: Option<Duration>,
+            ) -> Result<Resolved<$type>> {
+                future_driver::retrieve(self, request_id, RequestType::$kind, submitted_in).await
+            }
+        )+}
+    };
+}
+
+retrieve! {
+    /// Waits for a new training run.
+    retrieve_create_model: CreateModelResponse = CreateModel,
+    /// Waits for a load.
+    retrieve_load_weights: LoadWeightsResponse = LoadWeights,
+    /// Waits for a forward-backward pass.
+    retrieve_forward_backward: ForwardBackwardOutput = ForwardBackward,
+    /// Waits for a forward pass.
+    retrieve_forward: ForwardBackwardOutput = Forward,
+    /// Waits for an optimizer step.
+    retrieve_optim_step: OptimStepResponse = OptimStep,
+    /// Waits for a save.
+    retrieve_save_weights: SaveWeightsResponse = SaveWeights,
+    /// Waits for a save of weights to sample from.
+    retrieve_save_weights_for_sampler: SaveWeightsForSamplerResponse = SaveWeightsForSampler,
+    /// Waits for a sample.
+    retrieve_sample: SampleResponse = Sample,
+    /// Waits for the release of a model.
+    retrieve_unload_model: UnloadModelResponse = UnloadModel,
+}
+
+impl Client {
+    /// Tells the server that nobody waits for a future any more: one attempt.
+    ///
+    /// Endpoint: `POST /api/v1/cancel_future`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn cancel_future(&self, request_id: &RequestId) -> Result<()> {
+        let request = CancelFutureRequest {
+            request_id: request_id.clone(),
+        };
+        let call = Call::post(self, TrafficClass::Retrieve, CANCEL_FUTURE, &request)?
+            .retry(RetryPolicy::never())
+            .timeout(CANCEL_TIMEOUT);
+        self.send(call).await.map(drop)
+    }
+}

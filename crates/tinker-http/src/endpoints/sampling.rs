@@ -1,0 +1,88 @@
+//! Samplers and samples.
+
+use reqwest::Method;
+use tinker_types::{
+    ASAMPLE, CREATE_SAMPLING_SESSION, CreateSamplingSessionRequest, CreateSamplingSessionResponse,
+    SAMPLERS, SampleRequest, SamplerInfo, SamplingSessionId, UntypedFuture,
+};
+
+use crate::call::{Body, Call};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, Result};
+use crate::machine::RetryPolicy;
+use crate::pools::TrafficClass;
+
+/// The server's answer to a sample submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AsampleReply {
+    /// Taken.
+    Accepted(UntypedFuture),
+    /// Not now (429): every sender should hold back, then send the same request again.
+    Backpressure {
+        /// Why, if the server says so.
+        reason: Option<String>,
+    },
+}
+
+impl Client {
+    /// Creates a sampler.
+    ///
+    /// Endpoint: `POST /api/v1/create_sampling_session`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn create_sampling_session(
+        &self,
+        request: &CreateSamplingSessionRequest,
+    ) -> Result<CreateSamplingSessionResponse> {
+        let call = Call::post(self, TrafficClass::Sample, CREATE_SAMPLING_SESSION, request)?;
+        self.send(call).await?.json()
+    }
+
+    /// Describes a sampler.
+    ///
+    /// Endpoint: `GET /api/v1/samplers/{id}`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn get_sampler(&self, id: &SamplingSessionId) -> Result<SamplerInfo> {
+        let url = self.base_url().join(SAMPLERS, [id.as_str()]);
+        self.send(Call::get(self, TrafficClass::Rest, url))
+            .await?
+            .json()
+    }
+
+    /// Submits a sample; its future brings a `SampleResponse`.
+    ///
+    /// A 429 is not an error here, and is not repeated: the senders of a client hold back together.
+    /// `policy` rules the other failures.
+    ///
+    /// Endpoint: `POST /api/v1/asample`.
+    ///
+    /// # Errors
+    /// If the call fails otherwise.
+    pub async fn asample(
+        &self,
+        request: &SampleRequest,
+        policy: RetryPolicy,
+    ) -> Result<AsampleReply> {
+        let body = Body::json(request)?;
+        let url = self.base_url().join(ASAMPLE, []);
+        let call = Call::new(self, Method::POST, TrafficClass::Sample, url)
+            .body(body)
+            .header("x-tinker-sampling-backpressure", "1")
+            .retry(policy)
+            .surface_throttling();
+        match self.send(call).await {
+            Ok(answer) => answer.json().map(AsampleReply::Accepted),
+            Err(error) if is_backpressure(&error) => Ok(AsampleReply::Backpressure {
+                reason: Some(error.message().to_owned()),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+const fn is_backpressure(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::RateLimited { .. })
+}

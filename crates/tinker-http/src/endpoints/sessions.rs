@@ -1,0 +1,103 @@
+//! Sessions: creation, heartbeat, end and look-up.
+
+use std::time::Duration;
+
+use tinker_types::{
+    CREATE_SESSION, CreateSessionRequest, CreateSessionResponse, FinishSessionRequest,
+    HeartbeatRequest, SESSION_HEARTBEAT, SESSIONS, SessionId, SessionInfo, SessionsResponse,
+};
+
+use super::training_runs::{AccessScope, Page};
+use crate::call::{Body, Call};
+use crate::client::Client;
+use crate::error::Result;
+use crate::machine::RetryPolicy;
+use crate::pools::TrafficClass;
+
+/// Time for a heartbeat: the next one comes soon.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Opens a session.
+    ///
+    /// Endpoint: `POST /api/v1/create_session`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn create_session(
+        &self,
+        request: &CreateSessionRequest,
+    ) -> Result<CreateSessionResponse> {
+        let call = Call::post(self, TrafficClass::Session, CREATE_SESSION, request)?;
+        self.send(call).await?.json()
+    }
+
+    /// Keeps a session alive: one attempt of 10 s.
+    ///
+    /// Endpoint: `POST /api/v1/session_heartbeat`.
+    ///
+    /// # Errors
+    /// If the call fails; of kind `Expired` if the session is over.
+    pub async fn session_heartbeat(&self, session_id: &SessionId) -> Result<()> {
+        let request = HeartbeatRequest {
+            session_id: session_id.clone(),
+            tag: tinker_types::SessionHeartbeatTag,
+        };
+        let call = Call::post(self, TrafficClass::Session, SESSION_HEARTBEAT, &request)?
+            .retry(RetryPolicy::never())
+            .timeout(HEARTBEAT_TIMEOUT);
+        self.send(call).await.map(drop)
+    }
+
+    /// Ends a session; the first reason given wins.
+    ///
+    /// Endpoint: `POST /api/v1/sessions/{id}/finish`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn finish_session(
+        &self,
+        session_id: &SessionId,
+        request: &FinishSessionRequest,
+    ) -> Result<()> {
+        let url = self
+            .base_url()
+            .join(SESSIONS, [session_id.as_str(), "finish"]);
+        let call = Call::new(self, reqwest::Method::POST, TrafficClass::Session, url)
+            .body(Body::json(request)?);
+        self.send(call).await.map(drop)
+    }
+
+    /// Lists sessions, newest first.
+    ///
+    /// Endpoint: `GET /api/v1/sessions`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn list_sessions(&self, page: Page, scope: AccessScope) -> Result<SessionsResponse> {
+        let mut url = self.base_url().join(SESSIONS, []);
+        page.write(&mut url);
+        scope.write(&mut url);
+        self.send(Call::get(self, TrafficClass::Rest, url))
+            .await?
+            .json()
+    }
+
+    /// Describes a session.
+    ///
+    /// Endpoint: `GET /api/v1/sessions/{id}`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn get_session(
+        &self,
+        session_id: &SessionId,
+        scope: AccessScope,
+    ) -> Result<SessionInfo> {
+        let mut url = self.base_url().join(SESSIONS, [session_id.as_str()]);
+        scope.write(&mut url);
+        self.send(Call::get(self, TrafficClass::Rest, url))
+            .await?
+            .json()
+    }
+}

@@ -1,0 +1,118 @@
+//! Forward, forward-backward and optimizer steps.
+
+use prost::Message;
+use reqwest::Method;
+use tinker_types::{
+    Datum, FORWARD_BACKWARD, ForwardBackwardRequest, OPTIM_STEP, OptimStepRequest, PROTOBUF,
+    UntypedFuture, proto,
+};
+
+use crate::call::{Body, Call};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pools::TrafficClass;
+
+/// Bodies above this size are encoded beside the runtime, not on it.
+const LARGE_BODY: usize = 1 << 20;
+/// Fast, and most of what can be gained: token ids compress well at any level.
+const ZSTD_LEVEL: i32 = 1;
+
+impl Client {
+    /// Submits a forward-backward pass, or a forward pass; its future brings a
+    /// `ForwardBackwardOutput`. Waits while too many bytes are being sent already.
+    ///
+    /// Endpoint: `POST /api/v1/forward_backward`.
+    ///
+    /// # Errors
+    /// If a chunk cannot be sent in protobuf, or the call fails.
+    pub async fn forward_backward(&self, request: ForwardBackwardRequest) -> Result<UntypedFuture> {
+        let setup = self.setup().await?;
+        let n_bytes = request
+            .data
+            .iter()
+            .map(Datum::estimated_bytes)
+            .sum::<usize>();
+        let permit = setup.train_bytes.acquire(n_bytes as u64).await;
+        let zstd = setup.config.proto_compress_fwdbwd;
+        let body = if n_bytes > LARGE_BODY {
+            tokio::task::spawn_blocking(move || encode(&request, zstd))
+                .await
+                .map_err(|error| {
+                    Error::new(ErrorKind::InvalidRequest, "encoding the request stopped")
+                        .with_source(error)
+                })??
+        } else {
+            encode(&request, zstd)?
+        };
+        let url = self.base_url().join(FORWARD_BACKWARD, []);
+        let call = Call::new(self, Method::POST, TrafficClass::Train, url).body(body);
+        let answer = self.send(call).await?;
+        drop(permit);
+        answer.json()
+    }
+
+    /// Submits an optimizer step; its future brings an `OptimStepResponse`.
+    ///
+    /// Endpoint: `POST /api/v1/optim_step`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn optim_step(&self, request: &OptimStepRequest) -> Result<UntypedFuture> {
+        let call = Call::post(self, TrafficClass::Train, OPTIM_STEP, request)?;
+        self.send(call).await?.json()
+    }
+}
+
+fn encode(request: &ForwardBackwardRequest, zstd: bool) -> Result<Body> {
+    let message = proto::ForwardBackwardRequest::try_from(request).map_err(|error| {
+        Error::new(ErrorKind::InvalidRequest, "the request cannot be sent").with_source(error)
+    })?;
+    let plain = message.encode_to_vec();
+    let bytes = if zstd {
+        zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidRequest,
+                "the request cannot be compressed",
+            )
+            .with_source(error)
+        })?
+    } else {
+        plain
+    };
+    Ok(Body {
+        content_type: PROTOBUF,
+        zstd,
+        bytes: bytes.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tinker_types::{LossFn, ModelInput};
+
+    use super::*;
+
+    #[test]
+    fn compressed_bodies_decode_to_the_same_request() {
+        let datum = Datum::cross_entropy(
+            ModelInput::from_tokens(vec![1, 2]),
+            vec![2, 3],
+            vec![1.0, 0.5],
+        );
+        let request = ForwardBackwardRequest {
+            model_id: "S:train:0".parse().unwrap(),
+            seq_id: 7,
+            data: vec![datum.unwrap()],
+            loss_fn: LossFn::CrossEntropy,
+            loss_fn_config: Default::default(),
+            forward_only: false,
+        };
+
+        let body = encode(&request, true).unwrap();
+
+        assert!(body.zstd && body.content_type == PROTOBUF);
+        let plain = zstd::bulk::decompress(&body.bytes, 1 << 20).unwrap();
+        let message = proto::ForwardBackwardRequest::decode(&plain[..]).unwrap();
+        assert_eq!(ForwardBackwardRequest::try_from(&message).unwrap(), request);
+    }
+}

@@ -1,0 +1,35 @@
+//! Transport of the Tinker API: everything between a typed request and a typed response.
+//!
+//! [`Client`] authenticates, retries and polls; it has one method per endpoint. Every decision
+//! about time is made by the pure state machines of [`machine`]; the async code carries them out.
+
+mod auth;
+mod base_url;
+mod builder;
+mod call;
+mod client;
+mod clock;
+mod endpoints;
+mod error;
+mod event;
+mod future_driver;
+mod limits;
+pub mod machine;
+mod pools;
+mod request_type;
+mod send;
+mod setup;
+
+pub use auth::ApiKey;
+pub use base_url::BaseUrl;
+pub use builder::{ClientBuilder, PROTOCOL_VERSION};
+pub use client::Client;
+pub use endpoints::AsampleReply;
+pub use endpoints::{AccessScope, Page};
+pub use error::{Error, ErrorKind, Result};
+pub use event::Event;
+pub use future_driver::Resolved;
+pub use limits::{ByteGate, BytePermit};
+pub use machine::{PollPolicy, RetryPolicy};
+pub use pools::{Timeouts, TrafficClass};
+pub use request_type::RequestType;

@@ -1,0 +1,16 @@
+//! Every decision about time, as pure state machines: what to do next, given what happened and when.
+//!
+//! Nothing here waits, sends, reads a clock or draws a number. `now` is the time since the client
+//! was built and `draw` a number in `[0, 1)`; both are arguments, so tests run on virtual time.
+
+mod backoff;
+mod limit;
+mod link;
+mod poll;
+mod retry;
+
+pub use backoff::Backoff;
+pub use limit::{ByteBudget, SharedPause};
+pub use link::Link;
+pub use poll::{FuturePoll, PollEnd, PollEvent, PollPolicy, PollStep, QueueWatch};
+pub use retry::{Class, Decision, Failure, RetryPolicy, RetryState, classify, parse_retry_after};

@@ -1,0 +1,132 @@
+//! One connection pool per traffic class, so that a large upload does not hold up a heartbeat.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use reqwest::redirect;
+
+use crate::base_url::BaseUrl;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Time to make a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Kinds of traffic that do not share connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficClass {
+    /// Settings, sessions and heartbeats.
+    Session,
+    /// Training operations.
+    Train,
+    /// Sample submissions.
+    Sample,
+    /// Waiting for results.
+    Retrieve,
+    /// Runs and checkpoints.
+    Rest,
+}
+
+/// How long each class waits for the server to send something.
+///
+/// The time starts with the request and again with every part of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Default 60 s; heartbeats take 10 s.
+    pub session: Duration,
+    /// Default 300 s: uploads are large and the time includes them.
+    pub train: Duration,
+    /// Default 60 s.
+    pub sample: Duration,
+    /// Default 45 s: servers hold a poll for less.
+    pub retrieve: Duration,
+    /// Default 60 s.
+    pub rest: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            session: Duration::from_secs(60),
+            train: Duration::from_secs(300),
+            sample: Duration::from_secs(60),
+            retrieve: Duration::from_secs(45),
+            rest: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Timeouts {
+    const fn of(&self, class: TrafficClass) -> Duration {
+        match class {
+            TrafficClass::Session => self.session,
+            TrafficClass::Train => self.train,
+            TrafficClass::Sample => self.sample,
+            TrafficClass::Retrieve => self.retrieve,
+            TrafficClass::Rest => self.rest,
+        }
+    }
+}
+
+/// The pools, built when first needed: each one loads the trust store.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    user_agent: String,
+    bypass_proxy: bool,
+    proxy: Option<reqwest::Proxy>,
+    timeouts: Timeouts,
+    clients: [OnceLock<reqwest::Client>; 5],
+}
+
+impl Pools {
+    pub(crate) fn new(
+        base_url: &BaseUrl,
+        user_agent: String,
+        proxy: Option<reqwest::Proxy>,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self {
+            user_agent,
+            // A proxy of the environment cannot reach this machine's own loopback.
+            bypass_proxy: base_url.is_loopback() && proxy.is_none(),
+            proxy,
+            timeouts,
+            clients: Default::default(),
+        }
+    }
+
+    /// The pool of a class.
+    pub(crate) fn get(&self, class: TrafficClass) -> Result<&reqwest::Client> {
+        let slot = match class {
+            TrafficClass::Session => &self.clients[0],
+            TrafficClass::Train => &self.clients[1],
+            TrafficClass::Sample => &self.clients[2],
+            TrafficClass::Retrieve => &self.clients[3],
+            TrafficClass::Rest => &self.clients[4],
+        };
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let client = self.build(class)?;
+        Ok(slot.get_or_init(|| client))
+    }
+
+    fn build(&self, class: TrafficClass) -> Result<reqwest::Client> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(&self.user_agent)
+            // reqwest would carry the key to wherever a redirect points.
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(self.timeouts.of(class))
+            .http2_adaptive_window(true)
+            .tcp_nodelay(true);
+        if self.bypass_proxy {
+            builder = builder.no_proxy();
+        }
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(proxy.clone());
+        }
+        builder.build().map_err(|error| {
+            Error::new(ErrorKind::Connect, "cannot set up a connection pool").with_source(error)
+        })
+    }
+}

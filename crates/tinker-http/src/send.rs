@@ -1,0 +1,259 @@
+//! Sending a call until it succeeds or its policy gives up.
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use tinker_types::ClientConfig;
+
+use crate::call::{Answer, Call, Credential};
+use crate::client::Client;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::machine::{Class, Decision, Failure, RetryState, classify, parse_retry_after};
+
+/// Largest answer that is read.
+const MAX_ANSWER_BYTES: usize = 1 << 30;
+
+/// Why an attempt brought no answer.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    pub(crate) failure: Failure,
+    pub(crate) error: Error,
+}
+
+impl Client {
+    /// Sends a call; a 2xx answer or an error that names the call and the effort made.
+    pub(crate) async fn send(&self, call: Call) -> Result<Answer> {
+        match call.credential {
+            Credential::RawKey => self.repeat(call, false).await,
+            Credential::TokenOrKey => {
+                let exchange = self.setup().await?.config.pjwt_auth_enabled;
+                self.repeat(call, exchange).await
+            }
+        }
+    }
+
+    /// Sends a call while start-up is under way.
+    pub(crate) async fn send_configured(
+        &self,
+        call: Call,
+        config: &ClientConfig,
+    ) -> Result<Answer> {
+        self.repeat(call, config.pjwt_auth_enabled).await
+    }
+
+    async fn repeat(&self, call: Call, exchange: bool) -> Result<Answer> {
+        let started = self.now();
+        let mut state = RetryState::new(call.retry.clone());
+        let mut attempts = 0;
+        loop {
+            let outcome = self.attempt(&call, exchange, attempts).await;
+            attempts += 1;
+            let (class, retry_after, error) = match outcome {
+                Ok(answer) if answer.is_success() => return Ok(answer),
+                Ok(answer) => {
+                    let failure = Failure::Status {
+                        code: answer.status,
+                        empty_body: answer.has_empty_body(),
+                    };
+                    let class = match answer.status {
+                        429 if call.surface_throttling => Class::Permanent,
+                        _ => classify(failure, answer.should_retry),
+                    };
+                    (class, answer.retry_after, answer.error())
+                }
+                Err(none) => (classify(none.failure, None), None, none.error),
+            };
+            match state.on_failure(self.now(), class, retry_after, Clock::draw()) {
+                Decision::GiveUp => {
+                    return Err(error
+                        .with_call(call.method.as_str(), call.url.path())
+                        .with_effort(attempts, self.now().saturating_sub(started)));
+                }
+                Decision::RetryAfter(wait) => {
+                    self.tell(&Event::Retrying {
+                        route: call.url.path().to_owned(),
+                        reason: error.to_string(),
+                        attempts,
+                        wait,
+                    });
+                    self.sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Sends a call once, and once more if its token was refused.
+    pub(crate) async fn attempt(
+        &self,
+        call: &Call,
+        exchange: bool,
+        retry_count: u32,
+    ) -> Result<Answer, NoAnswer> {
+        if !exchange {
+            let key = self.inner().key.expose().to_owned();
+            return self.exchange(call, &key, retry_count).await;
+        }
+        let token = self.token(None).await.map_err(no_token)?;
+        let answer = self.exchange(call, &token, retry_count).await?;
+        if !answer.token_refused {
+            return Ok(answer);
+        }
+        let token = self.token(Some(&token)).await.map_err(no_token)?;
+        self.exchange(call, &token, retry_count).await
+    }
+
+    async fn exchange(
+        &self,
+        call: &Call,
+        credential: &str,
+        retry_count: u32,
+    ) -> Result<Answer, NoAnswer> {
+        let exchanged = async {
+            let response = self.request(call, credential, retry_count)?.send().await;
+            read(response.map_err(no_answer)?).await
+        };
+        let result = exchanged.await;
+        match &result {
+            Ok(_) => self.note_reached(),
+            Err(none) if none.failure == Failure::Local => {}
+            Err(none) => self.note_lost(&none.error.to_string()),
+        }
+        result
+    }
+
+    fn request(
+        &self,
+        call: &Call,
+        credential: &str,
+        retry_count: u32,
+    ) -> Result<reqwest::RequestBuilder, NoAnswer> {
+        let refuse = |error| NoAnswer {
+            failure: Failure::Local,
+            error,
+        };
+        let inner = self.inner();
+        let pool = inner.pools.get(call.class).map_err(refuse)?;
+        let mut key = HeaderValue::try_from(credential).map_err(|_| {
+            refuse(Error::new(
+                ErrorKind::Unauthenticated,
+                "the server's token cannot stand in a header",
+            ))
+        })?;
+        key.set_sensitive(true);
+        let mut request = pool
+            .request(call.method.clone(), call.url.clone())
+            .headers(inner.headers.clone())
+            .header("x-api-key", key)
+            .header("x-stainless-retry-count", retry_count.to_string())
+            .header(ACCEPT, call.accept);
+        for (name, value) in &call.headers {
+            request = request.header(*name, value);
+        }
+        if let Some(timeout) = call.timeout {
+            request = request.timeout(timeout);
+        }
+        if let Some(body) = &call.body {
+            request = request
+                .header(CONTENT_TYPE, body.content_type)
+                .body(body.bytes.clone());
+            if body.zstd {
+                request = request.header(CONTENT_ENCODING, "zstd");
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// Reads an answer within bounds.
+async fn read(mut response: reqwest::Response) -> Result<Answer, NoAnswer> {
+    let status = response.status().as_u16();
+    let mut answer = Answer {
+        status,
+        body: Bytes::new(),
+        ..read_head(status, response.headers())
+    };
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(NoAnswer {
+                failure: Failure::Local,
+                error: Error::new(ErrorKind::Decode, "the answer is larger than 1 GiB"),
+            });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    answer.body = body.freeze();
+    Ok(answer)
+}
+
+fn read_head(status: u16, headers: &HeaderMap) -> Answer {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(note) = text("x-deprecation-note") {
+        tracing::warn!(note, "the server calls this request deprecated: {note}");
+    }
+    let refused = text("www-authenticate").is_some_and(|v| v.contains("error=\"invalid_token\""));
+    Answer {
+        status,
+        content_type: text("content-type")
+            .unwrap_or_default()
+            .to_ascii_lowercase(),
+        body: Bytes::new(),
+        retry_after: parse_retry_after(text("retry-after-ms"), text("retry-after"), Clock::wall()),
+        should_retry: match text("x-should-retry") {
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            _ => None,
+        },
+        token_refused: status == 401 && refused,
+        request_id: text("x-request-id").map(str::to_owned),
+        location_host: headers
+            .get(LOCATION)
+            .and_then(|value| url::Url::parse(value.to_str().ok()?).ok())
+            .and_then(|url| url.host_str().map(str::to_owned)),
+    }
+}
+
+/// Sorts what reqwest reports. The address is taken out: it may hold what should not be shown.
+fn no_answer(error: reqwest::Error) -> NoAnswer {
+    let error = error.without_url();
+    let (failure, kind, message) = if error.is_connect() {
+        (
+            Failure::Unsent,
+            ErrorKind::Connect,
+            "cannot connect to the server",
+        )
+    } else if error.is_timeout() {
+        (
+            Failure::TimedOut,
+            ErrorKind::Timeout,
+            "the server did not answer in time",
+        )
+    } else if error.is_decode() {
+        (Failure::Local, ErrorKind::Decode, "the answer is corrupt")
+    } else if error.is_builder() {
+        (
+            Failure::Local,
+            ErrorKind::InvalidRequest,
+            "the request cannot be built",
+        )
+    } else {
+        (
+            Failure::Interrupted,
+            ErrorKind::Connect,
+            "the connection to the server broke",
+        )
+    };
+    NoAnswer {
+        failure,
+        error: Error::new(kind, message).with_source(error),
+    }
+}
+
+/// A call that could not be sent for want of a token; the exchange has had its own retries.
+fn no_token(error: Error) -> NoAnswer {
+    NoAnswer {
+        failure: Failure::Local,
+        error,
+    }
+}
