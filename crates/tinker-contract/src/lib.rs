@@ -1,0 +1,15 @@
+//! The agreement that client and server must both keep, as tests.
+//!
+//! [`mock`] is a scripted double of the service for tests of the client; [`target`] starts our own
+//! server for tests of both; [`python`] runs the official SDK against it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this crate is test support, and tests fail by panicking"
+)]
+
+pub mod mock;
+pub mod python;
+pub mod target;

@@ -1,0 +1,136 @@
+//! Our own server to test against, and the tiny base model it serves.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+use tinker_server::{ServeOptions, Server};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A server in this process with a data directory of its own; both end with it.
+#[derive(Debug)]
+pub struct Target {
+    /// Where it listens, without a trailing slash.
+    pub base_url: String,
+    /// The key it asks for.
+    pub api_key: String,
+    /// Name of the tiny base model.
+    pub base_model: String,
+    home: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    running: Option<JoinHandle<tinker_server::Result<()>>>,
+}
+
+impl Target {
+    /// Starts a server on a free port.
+    pub async fn start() -> Self {
+        let home = TempDir::new().expect("a temporary directory");
+        let model = tiny_model(&home.path().join("tiny"));
+        let server = Server::bind(options(home.path(), &model))
+            .await
+            .expect("a server");
+        let (base_url, api_key) = (server.base_url(), server.token().expose().to_owned());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(server.run(async move {
+            // A dropped target stops its server too.
+            let _ = stopped.await;
+        }));
+        Self {
+            base_url,
+            api_key,
+            base_model: model.display().to_string(),
+            home,
+            stop: Some(stop),
+            running: Some(running),
+        }
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Stops the server in good order and waits for its end.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        if let Some(running) = self.running.take() {
+            running
+                .await
+                .expect("the server's task")
+                .expect("an orderly end");
+        }
+    }
+}
+
+/// How the tests serve a data directory: one engine thread, the tiny model on offer.
+#[must_use]
+pub fn options(home: &Path, model: &Path) -> ServeOptions {
+    ServeOptions {
+        models: vec![model.to_owned()],
+        threads: 1,
+        ..ServeOptions::new(home)
+    }
+}
+
+/// Writes the tiny random Llama of `fixtures/numerics` with a tokenizer to `dir`; its real path.
+///
+/// Hidden size 64, two layers, 320 tokens: a training step takes milliseconds.
+pub fn tiny_model(dir: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/llama");
+    std::fs::create_dir_all(dir).expect("a directory");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), dir.join(name)).expect("a copy of the model");
+    }
+    let tokenizer_config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "model_max_length": 512,
+    });
+    write(dir, "tokenizer.json", &tokenizer());
+    write(dir, "tokenizer_config.json", &tokenizer_config);
+    dir.canonicalize().expect("the directory just made")
+}
+
+const EOS: &str = "<|endoftext|>";
+
+fn write(dir: &Path, name: &str, content: &Value) {
+    std::fs::write(dir.join(name), content.to_string()).expect("a small file");
+}
+
+/// One token for every byte, after the end-of-text token at 2 where the model's config has it.
+fn tokenizer() -> Value {
+    let mut vocab: Map<String, Value> = (0..=255)
+        .map(|byte| (byte_symbol(byte).to_string(), json!(u32::from(byte) + 3)))
+        .collect();
+    for (id, special) in ["<|pad|>", "<|begin|>", EOS].iter().enumerate() {
+        vocab.insert((*special).to_owned(), json!(id));
+    }
+    let special = json!({
+        "id": 2, "content": EOS, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    });
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special],
+        "normalizer": null, "pre_tokenizer": byte_level, "post_processor": null,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": false, "vocab": vocab, "merges": [],
+        },
+    })
+}
+
+/// The printable stand-in of a byte in byte-level vocabularies (Radford et al. 2019): itself if
+/// printable in Latin-1, else the next free character from U+0100.
+fn byte_symbol(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let n_before = (0..byte).filter(|&b| !printable(b)).count();
+    char::from_u32(0x100 + n_before as u32).expect("a character below U+0200")
+}
