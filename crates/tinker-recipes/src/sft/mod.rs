@@ -1,0 +1,26 @@
+//! Supervised fine-tuning on chat data.
+//!
+//! The steps, one file each: read the rows ([`Dataset`]), hold some out and render the rest
+//! ([`Prepared`]), put them in order ([`BatchPlan`]), and train ([`train`], [`resume`]).
+
+mod batches;
+mod checkpoints;
+mod config;
+mod data;
+mod datum;
+mod evaluate;
+mod observe;
+mod prepare;
+mod resume;
+mod step_metrics;
+mod stop;
+mod train;
+
+pub use batches::{BatchPlan, Cursor};
+pub use config::{HeldOut, SftConfig, SftOptions};
+pub use data::{Dataset, Row};
+pub use observe::{Event, Observer, StepReport};
+pub use prepare::{DataCounts, Prepared};
+pub use resume::resume;
+pub use stop::StopSignal;
+pub use train::{Outcome, SftJob, train};

@@ -1,0 +1,387 @@
+//! The training loop: pipelined by one step, interruptible, and resumable to the same result.
+//!
+//! Step `n + 1` is submitted before step `n` is awaited, so the server never waits for us. What
+//! the server executes is the order of submission alone: evaluation of the weights so far, forward
+//! and backward, optimizer step, checkpoint. A resumed run submits the same from its step on.
+
+use std::fmt;
+
+use tinker_runs::{CheckpointRow, RunWriter};
+use tinker_types::{ForwardBackwardOutput, OptimStepResponse, TinkerPath};
+
+use super::batches::BatchPlan;
+use super::checkpoints::{FINAL, name_of, row_of};
+use super::config::SftConfig;
+use super::datum::Example;
+use super::evaluate::mean_nll;
+use super::observe::{Event, Observer, StepReport};
+use super::prepare::Prepared;
+use super::step_metrics::{TEST_NLL, final_row, step_row};
+use super::stop::StopSignal;
+use crate::clock::Stopwatch;
+use crate::error::{Error, Result};
+use crate::trainer::{Pending, Service, ServiceError, Trainer, TrainerSpec};
+
+/// Everything a run needs.
+pub struct SftJob<'a> {
+    /// Every setting.
+    pub config: &'a SftConfig,
+    /// The data.
+    pub prepared: &'a Prepared,
+    /// Where to train.
+    pub service: &'a dyn Service,
+    /// The run folder.
+    pub writer: &'a mut RunWriter,
+    /// Who watches.
+    pub observer: &'a mut dyn Observer,
+    /// How to interrupt it.
+    pub stop: StopSignal,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// As planned.
+    Finished {
+        /// Optimizer steps in all.
+        n_steps: u64,
+        /// Weights and optimizer, to train on from.
+        state: TinkerPath,
+        /// Weights to sample from.
+        sampler: TinkerPath,
+        /// Held-out mean negative log-likelihood before the first step, if rows were held out.
+        first_nll: Option<f64>,
+        /// The same after the last step.
+        last_nll: Option<f64>,
+    },
+    /// By request, after a checkpoint; resume the run to go on.
+    Interrupted {
+        /// The step that a resumed run begins with.
+        resume_from: u64,
+        /// Optimizer steps in all.
+        n_steps: u64,
+        /// Weights and optimizer at that step.
+        state: TinkerPath,
+    },
+}
+
+/// Runs `job` from the start, recording it in an empty run folder.
+///
+/// # Errors
+/// A request fails for good, the loss is not finite, or the run folder cannot be written. What was
+/// recorded until then can be resumed.
+pub async fn train(mut job: SftJob<'_>) -> Result<Outcome> {
+    job.writer.write_config(job.config)?;
+    job.plan();
+    let trainer = job.create_trainer().await?;
+    Loop::new(job, trainer).run(0, None).await
+}
+
+impl fmt::Debug for SftJob<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SftJob")
+            .field("config", self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SftJob<'_> {
+    pub(super) fn batch_plan(&self) -> BatchPlan {
+        self.config.batch_plan(self.prepared.counts.n_train_rows)
+    }
+
+    /// Says what will be done, and what of it may surprise.
+    pub(super) fn plan(&mut self) {
+        let (plan, counts) = (self.batch_plan(), self.prepared.counts);
+        self.observer.on(Event::Planned {
+            config: self.config,
+            counts,
+            n_steps: plan.n_steps(),
+            n_steps_per_epoch: plan.batches_per_epoch(),
+        });
+        let (n_rows, batch_size) = (counts.n_train_rows, self.config.batch_size);
+        let mut notice = |text: String| self.observer.on(Event::Notice(text));
+        if n_rows < batch_size {
+            notice(format!(
+                "{n_rows} training rows are fewer than batch size {batch_size}: each step trains all"
+            ));
+        }
+        if counts.n_test_rows == 0 {
+            notice("no rows are held out, so the result is not evaluated".to_owned());
+        }
+        if counts.n_truncated > 0 {
+            let (n, max) = (counts.n_truncated, self.config.max_length);
+            notice(format!(
+                "{n} rows are longer than {max} tokens and were cut"
+            ));
+        }
+        if counts.n_dropped > 0 {
+            let n = counts.n_dropped;
+            notice(format!(
+                "{n} rows were left out: cutting took all their trained tokens"
+            ));
+        }
+    }
+
+    pub(super) async fn create_trainer(&self) -> Result<Box<dyn Trainer>> {
+        let spec = TrainerSpec {
+            base_model: self.config.model_name.clone(),
+            lora: self.config.lora(),
+            weights: self.config.load_checkpoint_path.clone(),
+        };
+        self.service
+            .create(&spec)
+            .await
+            .map_err(failed("creating the training run"))
+    }
+}
+
+/// A step that was submitted and not yet awaited.
+struct InFlight {
+    step: u64,
+    rows: Vec<usize>,
+    test: Option<Pending<'static, ForwardBackwardOutput>>,
+    forward_backward: Pending<'static, ForwardBackwardOutput>,
+    optim: Pending<'static, OptimStepResponse>,
+    save: Option<Pending<'static, TinkerPath>>,
+}
+
+/// A run under way.
+pub(super) struct Loop<'a> {
+    job: SftJob<'a>,
+    trainer: Box<dyn Trainer>,
+    plan: BatchPlan,
+    watch: Stopwatch,
+    seconds: f64,
+}
+
+impl<'a> Loop<'a> {
+    pub(super) fn new(job: SftJob<'a>, trainer: Box<dyn Trainer>) -> Self {
+        let plan = job.batch_plan();
+        Self {
+            job,
+            trainer,
+            plan,
+            watch: Stopwatch::start(),
+            seconds: 0.0,
+        }
+    }
+
+    /// Trains from step `start`, whose state is `saved` if it is in a checkpoint already.
+    pub(super) async fn run(mut self, start: u64, saved: Option<TinkerPath>) -> Result<Outcome> {
+        let mut saved_at = saved.map(|path| (start, path));
+        let mut in_flight: Option<InFlight> = None;
+        let mut next = start;
+        while next < self.plan.n_steps() && !self.job.stop.is_requested() {
+            let submitted = self.submit(next);
+            if let Some(earlier) = in_flight.replace(submitted) {
+                saved_at = self.finish(earlier, start).await?.or(saved_at);
+            }
+            next += 1;
+        }
+        let is_done = next == self.plan.n_steps();
+        if !is_done {
+            self.job.observer.on(Event::Stopping { next_step: next });
+        }
+        if let Some(last) = in_flight {
+            saved_at = self.finish(last, start).await?.or(saved_at);
+        }
+        if is_done {
+            self.end().await
+        } else {
+            self.interrupt(next, saved_at).await
+        }
+    }
+
+    /// Submits everything that belongs to `step`, in the order the server executes it.
+    fn submit(&mut self, step: u64) -> InFlight {
+        let config = self.job.config;
+        let rows = self.plan.rows(step);
+        let is_test_due = step == 0 || is_due(step, config.eval_every);
+        let test = if is_test_due {
+            self.submit_test()
+        } else {
+            None
+        };
+        let data = examples_of(self.job.prepared, &rows)
+            .map(|e| e.datum.clone())
+            .collect();
+        let forward_backward = self.trainer.forward_backward(data);
+        let optim = self
+            .trainer
+            .optim_step(config.adam(step, self.plan.n_steps()));
+        let next = step + 1;
+        let is_save_due = is_due(next, config.save_every) && next < self.plan.n_steps();
+        let save = is_save_due.then(|| self.trainer.save_state(&name_of(next), config.ttl_seconds));
+        InFlight {
+            step,
+            rows,
+            test,
+            forward_backward,
+            optim,
+            save,
+        }
+    }
+
+    fn submit_test(&mut self) -> Option<Pending<'static, ForwardBackwardOutput>> {
+        let test = &self.job.prepared.test;
+        let data = || test.iter().map(|example| example.datum.clone()).collect();
+        (!test.is_empty()).then(|| self.trainer.forward(data()))
+    }
+
+    /// Awaits and records `step`; returns the checkpoint after it, if one was due.
+    async fn finish(&mut self, flight: InFlight, start: u64) -> Result<Option<(u64, TinkerPath)>> {
+        let step = flight.step;
+        let test_nll = match flight.test {
+            Some(pending) => Some(self.score_test(pending, step).await?),
+            None => None,
+        };
+        let doing = || format!("training step {step}");
+        let answer = flight.forward_backward.await.map_err(failed(doing()))?;
+        let examples = examples_of(self.job.prepared, &flight.rows);
+        let loss = mean_nll(examples, &answer)?;
+        let optim = flight.optim.await.map_err(failed(doing()))?;
+        let report = self.report(step, start, &flight.rows, loss);
+        self.job
+            .writer
+            .append_metrics(&step_row(&report, optim.metrics.as_ref(), test_nll))?;
+        self.job.observer.on(Event::Step(&report));
+        if !loss.is_finite() {
+            return Err(Error::LossNotFinite {
+                step,
+                loss,
+                learning_rate: report.learning_rate,
+            });
+        }
+        let Some(save) = flight.save else {
+            return Ok(None);
+        };
+        let next = step + 1;
+        let path = save
+            .await
+            .map_err(failed(format!("saving the checkpoint after step {step}")))?;
+        self.record(&row_of(name_of(next), path.clone(), &self.plan, next))?;
+        Ok(Some((next, path)))
+    }
+
+    async fn score_test(
+        &mut self,
+        pending: Pending<'static, ForwardBackwardOutput>,
+        step: u64,
+    ) -> Result<f64> {
+        let answer = pending
+            .await
+            .map_err(failed(format!("evaluating before step {step}")))?;
+        let nll = mean_nll(&self.job.prepared.test, &answer)?;
+        self.job.observer.on(Event::Evaluated { step, nll });
+        Ok(nll)
+    }
+
+    fn report(&mut self, step: u64, start: u64, rows: &[usize], loss: f64) -> StepReport {
+        let n_steps = self.plan.n_steps();
+        let seconds = self.watch.lap();
+        self.seconds += seconds;
+        let (n_done, n_left) = (step + 1 - start, n_steps - step - 1);
+        let examples = || examples_of(self.job.prepared, rows);
+        StepReport {
+            step,
+            n_steps,
+            epoch: self.plan.cursor(step).epoch,
+            learning_rate: self.job.config.adam(step, n_steps).learning_rate,
+            train_mean_nll: loss,
+            n_sequences: examples().count(),
+            n_tokens: examples().map(Example::n_tokens).sum(),
+            n_trained_tokens: examples().map(Example::n_trained).sum(),
+            seconds,
+            eta_seconds: self.seconds / n_done as f64 * n_left as f64,
+        }
+    }
+
+    fn record(&mut self, row: &CheckpointRow) -> Result<()> {
+        self.job.writer.append_checkpoint(row)?;
+        self.job.observer.on(Event::Saved(row));
+        Ok(())
+    }
+
+    /// Evaluates and saves the final weights.
+    async fn end(mut self) -> Result<Outcome> {
+        let n_steps = self.plan.n_steps();
+        let test = self.submit_test();
+        let state = self.trainer.save_state(FINAL, None);
+        let sampler = self.trainer.save_sampler(FINAL);
+        let mut last_nll = None;
+        if let Some(pending) = test {
+            let nll = self.score_test(pending, n_steps).await?;
+            self.job.writer.append_metrics(&final_row(n_steps, nll))?;
+            last_nll = Some(nll);
+        }
+        let state = state.await.map_err(failed("saving the final checkpoint"))?;
+        let sampler = sampler
+            .await
+            .map_err(failed("saving the final sampler weights"))?;
+        let mut row = row_of(FINAL.to_owned(), state.clone(), &self.plan, n_steps);
+        row.sampler_path = Some(sampler.clone());
+        row.is_final = true;
+        self.record(&row)?;
+        let first_nll = self.first_nll()?;
+        Ok(Outcome::Finished {
+            n_steps,
+            state,
+            sampler,
+            first_nll,
+            last_nll,
+        })
+    }
+
+    /// The evaluation before step 0, which an interrupted run did earlier.
+    fn first_nll(&self) -> Result<Option<f64>> {
+        let rows = self.job.writer.folder().read_metrics()?;
+        Ok(rows
+            .first()
+            .filter(|row| row.step == 0)
+            .and_then(|row| row.get(TEST_NLL)))
+    }
+
+    /// Makes sure that the state before step `next` is in a checkpoint.
+    async fn interrupt(
+        mut self,
+        next: u64,
+        saved_at: Option<(u64, TinkerPath)>,
+    ) -> Result<Outcome> {
+        let n_steps = self.plan.n_steps();
+        if let Some((_, state)) = saved_at.filter(|(step, _)| *step == next) {
+            return Ok(Outcome::Interrupted {
+                resume_from: next,
+                n_steps,
+                state,
+            });
+        }
+        let name = name_of(next);
+        let save = self.trainer.save_state(&name, self.job.config.ttl_seconds);
+        let state = save
+            .await
+            .map_err(failed("saving the checkpoint to resume from"))?;
+        self.record(&row_of(name, state.clone(), &self.plan, next))?;
+        Ok(Outcome::Interrupted {
+            resume_from: next,
+            n_steps,
+            state,
+        })
+    }
+}
+
+fn is_due(step: u64, every: u64) -> bool {
+    every > 0 && step > 0 && step.is_multiple_of(every)
+}
+
+fn examples_of<'p>(prepared: &'p Prepared, rows: &'p [usize]) -> impl Iterator<Item = &'p Example> {
+    rows.iter()
+        .filter_map(|&row| prepared.train.get(row))
+        .flatten()
+}
+
+/// An adapter for `map_err` that says what was being done.
+pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(ServiceError) -> Error {
+    let doing = doing.into();
+    move |source| Error::Service { doing, source }
+}

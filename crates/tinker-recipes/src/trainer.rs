@@ -1,0 +1,60 @@
+//! What a recipe needs of a training service, and the client library as one.
+//!
+//! The loops are written against these traits so that their order, their resumption and their
+//! failures are tested without a server.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+
+use tinker_types::{
+    AdamParams, Datum, ForwardBackwardOutput, LoraConfig, OptimStepResponse, TinkerPath,
+};
+
+/// Why a request failed for good: retries are over.
+pub type ServiceError = Box<dyn StdError + Send + Sync>;
+
+/// The result of an operation, when it is there. Dropping it forgets the result, not the operation.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, ServiceError>> + Send + 'a>>;
+
+/// A training run to start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainerSpec {
+    /// Base model.
+    pub base_model: String,
+    /// The adapter.
+    pub lora: LoraConfig,
+    /// Weights to start from instead of a new adapter, without their optimizer.
+    pub weights: Option<TinkerPath>,
+}
+
+/// Starts training runs and goes on with saved ones.
+pub trait Service: Send + Sync {
+    /// Starts a training run.
+    fn create<'a>(&'a self, spec: &'a TrainerSpec) -> Pending<'a, Box<dyn Trainer>>;
+
+    /// Starts a training run from a checkpoint with its optimizer; `None` if the server does not
+    /// have the checkpoint any more.
+    fn restore<'a>(&'a self, state: &'a TinkerPath) -> Pending<'a, Option<Box<dyn Trainer>>>;
+}
+
+/// One training run.
+///
+/// Every method submits its operation at once and the service executes operations in the order of
+/// the calls, whenever and in whatever order their results are awaited.
+pub trait Trainer: Send {
+    /// Adds the gradient of `data` under cross-entropy.
+    fn forward_backward(&mut self, data: Vec<Datum>) -> Pending<'static, ForwardBackwardOutput>;
+
+    /// Scores `data` under cross-entropy without a gradient.
+    fn forward(&mut self, data: Vec<Datum>) -> Pending<'static, ForwardBackwardOutput>;
+
+    /// Applies the gradient and clears it.
+    fn optim_step(&mut self, adam: AdamParams) -> Pending<'static, OptimStepResponse>;
+
+    /// Saves weights and optimizer as `name`.
+    fn save_state(&mut self, name: &str, ttl_seconds: Option<u64>) -> Pending<'static, TinkerPath>;
+
+    /// Saves weights to sample from as `name`.
+    fn save_sampler(&mut self, name: &str) -> Pending<'static, TinkerPath>;
+}
