@@ -94,15 +94,15 @@ pub enum Error {
     },
     /// The model's learning rate is not known.
     #[error(
-        "no calibrated learning rate for `{model}`; give one with --learning-rate (LoRA runs of \
-         models of 1 to 70 billion parameters use 1e-4 to 5e-4)"
+        "no calibrated learning rate for `{model}`; give one (LoRA runs of models of 1 to 70 \
+         billion parameters use 1e-4 to 5e-4)"
     )]
     NoLearningRate {
         /// The base model.
         model: String,
     },
     /// Nobody knows which chat format the model speaks.
-    #[error("no renderer is known for `{model}`; name one with --renderer ({known})")]
+    #[error("no renderer is known for `{model}`; name one of: {known}")]
     NoRenderer {
         /// The base model.
         model: String,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use tinker_chat::{Message, TrainOnWhat};
 use tinker_recipes::Error;
 use tinker_recipes::sft::Dataset;
@@ -118,4 +119,28 @@ fn an_empty_file_and_a_missing_one_are_named() {
     let error = Dataset::read(Path::new("/no/such"), TrainOnWhat::AllMessages).unwrap_err();
     assert!(matches!(error, Error::ReadData { .. }));
     assert_eq!(error.to_string(), "cannot read data file `/no/such`");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// A damaged file is an error with a place in the file, never a panic.
+    #[test]
+    fn damaged_rows_are_located_within_the_file(
+        at in 0_usize..120, junk in prop::collection::vec(any::<u8>(), 0..4),
+    ) {
+        let mut bytes = format!("{GOOD}\n{GOOD}\n").into_bytes();
+        let at = at.min(bytes.len());
+        bytes.splice(at.., junk);
+
+        match Dataset::parse(Path::new("d"), &bytes, TrainOnWhat::AllAssistantMessages) {
+            Ok(data) => prop_assert!(!data.rows.is_empty()),
+            Err(Error::BadRow { line, column, .. }) => {
+                let n_lines = bytes.split(|&byte| byte == b'\n').count();
+                prop_assert!((1..=n_lines).contains(&line) && column >= 1);
+                prop_assert!(column <= bytes.len() + 1);
+            }
+            Err(error) => prop_assert!(matches!(error, Error::EmptyData { .. }), "{error}"),
+        }
+    }
 }
