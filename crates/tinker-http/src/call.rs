@@ -150,6 +150,17 @@ pub(crate) struct Answer {
     pub(crate) token_refused: bool,
     pub(crate) request_id: Option<String>,
     pub(crate) location_host: Option<String>,
+    /// The call it answers and what that took; set once the call has succeeded.
+    pub(crate) origin: Option<Origin>,
+}
+
+/// Which call an answer belongs to, for errors found while reading it.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) method: Method,
+    pub(crate) route: String,
+    pub(crate) attempts: u32,
+    pub(crate) elapsed: Duration,
 }
 
 impl Answer {
@@ -173,11 +184,18 @@ impl Answer {
             } else {
                 &self.content_type
             };
-            Error::new(
+            let error = Error::new(
                 ErrorKind::Decode,
                 format!("the answer ({}, {kind}) was not understood", self.status),
             )
             .with_source(error)
+            .with_request_id(self.request_id.clone());
+            match &self.origin {
+                None => error,
+                Some(origin) => error
+                    .with_call(origin.method.as_str(), &origin.route)
+                    .with_effort(origin.attempts, origin.elapsed),
+            }
         })
     }
 

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use tinker_types::ClientConfig;
 
-use crate::call::{Answer, Call, Credential};
+use crate::call::{Answer, Call, Credential, Origin};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -50,7 +50,15 @@ impl Client {
             let outcome = self.attempt(&call, exchange, attempts).await;
             attempts += 1;
             let (class, retry_after, error) = match outcome {
-                Ok(answer) if answer.is_success() => return Ok(answer),
+                Ok(mut answer) if answer.is_success() => {
+                    answer.origin = Some(Origin {
+                        method: call.method,
+                        route: call.url.path().to_owned(),
+                        attempts,
+                        elapsed: self.now().saturating_sub(started),
+                    });
+                    return Ok(answer);
+                }
                 Ok(answer) => {
                     let failure = Failure::Status {
                         code: answer.status,
@@ -211,6 +219,7 @@ fn read_head(status: u16, headers: &HeaderMap) -> Answer {
             .get(LOCATION)
             .and_then(|value| url::Url::parse(value.to_str().ok()?).ok())
             .and_then(|url| url.host_str().map(str::to_owned)),
+        origin: None,
     }
 }
 

@@ -212,7 +212,11 @@ pub fn parse_retry_after(
     retry_after: Option<&str>,
     wall_clock: SystemTime,
 ) -> Option<Duration> {
-    let seconds = |value: f64| Duration::try_from_secs_f64(value.min(1e9)).ok();
+    // `min` would turn a NaN into the largest wish.
+    let seconds = |value: f64| {
+        let capped = (!value.is_nan()).then(|| value.min(1e9))?;
+        Duration::try_from_secs_f64(capped).ok()
+    };
     let from_ms = retry_after_ms
         .and_then(|text| text.trim().parse::<f64>().ok())
         .and_then(|ms| seconds(ms / 1000.0));
