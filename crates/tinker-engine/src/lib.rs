@@ -4,11 +4,14 @@
 //! storage) sees one seam, [`Backend`]; everything below it is a device.
 
 pub mod adapter;
+pub mod arch;
 pub mod backend;
 mod cpu;
 pub mod error;
+pub mod load;
 pub mod loss;
 pub mod optim;
+pub mod rng;
 
 pub use adapter::{AdapterState, HostTensor, LoraSpec};
 pub use backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu};

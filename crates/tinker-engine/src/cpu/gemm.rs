@@ -10,7 +10,10 @@
 //! The left factor is interleaved by groups of rows, so that the kernel walks one pointer; a factor
 //! that is stored transposed is used as it lies.
 
+use std::cell::RefCell;
+
 use super::buffer::{Buffer, round_up};
+use super::pool::Pool;
 use super::simd::Isa;
 use super::tile::{self, Job, Left};
 
@@ -25,6 +28,9 @@ const INNER_BLOCK: usize = 256;
 
 /// Rows of the left factor that are packed at a time; with `INNER_BLOCK` it stays in the second level.
 const ROW_BLOCK: usize = 22 * ROWS;
+
+/// Multiply-adds from which on a second thread pays for its wake-up.
+const SHARED_WORK: usize = 1 << 16;
 
 /// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
 const NARROW: usize = 6;
@@ -80,9 +86,16 @@ impl Panels {
         }
     }
 
-    /// Columns `n`.
-    pub(crate) fn n(&self) -> usize {
-        self.n
+    /// Copies row `t` to `out`, `[n]`.
+    pub(crate) fn row(&self, t: usize, out: &mut [f32]) {
+        for (out, panel) in out.chunks_mut(PANEL).zip(self.data.chunks_exact(self.k * PANEL)) {
+            out.copy_from_slice(&panel[t * PANEL..][..out.len()]);
+        }
+    }
+
+    /// Number of elements, padding not counted.
+    pub(crate) fn len(&self) -> usize {
+        self.k * self.n
     }
 
     /// As a right factor.
@@ -112,6 +125,16 @@ impl<'a> Cols<'a> {
     /// Panels `[k][32]` that lie `panel_stride` apart.
     pub(crate) fn panels(data: &'a [f32], k: usize, n: usize, panel_stride: usize) -> Self {
         Self { data, k, n, row_stride: PANEL, panel_stride, padded: true }
+    }
+
+    /// Inner dimension.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub(crate) fn n(&self) -> usize {
+        self.n
     }
 
     /// One past the last element that a kernel reads.
@@ -144,6 +167,28 @@ pub(crate) enum Rows<'a> {
     Transposed { data: &'a [f32], stride: usize },
 }
 
+impl<'a> Rows<'a> {
+    /// A row-major matrix of rows of `width`.
+    pub(crate) fn row_major(data: &'a [f32], width: usize) -> Self {
+        Rows::RowMajor { data, stride: width }
+    }
+
+    /// A matrix whose transpose has rows of `width`.
+    pub(crate) fn transposed(data: &'a [f32], width: usize) -> Self {
+        Rows::Transposed { data, stride: width }
+    }
+
+    /// The rows from `row` on.
+    fn from_row(self, row: usize) -> Self {
+        match self {
+            Rows::RowMajor { data, stride } => {
+                Rows::RowMajor { data: &data[row * stride..], stride }
+            }
+            Rows::Transposed { data, stride } => Rows::Transposed { data: &data[row..], stride },
+        }
+    }
+}
+
 /// Whether a product replaces the output or is added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Store {
@@ -169,58 +214,126 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Where packed factors are kept between calls, so that a product allocates next to nothing.
+/// Where a thread keeps packed factors between calls, so that a product allocates next to nothing.
 #[derive(Debug)]
-pub(crate) struct Scratch {
+struct Scratch {
     rows: Buffer,
     tails: Buffer,
 }
 
 impl Scratch {
-    /// Room for the row blocks of any product.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self { rows: Buffer::zeros(ROW_BLOCK * INNER_BLOCK), tails: Buffer::zeros(0) }
     }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
 }
 
 /// Computes `C (+)= A B` for each product, `A [m, k]`.
 ///
 /// # Panics
 /// If a matrix does not fit its slice: a bug in the caller, never bad input.
-pub(crate) fn matmul(
-    m: usize,
-    k: usize,
-    a: Rows<'_>,
-    products: &mut [Product<'_>],
-    scratch: &mut Scratch,
-) {
-    matmul_at(Isa::best(), m, k, a, products, scratch);
+pub(crate) fn matmul(m: usize, k: usize, a: Rows<'_>, products: &mut [Product<'_>]) {
+    matmul_at(Isa::best(), m, k, a, products);
 }
 
-fn matmul_at(
-    isa: Isa,
-    m: usize,
-    k: usize,
-    a: Rows<'_>,
-    products: &mut [Product<'_>],
-    scratch: &mut Scratch,
-) {
+fn matmul_at(isa: Isa, m: usize, k: usize, a: Rows<'_>, products: &mut [Product<'_>]) {
     if m == 0 || k == 0 {
         return;
     }
     check_left(m, k, a);
-    let jobs = jobs(m, k, products, &mut scratch.tails);
-    // SAFETY: all that the jobs and `a` read and write was checked to lie inside its slice.
+    SCRATCH.with_borrow_mut(|scratch| {
+        let jobs = jobs(m, k, products, &mut scratch.tails);
+        // SAFETY: all that `jobs` and `a` read and write was checked to lie inside its slice.
+        unsafe { run(isa, m, k, a, jobs, &mut scratch.rows) };
+    });
+}
+
+/// As [`matmul`], shared among the threads of `pool`: by rows if there are many, else by columns.
+pub(crate) fn matmul_on(
+    pool: &Pool,
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    products: &mut [Product<'_>],
+) {
+    let columns: usize = products.iter().map(|p| p.b.n).sum();
+    if pool.threads() == 1 || m * k * columns < SHARED_WORK {
+        return matmul(m, k, a, products);
+    }
+    check_left(m, k, a);
+    let mut tails = Buffer::zeros(0);
+    let jobs = Jobs(jobs(m, k, products, &mut tails));
+    let parts = pool.threads();
+    let by_rows = m >= 2 * ROWS * parts;
+    pool.run(parts, &|part| {
+        let (jobs, rows) = if by_rows {
+            let groups = m.div_ceil(ROWS);
+            let start = groups * part / parts * ROWS;
+            let end = (groups * (part + 1) / parts * ROWS).min(m);
+            (jobs.from_row(start), start..end)
+        } else {
+            (jobs.columns(part, parts), 0..m)
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let a = a.from_row(rows.start);
+            // SAFETY: as in `matmul_at`; parts write to different rows or columns.
+            unsafe { run(Isa::best(), rows.len(), k, a, jobs, &mut scratch.rows) };
+        });
+    });
+}
+
+/// Jobs that several threads take parts of.
+struct Jobs(Vec<Job>);
+
+// SAFETY: the pointers are only used for parts that do not overlap.
+unsafe impl Sync for Jobs {}
+
+impl Jobs {
+    fn from_row(&self, row: usize) -> Vec<Job> {
+        let jobs = self.0.iter();
+        jobs.map(|job| Job { c: job.c.wrapping_add(row * job.stride), ..*job }).collect()
+    }
+
+    fn columns(&self, part: usize, parts: usize) -> Vec<Job> {
+        let jobs = self.0.iter().filter_map(|job| {
+            let panels = job.n.div_ceil(PANEL);
+            let start = panels * part / parts;
+            let end = (panels * (part + 1) / parts * PANEL).min(job.n);
+            let n = end.checked_sub(start * PANEL).filter(|n| *n > 0)?;
+            let b = job.b.wrapping_add(start * job.panel_stride);
+            Some(Job { b, n, c: job.c.wrapping_add(start * PANEL), ..*job })
+        });
+        jobs.collect()
+    }
+}
+
+/// Packs what has to be packed and runs the tiles.
+///
+/// # Safety
+/// As for [`tile::run`]; `a` holds `[m, k]`.
+unsafe fn run(
+    isa: Isa,
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    jobs: Vec<Job>,
+    packed: &mut Buffer,
+) {
+    // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
         match a {
             Rows::RowMajor { data, stride } if m <= NARROW => {
-                scratch.rows.reserve(m * k);
-                pack(data, stride, m, k, m, &mut scratch.rows);
-                let left = Left { data: scratch.rows.as_ptr(), group_stride: 0, step: m };
+                packed.reserve(m * k);
+                pack(data, stride, m, k, m, packed);
+                let left = Left { data: packed.as_ptr(), group_stride: 0, step: m };
                 tile::run(isa, left, m, k, &jobs);
             }
             Rows::RowMajor { data, stride } => {
-                run_blocks(isa, m, k, (data, stride), jobs, &mut scratch.rows);
+                packed.reserve(ROW_BLOCK * INNER_BLOCK);
+                run_blocks(isa, m, k, (data, stride), jobs, packed);
             }
             Rows::Transposed { data, stride } => {
                 let left = Left { data: data.as_ptr(), group_stride: ROWS, step: stride };

@@ -1,20 +1,248 @@
-//! The CPU backend.
+//! The CPU backend: hand-written forward and backward passes over a small set of kernels.
 #![expect(unsafe_code, reason = "vector instructions and memory shared between workers")]
 
+mod attention;
+mod block;
 mod buffer;
+mod elementwise;
 mod gemm;
+mod head;
+mod infer;
+mod linear;
+mod lora;
+mod model;
+mod pool;
 mod simd;
 mod tile;
+mod train;
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::backend::Backend;
+use self::buffer::Buffer;
+pub(crate) use self::elementwise::{arg_max, log_sum_exp};
+use self::infer::{Inference, Scratch, Segment, Slot};
+use self::lora::Adapter;
+use self::model::Model;
+use self::pool::Pool;
+use self::simd::Isa;
+use self::train::{Training, Workspace};
+use crate::adapter::{AdapterState, LoraSpec};
+use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId};
 use crate::error::{Error, Result};
+use crate::loss::TrainSequence;
+use crate::optim::{AdamW, OptimReport};
 
 /// Loads a model directory onto the CPU.
-pub(crate) fn load(dir: &Path, _threads: usize) -> Result<Box<dyn Backend>> {
-    Err(Error::Model {
-        path: dir.to_path_buf(),
-        message: "the cpu backend cannot load models in this build".into(),
-    })
+pub(crate) fn load(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Cpu::new(Model::load(dir)?, threads)))
+}
+
+/// A base model on the CPU, with its adapters and cached sequences.
+#[derive(Debug)]
+struct Cpu {
+    info: BaseInfo,
+    model: Model,
+    pool: Pool,
+    workspaces: Vec<Workspace>,
+    scratch: Scratch,
+    adapters: BTreeMap<AdapterId, Arc<Adapter>>,
+    slots: HashMap<SlotId, Slot>,
+    next_id: u64,
+}
+
+impl Cpu {
+    fn new(model: Model, threads: usize) -> Self {
+        let arch = &model.arch;
+        let info = BaseInfo {
+            vocab_size: arch.vocab_size,
+            max_context: arch.max_context,
+            hidden_size: arch.hidden_size,
+            n_layers: arch.n_layers,
+            n_parameters: model.n_parameters(),
+            architecture: arch.name.clone(),
+            precision: format!("cpu {} f32", Isa::best().name()),
+        };
+        let pool = Pool::new(threads);
+        Self {
+            info,
+            model,
+            workspaces: (0..pool.threads()).map(|_| Workspace::new()).collect(),
+            pool,
+            scratch: Scratch::new(),
+            adapters: BTreeMap::new(),
+            slots: HashMap::new(),
+            next_id: 0,
+        }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn add_adapter(&mut self, adapter: Adapter) -> AdapterId {
+        let id = AdapterId(self.next_id());
+        self.adapters.insert(id, Arc::new(adapter));
+        id
+    }
+
+    fn add_slot(&mut self, slot: Slot) -> SlotId {
+        let id = SlotId(self.next_id());
+        self.slots.insert(id, slot);
+        id
+    }
+
+    fn adapter(&self, id: AdapterId) -> Result<&Arc<Adapter>> {
+        self.adapters.get(&id).ok_or(Error::Unknown { kind: "adapter", id: id.0 })
+    }
+
+    fn optional_adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>> {
+        id.map(|id| self.adapter(id).cloned()).transpose()
+    }
+
+    fn check_tokens(&self, tokens: impl IntoIterator<Item = u32>) -> Result<()> {
+        let vocab = self.info.vocab_size;
+        match tokens.into_iter().find(|t| *t as usize >= vocab) {
+            None => Ok(()),
+            Some(token) => {
+                let message = format!("token {token} is not below the vocabulary size {vocab}");
+                Err(Error::Invalid(message))
+            }
+        }
+    }
+}
+
+fn unknown_slot(id: SlotId) -> Error {
+    Error::Unknown { kind: "slot", id: id.0 }
+}
+
+fn check_room(slot: &Slot, n: usize) -> Result<()> {
+    if n > slot.capacity - slot.len {
+        let (len, capacity) = (slot.len, slot.capacity);
+        let message = format!("{n} more tokens do not fit a slot that holds {len} of {capacity}");
+        return Err(Error::Invalid(message));
+    }
+    Ok(())
+}
+
+impl Backend for Cpu {
+    fn info(&self) -> &BaseInfo {
+        &self.info
+    }
+
+    fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {
+        let adapter = Adapter::new(&self.model.arch, spec)?;
+        Ok(self.add_adapter(adapter))
+    }
+
+    fn import_adapter(&mut self, state: &AdapterState) -> Result<AdapterId> {
+        let adapter = Adapter::import(&self.model.arch, state)?;
+        Ok(self.add_adapter(adapter))
+    }
+
+    fn export_adapter(&self, adapter: AdapterId) -> Result<AdapterState> {
+        Ok(self.adapter(adapter)?.export())
+    }
+
+    fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId> {
+        let copy = self.adapter(adapter)?.snapshot();
+        Ok(self.add_adapter(copy))
+    }
+
+    fn drop_adapter(&mut self, adapter: AdapterId) {
+        self.adapters.remove(&adapter);
+    }
+
+    fn forward(
+        &mut self,
+        adapter: Option<AdapterId>,
+        sequences: &[TrainSequence],
+    ) -> Result<Vec<SequenceOutput>> {
+        let adapter = self.optional_adapter(adapter)?;
+        let training = Training { model: &self.model, pool: &self.pool, sequences };
+        training.check()?;
+        training.forward(adapter.as_deref(), &mut self.workspaces)
+    }
+
+    fn forward_backward(
+        &mut self,
+        adapter: AdapterId,
+        sequences: &[TrainSequence],
+    ) -> Result<Vec<SequenceOutput>> {
+        let known = Error::Unknown { kind: "adapter", id: adapter.0 };
+        let adapter = Arc::make_mut(self.adapters.get_mut(&adapter).ok_or(known)?);
+        let training = Training { model: &self.model, pool: &self.pool, sequences };
+        training.check()?;
+        let mut gradient = std::mem::replace(&mut adapter.gradient, Buffer::zeros(0));
+        let outputs = training.forward_backward(adapter, &mut self.workspaces, &mut gradient);
+        adapter.gradient = gradient;
+        outputs
+    }
+
+    fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport> {
+        let unknown = Error::Unknown { kind: "adapter", id: adapter.0 };
+        let adapter = self.adapters.get_mut(&adapter).ok_or(unknown)?;
+        Arc::make_mut(adapter).optim_step(params, &self.pool)
+    }
+
+    fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {
+        let max = self.info.max_context;
+        if capacity == 0 || capacity > max {
+            return Err(Error::Invalid(format!("slot capacity {capacity} is not in 1..={max}")));
+        }
+        let adapter = self.optional_adapter(adapter)?;
+        let slot = Slot::new(&self.model.arch, adapter, capacity);
+        Ok(self.add_slot(slot))
+    }
+
+    fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId> {
+        let copy = self.slots.get(&slot).ok_or_else(|| unknown_slot(slot))?.clone();
+        Ok(self.add_slot(copy))
+    }
+
+    fn close_slot(&mut self, slot: SlotId) {
+        self.slots.remove(&slot);
+    }
+
+    fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill> {
+        if tokens.is_empty() {
+            return Err(Error::Invalid("there are no tokens to append".into()));
+        }
+        self.check_tokens(tokens.iter().copied())?;
+        let held = self.slots.get_mut(&slot).ok_or_else(|| unknown_slot(slot))?;
+        check_room(held, tokens.len())?;
+        let mut inference =
+            Inference { model: &self.model, pool: &self.pool, scratch: &mut self.scratch };
+        let (prompt_logprobs, next_logits) = inference.prefill(held, tokens, prompt_logprobs);
+        Ok(Prefill { prompt_logprobs, next_logits })
+    }
+
+    fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>> {
+        self.check_tokens(rows.iter().map(|(_, token)| *token))?;
+        let mut named = HashSet::new();
+        for (id, _) in rows {
+            check_room(self.slots.get(id).ok_or_else(|| unknown_slot(*id))?, 1)?;
+            if !named.insert(*id) {
+                return Err(Error::Invalid(format!("slot {} is named twice", id.0)));
+            }
+        }
+        // The slots leave the map while they are worked on, so that each can be borrowed alone.
+        let mut taken: Vec<(SlotId, Slot)> = Vec::with_capacity(rows.len());
+        for (id, _) in rows {
+            taken.extend(self.slots.remove_entry(id));
+        }
+        let mut segments: Vec<Segment<'_>> = taken
+            .iter_mut()
+            .zip(rows)
+            .map(|((_, slot), (_, token))| Segment { slot, tokens: std::slice::from_ref(token) })
+            .collect();
+        let mut inference =
+            Inference { model: &self.model, pool: &self.pool, scratch: &mut self.scratch };
+        let logits =
+            if segments.is_empty() { Vec::new() } else { inference.decode(&mut segments) };
+        self.slots.extend(taken);
+        Ok(logits)
+    }
 }

@@ -61,7 +61,7 @@ fn agrees_with_the_definition_for_every_shape_and_instruction_set() {
                 for right in [panels.cols(), Cols::row_major(&b, k, n, n)] {
                     let mut out = c.clone();
                     let mut products = [Product::new(right, &mut out, n, Store::Add)];
-                    matmul_at(isa, m, k, left, &mut products, &mut Scratch::new());
+                    matmul_at(isa, m, k, left, &mut products);
                     for (x, y) in out.iter().zip(&expected) {
                         assert!((f64::from(*x) - y).abs() < 1e-4, "{isa:?} {m} {n} {k}: {x} {y}");
                     }
@@ -81,7 +81,7 @@ fn a_row_has_the_same_bits_whatever_stands_beside_it() {
             let right = Cols::row_major(&b, k, n, n);
             let mut products = [Product::new(right, &mut out, n, Store::Replace)];
             let left = Rows::RowMajor { data: a, stride: k };
-            matmul_at(isa, m, k, left, &mut products, &mut Scratch::new());
+            matmul_at(isa, m, k, left, &mut products);
             out
         };
         let all = run(m, &a);
@@ -98,7 +98,7 @@ fn writes_nothing_outside_its_columns() {
     for isa in Isa::available() {
         let mut out = vec![7.0; m * stride];
         let mut products = [Product::new(Cols::row_major(&b, k, n, n), &mut out, stride, Store::Replace)];
-        matmul_at(isa, m, k, Rows::RowMajor { data: &a, stride: k }, &mut products, &mut Scratch::new());
+        matmul_at(isa, m, k, Rows::RowMajor { data: &a, stride: k }, &mut products);
         assert!(out.chunks(stride).all(|row| row[n..].iter().all(|x| *x == 7.0)));
     }
 }

@@ -1,0 +1,352 @@
+//! The kernels that are not matrix products: norms, rotary positions, activation, softmax, AdamW.
+//!
+//! Rows are independent of each other, and every reduction keeps 16 partial sums that are added
+//! first to last, so a row has the same bits wherever it stands.
+
+use super::simd::{kernels, madd};
+use crate::optim::AdamW;
+
+/// Partial sums of a reduction.
+const LANES: usize = 16;
+
+/// `e^x` to about two units in the last place, for `x` up to 88; below -87.3 it stays at `e^-87.3`.
+///
+/// Range reduction and polynomial of Cephes' `expf`.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the integer in the low bits
+    let x = x.clamp(-87.3, 88.0);
+    let shifted = madd::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let f = madd::<FMA>(n, -0.693_359_4, x);
+    let f = madd::<FMA>(n, 2.121_944_4e-4, f);
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+        p = madd::<FMA>(p, f, c);
+    }
+    let p = madd::<FMA>(p * f, f, f) + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    f32::from_bits(exponent) * p
+}
+
+#[inline(always)]
+fn sum(lanes: [f32; LANES]) -> f32 {
+    lanes.iter().sum()
+}
+
+#[inline(always)]
+fn dot_row<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (x, y) in a_chunks.iter().zip(b_chunks) {
+        for j in 0..LANES {
+            lanes[j] = madd::<FMA>(x[j], y[j], lanes[j]);
+        }
+    }
+    for ((x, y), lane) in a_rest.iter().zip(b_rest).zip(&mut lanes) {
+        *lane = madd::<FMA>(*x, *y, *lane);
+    }
+    sum(lanes)
+}
+
+#[inline(always)]
+fn max_row(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for j in 0..LANES {
+            lanes[j] = if chunk[j] > lanes[j] { chunk[j] } else { lanes[j] };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, x| max.max(*x))
+}
+
+/// `x = exp(x * scale - max)`; returns the sum.
+#[inline(always)]
+fn exp_row<const FMA: bool>(x: &mut [f32], scale: f32, max: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for j in 0..LANES {
+            let e = exp::<FMA>(madd::<FMA>(chunk[j], scale, -max));
+            chunk[j] = e;
+            lanes[j] += e;
+        }
+    }
+    for (x, lane) in rest.iter_mut().zip(&mut lanes) {
+        *x = exp::<FMA>(madd::<FMA>(*x, scale, -max));
+        *lane += *x;
+    }
+    sum(lanes)
+}
+
+/// A block of attention scores: rows of consecutive positions of one head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScoreBlock {
+    /// Distance of rows.
+    pub(crate) stride: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Position of the first row: row `i` attends to `first + i + 1` keys.
+    pub(crate) first: usize,
+    /// Keys of the block: those beyond what a row attends to get probability 0.
+    pub(crate) keys: usize,
+    /// Factor on the scores.
+    pub(crate) scale: f32,
+}
+
+/// One AdamW step's constants, the same for every weight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamStep {
+    /// Hyper-parameters.
+    pub(crate) params: AdamW,
+    /// Factor on the gradient, from clipping.
+    pub(crate) clip: f32,
+    /// `1 - beta1^t`.
+    pub(crate) correction1: f32,
+    /// Root of `1 - beta2^t`.
+    pub(crate) correction2_root: f32,
+}
+
+kernels! {
+    /// `sum a b`.
+    fn dot / dot_at(a: &[f32], b: &[f32]) -> f32 {
+        dot_row::<FMA>(a, b)
+    }
+
+    /// `y += x`.
+    fn add / add_at(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y += *x;
+        }
+    }
+
+    /// `x *= factor`.
+    fn scale / scale_at(factor: f32, x: &mut [f32]) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+
+    /// `sum x^2` in double precision.
+    fn sum_of_squares / sum_of_squares_at(x: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for j in 0..LANES {
+                lanes[j] += f64::from(chunk[j]) * f64::from(chunk[j]);
+            }
+        }
+        let rest: f64 = rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        lanes.iter().sum::<f64>() + rest
+    }
+
+    /// Adds `bias [n]` to each row of `y [m, n]`.
+    fn add_bias / add_bias_at(bias: &[f32], y: &mut [f32]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            for (y, b) in row.iter_mut().zip(bias) {
+                *y += *b;
+            }
+        }
+    }
+
+    /// RMS norm of rows of `weight.len()` (Zhang and Sennrich 2019, eq. 4); keeps `1 / rms` per row.
+    fn rms_norm / rms_norm_at(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], inverse: &mut [f32]) {
+        let n = weight.len();
+        for ((x, y), inverse) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(inverse) {
+            *inverse = 1.0 / (dot_row::<FMA>(x, x) / n as f32 + eps).sqrt();
+            for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                *y = *x * *inverse * *w;
+            }
+        }
+    }
+
+    /// Adds the gradient of [`rms_norm`] for its input to `dx`.
+    fn rms_norm_backward / rms_norm_backward_at(x: &[f32], weight: &[f32], inverse: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let n = weight.len();
+        let rows = x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n));
+        for (((x, dy), dx), s) in rows.zip(inverse) {
+            let mut lanes = [0.0; LANES];
+            let ((xc, xr), (dc, dr), (wc, wr)) =
+                (x.as_chunks::<LANES>(), dy.as_chunks::<LANES>(), weight.as_chunks::<LANES>());
+            for ((x, d), w) in xc.iter().zip(dc).zip(wc) {
+                for j in 0..LANES {
+                    lanes[j] = madd::<FMA>(x[j] * d[j], w[j], lanes[j]);
+                }
+            }
+            for (((x, d), w), lane) in xr.iter().zip(dr).zip(wr).zip(&mut lanes) {
+                *lane = madd::<FMA>(x * d, *w, *lane);
+            }
+            let c = sum(lanes) * s * s * s / n as f32;
+            for (((dx, x), d), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+                *dx += d * w * s - x * c;
+            }
+        }
+    }
+
+    /// Rotates the two halves of each head of `x [m, heads * size]` (Su et al. 2021, as Llama lays it
+    /// out); `cos` and `sin` are `[m, size / 2]`. `direction` -1 turns back, which is the gradient.
+    fn rope / rope_at(x: &mut [f32], width: usize, size: usize, cos: &[f32], sin: &[f32], direction: f32) {
+        let half = size / 2;
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for (row, (cos, sin)) in x.chunks_exact_mut(width).zip(angles) {
+            for head in row.chunks_exact_mut(size) {
+                let (a, b) = head.split_at_mut(half);
+                for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    let s = s * direction;
+                    (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                }
+            }
+        }
+    }
+
+    /// `silu(gate) * up` (Shazeer 2020, eq. 6).
+    fn swiglu / swiglu_at(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = g / (1.0 + exp::<FMA>(-*g)) * u;
+        }
+    }
+
+    /// Turns `gate` and `up` into their gradients, given that of [`swiglu`]'s output.
+    fn swiglu_backward / swiglu_backward_at(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+        // Two passes over a tile: one loop over all of it is not vectorised.
+        const TILE: usize = 64;
+        let mut sigmoid = [0.0; TILE];
+        for ((gate, up), dy) in gate.chunks_mut(TILE).zip(up.chunks_mut(TILE)).zip(dy.chunks(TILE)) {
+            for (s, g) in sigmoid.iter_mut().zip(gate.iter()) {
+                *s = 1.0 / (1.0 + exp::<FMA>(-*g));
+            }
+            for (((g, u), d), s) in gate.iter_mut().zip(up).zip(dy).zip(&sigmoid) {
+                let (gate, up) = (*g, *u);
+                *g = d * up * s * (1.0 + gate * (1.0 - s));
+                *u = d * gate * s;
+            }
+        }
+    }
+
+    /// Turns scores into probabilities, row by row; keeps the log of each row's normaliser.
+    fn softmax / softmax_at(scores: &mut [f32], block: ScoreBlock, log_normaliser: &mut [f32]) {
+        let rows = scores.chunks_mut(block.stride).take(block.rows);
+        for ((i, row), log_normaliser) in rows.enumerate().zip(log_normaliser) {
+            let (seen, unseen) = row[..block.keys].split_at_mut((block.first + i + 1).min(block.keys));
+            let max = max_row(seen) * block.scale;
+            let total = exp_row::<FMA>(seen, block.scale, max);
+            let inverse = 1.0 / total;
+            for p in seen {
+                *p *= inverse;
+            }
+            unseen.fill(0.0);
+            *log_normaliser = max + total.ln();
+        }
+    }
+
+    /// Backward of attention between its products: `scores` become probabilities again, and
+    /// `d_probs` the gradient of the scores. `d_dot_out[i]` is `dO_i . O_i` (Dao 2023, algorithm 2).
+    fn softmax_backward / softmax_backward_at(scores: &mut [f32], d_probs: &mut [f32], block: ScoreBlock, log_normaliser: &[f32], d_dot_out: &[f32]) {
+        let rows = scores.chunks_mut(block.stride).zip(d_probs.chunks_mut(block.stride)).take(block.rows);
+        for ((i, (row, d_row)), (log, dot)) in rows.enumerate().zip(log_normaliser.iter().zip(d_dot_out)) {
+            let n = (block.first + i + 1).min(block.keys);
+            for (p, d) in row[..n].iter_mut().zip(&mut d_row[..n]) {
+                *p = exp::<FMA>(madd::<FMA>(*p, block.scale, -*log));
+                *d = *p * (*d - dot) * block.scale;
+            }
+            row[n..block.keys].fill(0.0);
+            d_row[n..block.keys].fill(0.0);
+        }
+    }
+
+    /// `log sum exp x`.
+    fn log_sum_exp / log_sum_exp_at(x: &[f32]) -> f32 {
+        let max = max_row(x);
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for j in 0..LANES {
+                lanes[j] += exp::<FMA>(chunk[j] - max);
+            }
+        }
+        for (x, lane) in rest.iter().zip(&mut lanes) {
+            *lane += exp::<FMA>(*x - max);
+        }
+        max + sum(lanes).ln()
+    }
+
+    /// `x = exp(x - max x)` and returns `(log sum exp x, sum)`, with the same bits as [`log_sum_exp`].
+    fn exp_and_log_sum / exp_and_log_sum_at(x: &mut [f32]) -> (f32, f32) {
+        let max = max_row(x);
+        let total = exp_row::<FMA>(x, 1.0, max);
+        (max + total.ln(), total)
+    }
+
+    /// Index and value of the largest element; the first of equals.
+    fn arg_max / arg_max_at(x: &[f32]) -> usize {
+        let max = max_row(x);
+        x.iter().position(|x| *x == max).unwrap_or(0)
+    }
+
+    /// One AdamW step (Loshchilov and Hutter 2019, algorithm 2, in the order PyTorch computes it).
+    fn adamw / adamw_at(step: AdamStep, weights: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let p = step.params;
+        let keep = 1.0 - p.learning_rate * p.weight_decay;
+        let rate = p.learning_rate / step.correction1;
+        let moments = first.iter_mut().zip(second);
+        for ((w, g), (m, v)) in weights.iter_mut().zip(gradient).zip(moments) {
+            let g = g * step.clip;
+            *m += (g - *m) * (1.0 - p.beta1);
+            *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
+            *w = *w * keep - rate * *m / (v.sqrt() / step.correction2_root + p.eps);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::Isa;
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_over_its_range() {
+        for i in -8700..8800 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp();
+
+            let relative = (f64::from(exp::<true>(x)) - exact).abs() / exact;
+
+            assert!(relative < 3e-7, "exp({x}) is off by {relative}");
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree_on_a_norm_and_its_gradient() {
+        let x: Vec<f32> = (0..70).map(|i| (i as f32 * 0.7).sin()).collect();
+        let weight: Vec<f32> = (0..35).map(|i| 1.0 + i as f32 / 100.0).collect();
+        let run = |isa| {
+            let (mut y, mut inverse, mut dx) = (vec![0.0; 70], vec![0.0; 2], vec![0.5; 70]);
+            rms_norm_at(isa, &x, &weight, 1e-5, &mut y, &mut inverse);
+            rms_norm_backward_at(isa, &x, &weight, &inverse, &y, &mut dx);
+            y.extend(dx);
+            y
+        };
+        let best = run(Isa::best());
+        for isa in Isa::available() {
+            for (a, b) in run(isa).iter().zip(&best) {
+                assert!((a - b).abs() < 1e-5, "{isa:?}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn log_sum_exp_has_the_same_bits_in_forward_and_backward() {
+        let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 1.3).cos() * 9.0).collect();
+        for isa in Isa::available() {
+            let mut copy = x.clone();
+            assert_eq!(log_sum_exp_at(isa, &x), exp_and_log_sum_at(isa, &mut copy).0);
+        }
+    }
+
+    #[test]
+    fn the_first_of_equal_maxima_is_chosen() {
+        assert_eq!(arg_max(&[0.5, 2.0, -1.0, 2.0]), 1);
+    }
+}

@@ -1,0 +1,317 @@
+//! Training and scoring of whole sequences: one worker takes one sequence through the model alone.
+//!
+//! There are no barriers between workers, and the activations of one sequence per worker are all
+//! that is alive. Gradients of sequences are added in the order of the batch, whoever finishes first.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::block::{Activations, Angles, Block, Deltas};
+use super::buffer::Buffer;
+use super::elementwise;
+use super::head::{HeadGradients, HeadScratch, Pass};
+use super::linear::{Batch, Run};
+use super::lora::Adapter;
+use super::model::Model;
+use super::pool::{Pool, SharedMut};
+use crate::backend::SequenceOutput;
+use crate::error::{Error, Result};
+use crate::loss::TrainSequence;
+
+/// What one worker needs for one sequence.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    acts: Vec<Activations>,
+    deltas: Deltas,
+    head: HeadScratch,
+    x: Buffer,
+    branch: Buffer,
+    normed: Buffer,
+    inverse: Buffer,
+}
+
+impl Workspace {
+    pub(crate) fn new() -> Self {
+        Self {
+            acts: Vec::new(),
+            deltas: Deltas::new(),
+            head: HeadScratch::new(),
+            x: Buffer::zeros(0),
+            branch: Buffer::zeros(0),
+            normed: Buffer::zeros(0),
+            inverse: Buffer::zeros(0),
+        }
+    }
+
+    /// Makes room for `rows` rows; without a backward pass all blocks share one set of activations.
+    fn reserve(&mut self, model: &Model, rows: usize, rank: usize, keeps_all: bool) {
+        let arch = &model.arch;
+        let wanted = if keeps_all { arch.n_layers } else { 1 };
+        while self.acts.len() < wanted {
+            self.acts.push(Activations::new());
+        }
+        self.acts[..wanted].iter_mut().for_each(|a| a.reserve(arch, rows, rank));
+        if keeps_all {
+            self.deltas.reserve(arch, rows, rank);
+        }
+        for buffer in [&mut self.x, &mut self.branch, &mut self.normed] {
+            buffer.reserve(rows * arch.hidden_size);
+        }
+        self.inverse.reserve(rows);
+    }
+
+    /// Runs one sequence; with `gradient` (flat, zero) also backward into it.
+    fn run(
+        &mut self,
+        model: &Model,
+        adapter: Option<&Adapter>,
+        angles: &Angles,
+        sequence: &TrainSequence,
+        gradient: Option<&mut [f32]>,
+    ) -> SequenceOutput {
+        let (rows, hidden) = (sequence.tokens.len(), model.arch.hidden_size);
+        let rank = adapter.map_or(0, Adapter::padded_rank);
+        let keeps_all = gradient.is_some();
+        self.reserve(model, rows, rank, keeps_all);
+        let run = [Run { rows: 0..rows, adapter }];
+        let batch = Batch { rows, runs: &run, rank, pool: None };
+        model.embed(&sequence.tokens, &mut self.x);
+        for layer in 0..model.arch.n_layers {
+            let block = Block::of(model, layer);
+            let acts = &mut self.acts[if keeps_all { layer } else { 0 }];
+            block.project(&batch, &self.x, angles, acts);
+            block.attend_sequence(rows, acts);
+            block.finish(&batch, &mut self.x, &mut self.branch, acts);
+        }
+        let n = rows * hidden;
+        let (eps, norm) = (model.arch.rms_eps, &model.final_norm);
+        elementwise::rms_norm(&self.x[..n], norm, eps, &mut self.normed, &mut self.inverse[..rows]);
+        let pass = Pass { model, adapter, pool: None };
+        let mut logprobs = Vec::with_capacity(sequence.targets.len());
+        let normed = &self.normed[..n];
+        let loss = match (gradient, adapter) {
+            (Some(gradient), Some(adapter)) => {
+                let head = HeadGradients { d_hidden: &mut self.branch, adapter: &mut *gradient };
+                let loss =
+                    pass.run(sequence, normed, &mut self.head, &mut logprobs, Some(head));
+                self.backward(model, adapter, angles, rows, gradient);
+                loss
+            }
+            _ => pass.run(sequence, normed, &mut self.head, &mut logprobs, None),
+        };
+        SequenceOutput { logprobs, loss }
+    }
+
+    /// From the gradient of the final norm's output, in `branch`, to the adapter's.
+    fn backward(
+        &mut self,
+        model: &Model,
+        adapter: &Adapter,
+        angles: &Angles,
+        rows: usize,
+        gradient: &mut [f32],
+    ) {
+        let n = rows * model.arch.hidden_size;
+        let dx = &mut self.deltas.x[..n];
+        dx.fill(0.0);
+        let inverse = &self.inverse[..rows];
+        elementwise::rms_norm_backward(&self.x[..n], &model.final_norm, inverse, &self.branch[..n], dx);
+        for layer in (0..model.arch.n_layers).rev() {
+            let block = Block::of(model, layer);
+            block.backward(rows, adapter, angles, &mut self.acts[layer], &mut self.deltas, gradient);
+        }
+    }
+}
+
+/// A pass over a batch of sequences.
+#[derive(Debug)]
+pub(crate) struct Training<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) pool: &'a Pool,
+    pub(crate) sequences: &'a [TrainSequence],
+}
+
+impl Training<'_> {
+    /// Checks the batch against the model.
+    pub(crate) fn check(&self) -> Result<()> {
+        let arch = &self.model.arch;
+        for (i, sequence) in self.sequences.iter().enumerate() {
+            let outcome = sequence.check(arch.vocab_size, arch.max_context);
+            outcome.map_err(|message| Error::Invalid(format!("sequence {i}: {message}")))?;
+        }
+        Ok(())
+    }
+
+    fn angles(&self) -> Angles {
+        let longest = self.sequences.iter().map(|s| s.tokens.len()).max();
+        Angles::new(&self.model.arch, 0..longest.unwrap_or(0))
+    }
+
+    /// Log-probabilities and losses, in the order of the batch.
+    pub(crate) fn forward(
+        &self,
+        adapter: Option<&Adapter>,
+        workspaces: &mut [Workspace],
+    ) -> Result<Vec<SequenceOutput>> {
+        let angles = self.angles();
+        let outputs = Slots::new(self.sequences.len());
+        self.each_sequence(workspaces, &|workspace, i| {
+            let sequence = &self.sequences[i];
+            outputs.set(i, workspace.run(self.model, adapter, &angles, sequence, None));
+            true
+        });
+        outputs.into_results(|i, output| check_finite(i, &output).map(|()| output))
+    }
+
+    /// As [`Training::forward`], and adds to `gradient`, which is left as it was on an error.
+    pub(crate) fn forward_backward(
+        &self,
+        adapter: &Adapter,
+        workspaces: &mut [Workspace],
+        gradient: &mut Buffer,
+    ) -> Result<Vec<SequenceOutput>> {
+        let angles = self.angles();
+        let outputs = Slots::new(self.sequences.len());
+        let mut total = Buffer::zeros(adapter.gradient_len());
+        if !gradient.is_empty() {
+            total.copy_from_slice(gradient);
+        }
+        let sum = OrderedSum::new(total, 2 * workspaces.len());
+        self.each_sequence(workspaces, &|workspace, i| {
+            let mut own = sum.buffer(i);
+            own.fill(0.0);
+            let sequence = &self.sequences[i];
+            let output =
+                workspace.run(self.model, Some(adapter), &angles, sequence, Some(&mut own));
+            let outcome = check_finite(i, &output).and_then(|()| check_gradient(i, &own));
+            let failed = outcome.is_err();
+            outputs.set(i, outcome.map(|()| output));
+            sum.add(i, own);
+            !failed
+        });
+        let outputs = outputs.into_results(|_, output| output)?;
+        *gradient = sum.into_total();
+        Ok(outputs)
+    }
+
+    /// Hands out the sequences in order; `work` returns whether to go on.
+    fn each_sequence(
+        &self,
+        workspaces: &mut [Workspace],
+        work: &(dyn Fn(&mut Workspace, usize) -> bool + Sync),
+    ) {
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let shared = SharedMut::new(workspaces);
+        self.pool.run(workspaces.len().min(self.sequences.len()), &|worker| {
+            // SAFETY: each task uses the workspace of its own number.
+            let workspace = unsafe { &mut shared.slice(worker, 1)[0] };
+            while !stop.load(Ordering::Acquire) {
+                let i = next.fetch_add(1, Ordering::AcqRel);
+                if i >= self.sequences.len() {
+                    break;
+                }
+                if !work(workspace, i) {
+                    stop.store(true, Ordering::Release);
+                }
+            }
+        });
+    }
+}
+
+fn check_finite(i: usize, output: &SequenceOutput) -> Result<()> {
+    if output.loss.is_finite() {
+        return Ok(());
+    }
+    Err(Error::NotFinite(format!("sequence {i}: the loss is {}", output.loss)))
+}
+
+fn check_gradient(i: usize, gradient: &[f32]) -> Result<()> {
+    if elementwise::sum_of_squares(gradient).is_finite() {
+        return Ok(());
+    }
+    Err(Error::NotFinite(format!("sequence {i}: its gradient is not finite")))
+}
+
+/// Results that workers leave by index.
+struct Slots<T>(Mutex<Vec<Option<T>>>);
+
+impl<T> Slots<T> {
+    fn new(n: usize) -> Self {
+        Self(Mutex::new((0..n).map(|_| None).collect()))
+    }
+
+    fn set(&self, i: usize, value: T) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(value);
+    }
+
+    /// The results in order, or the first error.
+    fn into_results<U>(self, mut finish: impl FnMut(usize, T) -> Result<U>) -> Result<Vec<U>> {
+        let slots = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let done = slots.into_iter().enumerate();
+        done.filter_map(|(i, slot)| slot.map(|value| finish(i, value))).collect()
+    }
+}
+
+/// Adds the gradients of sequences in the order of their indices, whatever order they come in.
+struct OrderedSum {
+    state: Mutex<SumState>,
+    changed: Condvar,
+}
+
+struct SumState {
+    total: Buffer,
+    /// Index of the sequence to add next.
+    next: usize,
+    waiting: BTreeMap<usize, Buffer>,
+    free: Vec<Buffer>,
+    /// Buffers that may still be made.
+    allowance: usize,
+}
+
+impl OrderedSum {
+    fn new(total: Buffer, n_buffers: usize) -> Self {
+        let state = SumState {
+            total,
+            next: 0,
+            waiting: BTreeMap::new(),
+            free: Vec::new(),
+            allowance: n_buffers,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// A buffer for sequence `i`. Waits if too many are in use, except for the sequence that all
+    /// others wait for, so that somebody always moves on.
+    fn buffer(&self, i: usize) -> Buffer {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(buffer) = state.free.pop() {
+                return buffer;
+            }
+            if state.allowance > 0 || i == state.next {
+                state.allowance = state.allowance.saturating_sub(1);
+                return Buffer::zeros(state.total.len());
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn add(&self, i: usize, gradient: Buffer) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.insert(i, gradient);
+        loop {
+            let next = state.next;
+            let Some(gradient) = state.waiting.remove(&next) else { break };
+            elementwise::add(&gradient, &mut state.total);
+            state.next += 1;
+            state.free.push(gradient);
+        }
+        self.changed.notify_all();
+    }
+
+    fn into_total(self) -> Buffer {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).total
+    }
+}

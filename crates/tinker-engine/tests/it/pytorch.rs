@@ -1,0 +1,110 @@
+//! The engine beside PyTorch: losses, log-probabilities, gradients, AdamW, greedy decoding.
+
+use tinker_engine::{AdamW, Backend};
+
+use crate::common::{LOSSES, MODELS, Reference, floats, load, relative, tokens};
+
+/// Tolerance in relative L2; the reference's own rounding is below 2e-6.
+const TOLERANCE: f64 = 1e-5;
+
+#[test]
+fn losses_logprobs_and_gradients_agree() {
+    for model in MODELS {
+        let reference = Reference::of(model);
+        let mut backend = load(model, 2);
+        for loss in LOSSES {
+            let adapter = reference.import(&mut *backend);
+            let expected = &reference.json["losses"][loss];
+
+            let outputs = backend.forward_backward(adapter, &reference.batch(loss)).unwrap();
+
+            let total: f64 = outputs.iter().map(|o| o.loss).sum();
+            let wanted = expected["loss"].as_f64().unwrap();
+            assert!((total - wanted).abs() / wanted.abs() < TOLERANCE, "{model} {loss}: {total}");
+            for (i, output) in outputs.iter().enumerate() {
+                let off = relative(&output.logprobs, &floats(&expected["logprobs"][i]));
+                assert!(off < TOLERANCE, "{model} {loss} sequence {i}: log-probs off by {off:e}");
+            }
+            let gradient = backend.export_adapter(adapter).unwrap().gradient;
+            let references = reference.tensors(&format!("grad_{loss}"));
+            assert_eq!(gradient.len(), references.len());
+            for (name, tensor) in references {
+                let off = relative(&gradient[&name], &tensor.data);
+                assert!(off < TOLERANCE, "{model} {loss} {name}: gradient off by {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn adamw_with_clipping_and_decay_agrees() {
+    for model in MODELS {
+        let reference = Reference::of(model);
+        let mut backend = load(model, 1);
+        let adapter = reference.import(&mut *backend);
+        let settings = &reference.json["adamw"];
+        let number = |key: &str| settings[key].as_f64().unwrap() as f32;
+        let params = AdamW {
+            learning_rate: number("learning_rate"),
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+            grad_clip_norm: number("grad_clip_norm"),
+        };
+        let batch = reference.batch("cross_entropy");
+        for (i, step) in settings["steps"].as_array().unwrap().iter().enumerate() {
+            let outputs = backend.forward_backward(adapter, &batch).unwrap();
+            let report = backend.optim_step(adapter, &params).unwrap();
+
+            let loss: f64 = outputs.iter().map(|o| o.loss).sum();
+            let (wanted, norm) =
+                (step["loss"].as_f64().unwrap(), step["grad_norm"].as_f64().unwrap());
+            assert!((loss - wanted).abs() / wanted < TOLERANCE, "{model} step {i}: {loss}");
+            assert!((report.grad_norm - norm).abs() / norm < TOLERANCE, "{model} step {i}");
+            let name = format!("adamw_{}", i + 1);
+            if reference.dir.join(format!("{name}.safetensors")).exists() {
+                let weights = backend.export_adapter(adapter).unwrap().weights;
+                for (name, tensor) in reference.tensors(&name) {
+                    let off = relative(&weights[&name].data, &tensor.data);
+                    assert!(off < 1e-4, "{model} step {i} {name}: off by {off:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_decoding_gives_the_same_tokens_and_logprobs() {
+    for model in MODELS {
+        let reference = Reference::of(model);
+        let mut backend = load(model, 2);
+        let adapter = reference.import(&mut *backend);
+        let greedy = &reference.json["greedy"];
+        let (prompt, expected) = (tokens(&greedy["prompt"]), tokens(&greedy["tokens"]));
+        let (logprobs, gaps) = (floats(&greedy["logprobs"]), floats(&greedy["gaps"]));
+        let slot = backend.open_slot(Some(adapter), prompt.len() + expected.len()).unwrap();
+
+        let prefill = backend.prefill(slot, &prompt, true).unwrap();
+
+        let off = relative(&prefill.prompt_logprobs, &floats(&greedy["prompt_logprobs"]));
+        assert!(off < TOLERANCE, "{model}: prompt log-probs off by {off:e}");
+        let mut logits = prefill.next_logits;
+        for (i, token) in expected.iter().enumerate() {
+            if gaps[i] < 1e-4 {
+                break;
+            }
+            let (best, logprob) = best(&logits);
+            assert_eq!(best, *token, "{model}: token {i}");
+            assert!((logprob - f64::from(logprobs[i])).abs() < 1e-4, "{model}: token {i}");
+            logits = backend.decode_step(&[(slot, *token)]).unwrap();
+        }
+    }
+}
+
+fn best(logits: &[f32]) -> (u32, f64) {
+    let (token, max) =
+        logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("a vocabulary");
+    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - f64::from(*max)).exp()).sum();
+    (token as u32, -sum.ln())
+}
