@@ -1,6 +1,7 @@
 //! The engine beside PyTorch: losses, log-probabilities, gradients, AdamW, greedy decoding.
 
-use tinker_engine::{AdamW, Backend};
+use serde_json::Value;
+use tinker_engine::AdamW;
 
 use crate::common::{LOSSES, MODELS, Reference, floats, load, relative, tokens};
 
@@ -36,40 +37,64 @@ fn losses_logprobs_and_gradients_agree() {
     }
 }
 
+fn adamw(settings: &Value) -> AdamW {
+    let number = |key: &str| settings[key].as_f64().unwrap() as f32;
+    AdamW {
+        learning_rate: number("learning_rate"),
+        beta1: number("beta1"),
+        beta2: number("beta2"),
+        eps: number("eps"),
+        weight_decay: number("weight_decay"),
+        grad_clip_norm: number("grad_clip_norm"),
+    }
+}
+
 #[test]
-fn adamw_with_clipping_and_decay_agrees() {
+fn an_adamw_step_with_clipping_and_decay_agrees() {
+    for model in MODELS {
+        let reference = Reference::of(model);
+        let settings = &reference.json["adamw"];
+        let mut state = reference.adapter();
+        // PyTorch's own gradient: where an entry is nearly 0, Adam magnifies rounding of the gradient.
+        let gradient = reference.tensors("grad_cross_entropy").into_iter();
+        state.gradient = gradient.map(|(name, tensor)| (name, tensor.data)).collect();
+        let mut backend = load(model, 2);
+        let adapter = backend.import_adapter(&state).unwrap();
+
+        let report = backend.optim_step(adapter, &adamw(settings)).unwrap();
+
+        let norm = settings["steps"][0]["grad_norm"].as_f64().unwrap();
+        assert!((report.grad_norm - norm).abs() / norm < 1e-6, "{model}: {}", report.grad_norm);
+        let weights = backend.export_adapter(adapter).unwrap().weights;
+        for (name, tensor) in reference.tensors("adamw_1") {
+            let off = relative(&weights[&name].data, &tensor.data);
+            assert!(off < 1e-6, "{model} {name}: off by {off:e}");
+        }
+    }
+}
+
+#[test]
+fn three_steps_of_training_agree() {
     for model in MODELS {
         let reference = Reference::of(model);
         let mut backend = load(model, 1);
         let adapter = reference.import(&mut *backend);
         let settings = &reference.json["adamw"];
-        let number = |key: &str| settings[key].as_f64().unwrap() as f32;
-        let params = AdamW {
-            learning_rate: number("learning_rate"),
-            beta1: number("beta1"),
-            beta2: number("beta2"),
-            eps: number("eps"),
-            weight_decay: number("weight_decay"),
-            grad_clip_norm: number("grad_clip_norm"),
-        };
         let batch = reference.batch("cross_entropy");
         for (i, step) in settings["steps"].as_array().unwrap().iter().enumerate() {
             let outputs = backend.forward_backward(adapter, &batch).unwrap();
-            let report = backend.optim_step(adapter, &params).unwrap();
+            let report = backend.optim_step(adapter, &adamw(settings)).unwrap();
 
             let loss: f64 = outputs.iter().map(|o| o.loss).sum();
-            let (wanted, norm) =
-                (step["loss"].as_f64().unwrap(), step["grad_norm"].as_f64().unwrap());
-            assert!((loss - wanted).abs() / wanted < TOLERANCE, "{model} step {i}: {loss}");
-            assert!((report.grad_norm - norm).abs() / norm < TOLERANCE, "{model} step {i}");
-            let name = format!("adamw_{}", i + 1);
-            if reference.dir.join(format!("{name}.safetensors")).exists() {
-                let weights = backend.export_adapter(adapter).unwrap().weights;
-                for (name, tensor) in reference.tensors(&name) {
-                    let off = relative(&weights[&name].data, &tensor.data);
-                    assert!(off < 1e-4, "{model} step {i} {name}: off by {off:e}");
-                }
-            }
+            let wanted = step["loss"].as_f64().unwrap();
+            let norm = step["grad_norm"].as_f64().unwrap();
+            assert!((loss - wanted).abs() / wanted < 1e-4, "{model} step {i}: {loss}");
+            assert!((report.grad_norm - norm).abs() / norm < 1e-4, "{model} step {i}: {report:?}");
+        }
+        let weights = backend.export_adapter(adapter).unwrap().weights;
+        for (name, tensor) in reference.tensors("adamw_3") {
+            let off = relative(&weights[&name].data, &tensor.data);
+            assert!(off < 1e-3, "{model} {name}: off by {off:e}");
         }
     }
 }
