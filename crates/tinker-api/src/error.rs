@@ -1,0 +1,130 @@
+//! Errors of the library: failed operations, failed calls, and requests refused before sending.
+
+use std::time::Duration;
+
+use tinker_http::{ErrorKind, RequestType};
+use tinker_types::{CheckpointKind, ErrorCategory, RequestId, TinkerPath, TypeError};
+
+/// Result of the library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, by what a caller can do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The server took the operation and it failed. Sending it again fails again.
+    #[error("{operation} failed: {message} (category {category}, request id {request_id})")]
+    RequestFailed {
+        /// The operation.
+        operation: RequestType,
+        /// Whose fault it is.
+        category: ErrorCategory,
+        /// What the server says.
+        message: String,
+        /// The future.
+        request_id: RequestId,
+    },
+    /// A call failed; see its kind.
+    #[error(transparent)]
+    Transport(#[from] tinker_http::Error),
+    /// A request that cannot be right was not sent.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// The checkpoint is of another kind than the operation needs.
+    #[error("{path} is not a {needed} checkpoint; did you mean {twin}?")]
+    WrongCheckpointKind {
+        /// What was given.
+        path: Box<TinkerPath>,
+        /// What is needed.
+        needed: &'static str,
+        /// The path of that kind under the same name; it need not exist.
+        twin: Box<TinkerPath>,
+    },
+    /// The server's answer lacks what was asked for.
+    #[error("{0}")]
+    Protocol(String),
+    /// An earlier operation may or may not have reached the server, so no later one can be sent.
+    #[error("the training client has stopped: {0}; create a new one from the last checkpoint")]
+    Stopped(String),
+    /// The result was not waited for any longer.
+    #[error("no result of {operation} after {after:?}")]
+    TimedOut {
+        /// The operation.
+        operation: RequestType,
+        /// The time waited.
+        after: Duration,
+    },
+}
+
+impl Error {
+    /// The kind of a failed call.
+    #[must_use]
+    pub const fn kind(&self) -> Option<&ErrorKind> {
+        match self {
+            Self::Transport(error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+
+    /// Whether the user's input caused it, as far as is known.
+    #[must_use]
+    pub fn is_user_error(&self) -> bool {
+        match self {
+            Self::InvalidRequest(_) | Self::WrongCheckpointKind { .. } => true,
+            Self::RequestFailed { category, .. } => *category == ErrorCategory::User,
+            Self::Transport(error) => matches!(
+                error.kind(),
+                ErrorKind::InvalidRequest | ErrorKind::NotFound | ErrorKind::PermissionDenied
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether the server was away, or failing, for longer than it was waited for.
+    #[must_use]
+    pub fn is_server_lost(&self) -> bool {
+        matches!(
+            self.kind(),
+            Some(ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Server)
+        )
+    }
+
+    pub(crate) fn check_kind(path: &TinkerPath, kind: CheckpointKind) -> Result<()> {
+        if path.checkpoint.kind == kind {
+            return Ok(());
+        }
+        Err(Self::WrongCheckpointKind {
+            path: Box::new(path.clone()),
+            needed: match kind {
+                CheckpointKind::Training => "training",
+                CheckpointKind::Sampler => "sampler",
+                CheckpointKind::External => "external",
+            },
+            twin: Box::new(path.twin(kind)),
+        })
+    }
+}
+
+impl From<TypeError> for Error {
+    fn from(error: TypeError) -> Self {
+        Self::InvalidRequest(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_training_checkpoint_names_its_sampler_twin() {
+        let path = "tinker://r/weights/final".parse().unwrap();
+
+        let error = Error::check_kind(&path, CheckpointKind::Sampler).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "tinker://r/weights/final is not a sampler checkpoint; \
+             did you mean tinker://r/sampler_weights/final?"
+        );
+    }
+}

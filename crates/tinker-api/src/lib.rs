@@ -1,0 +1,65 @@
+//! The client library of the Tinker API: train, sample and manage from async Rust.
+//!
+//! Start with a [`ServiceClient`]; it opens a session when first needed and creates
+//! [`TrainingClient`]s, [`SamplingClient`]s and a [`RestClient`]. Calling a training method submits
+//! the operation; awaiting the [`ApiFuture`] it returns brings the result. Operations of one
+//! training client run in the order of the calls, whatever the order of the awaits.
+//!
+//! ```no_run
+//! # async fn example(data: Vec<tinker_api::Datum>) -> tinker_api::Result<()> {
+//! use tinker_api::{AdamParams, LoraConfig, LossFn, SaveOptions, ServiceClient};
+//!
+//! let service = ServiceClient::builder("http://127.0.0.1:8000")
+//!     .api_key("tml-…".parse()?)
+//!     .build()?;
+//! let trainer = service
+//!     .create_lora_training_client("tinker/nano", LoraConfig::default())
+//!     .await?;
+//! let pass = trainer.forward_backward(data, LossFn::CrossEntropy);
+//! let step = trainer.optim_step(AdamParams::default());
+//! println!("loss {}", pass.await?.metrics["loss:sum"]);
+//! step.await?;
+//! let path = trainer.save_state("final", SaveOptions::default()).await?;
+//! println!("saved {path}");
+//! # Ok(())
+//! # }
+//! ```
+
+mod api_future;
+mod batching;
+mod combine;
+mod dispatch;
+mod error;
+mod heartbeat;
+mod loss;
+mod options;
+mod resolve;
+mod rest_client;
+mod sampling_client;
+mod service_client;
+mod session;
+mod training_client;
+mod turns;
+
+pub use api_future::ApiFuture;
+pub use error::{Error, Result};
+pub use loss::Loss;
+pub use options::{SampleOptions, SamplingSource, SaveOptions, StateOptions, TrainingOptions};
+pub use rest_client::RestClient;
+pub use sampling_client::SamplingClient;
+pub use service_client::{ServiceClient, ServiceClientBuilder};
+pub use training_client::TrainingClient;
+
+pub use tinker_http::{
+    AccessScope, ApiKey, BaseUrl, ErrorKind, Event, Page, PollPolicy, RequestType, RetryPolicy,
+    Timeouts,
+};
+pub use tinker_types::{
+    AdamParams, Checkpoint, CheckpointId, CheckpointKind, CheckpointsResponse, Datum,
+    ErrorCategory, FinishReason, ForwardBackwardOutput, GetInfoResponse, LoraConfig, LossConfig,
+    LossConfigValue, LossFn, ModelInput, OptimStepResponse, OptimizerConfig, ProjectId, QueueState,
+    RequestId, SampleResponse, SampledSequence, SamplerInfo, SamplerKind, SamplingParams,
+    SamplingSessionId, ServerCapabilities, SessionId, SessionInfo, Stop, StopReason,
+    SupportedModel, TensorData, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse,
+    TypeError, UserMetadata, WeightsInfo,
+};

@@ -1,0 +1,328 @@
+//! The entry: where the server is, who asks, and what to create there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tinker_http::{
+    ApiKey, Client, ClientBuilder, Event, PollPolicy, RequestType, RetryPolicy, Timeouts,
+};
+use tinker_types::{
+    CheckpointKind, CreateModelRequest, CreateModelTag, FinishReason, LoadWeightsRequest,
+    LoadWeightsTag, ProjectId, ServerCapabilities, SessionId, TinkerPath, TrainingRunId,
+    UserMetadata,
+};
+use tokio::sync::OnceCell;
+
+use crate::error::{Error, Result};
+use crate::options::{SamplingSource, StateOptions, TrainingOptions};
+use crate::resolve::resolve;
+use crate::rest_client::RestClient;
+use crate::sampling_client::SamplingClient;
+use crate::session::{Session, SessionOptions};
+use crate::training_client::TrainingClient;
+
+/// Creates training and sampling clients. Cheap to clone; clones share one session.
+///
+/// Sends nothing until it is first used. The session is kept alive while this client, or one that
+/// it created, exists.
+#[derive(Debug, Clone)]
+pub struct ServiceClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    http: Client,
+    options: SessionOptions,
+    session: OnceCell<Arc<Session>>,
+}
+
+/// Settings of a [`ServiceClient`]. Setters cannot fail; [`build`](Self::build) can.
+#[derive(Debug, Clone)]
+pub struct ServiceClientBuilder {
+    http: ClientBuilder,
+    options: SessionOptions,
+}
+
+impl ServiceClientBuilder {
+    /// The key to authenticate with. Required.
+    #[must_use]
+    pub fn api_key(mut self, key: ApiKey) -> Self {
+        self.http = self.http.api_key(key);
+        self
+    }
+
+    /// The project to file the session under.
+    #[must_use]
+    pub fn project(mut self, project: ProjectId) -> Self {
+        self.options.project_id = Some(project);
+        self
+    }
+
+    /// The session's name for people.
+    #[must_use]
+    pub fn display_name(mut self, name: impl Into<String>) -> Self {
+        self.options.display_name = Some(name.into());
+        self
+    }
+
+    /// Annotations of the session.
+    #[must_use]
+    pub fn user_metadata(mut self, metadata: UserMetadata) -> Self {
+        self.options.user_metadata = metadata;
+        self
+    }
+
+    /// Labels of the session; duplicates are dropped.
+    #[must_use]
+    pub fn tags(mut self, tags: impl IntoIterator<Item = String>) -> Self {
+        self.options.tags = tags.into_iter().collect();
+        self.options.tags.sort_unstable();
+        self.options.tags.dedup();
+        self
+    }
+
+    /// The program's name and version, for `User-Agent`.
+    #[must_use]
+    pub fn user_agent(mut self, product: impl Into<String>) -> Self {
+        self.http = self.http.user_agent(product);
+        self
+    }
+
+    /// A header to send with every request, such as an access gateway's.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.http = self.http.header(name, value);
+        self
+    }
+
+    /// A proxy for every request, instead of the system's.
+    #[must_use]
+    pub fn proxy(mut self, address: impl Into<String>) -> Self {
+        self.http = self.http.proxy(address);
+        self
+    }
+
+    /// How long a server that cannot be reached is waited for, such as one that restarts.
+    #[must_use]
+    pub fn wait_for_server(mut self, time: Duration) -> Self {
+        self.http = self.http.wait_for_server(time);
+        self
+    }
+
+    /// How calls are repeated.
+    #[must_use]
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.http = self.http.retry_policy(policy);
+        self
+    }
+
+    /// How results are waited for.
+    #[must_use]
+    pub fn poll_policy(mut self, policy: PollPolicy) -> Self {
+        self.http = self.http.poll_policy(policy);
+        self
+    }
+
+    /// How long each traffic class waits for an answer.
+    #[must_use]
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.http = self.http.timeouts(timeouts);
+        self
+    }
+
+    /// Is told what is waited for: a lost server and its return, queue states, retries. Called from
+    /// the clients' tasks, so it must not block.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.http = self.http.observer(observer);
+        self
+    }
+
+    /// Checks the settings. Sends nothing.
+    ///
+    /// # Errors
+    /// If the base URL, the key, a header or the proxy is malformed, or the key is missing.
+    pub fn build(self) -> Result<ServiceClient> {
+        Ok(ServiceClient {
+            shared: Arc::new(Shared {
+                http: self.http.build()?,
+                options: self.options,
+                session: OnceCell::new(),
+            }),
+        })
+    }
+}
+
+impl ServiceClient {
+    /// A builder for the server at `base_url`, such as `http://127.0.0.1:8000`.
+    #[must_use]
+    pub fn builder(base_url: impl Into<String>) -> ServiceClientBuilder {
+        ServiceClientBuilder {
+            http: Client::builder(base_url),
+            options: SessionOptions::default(),
+        }
+    }
+
+    /// Lists the base models on offer. Needs no session.
+    ///
+    /// Endpoint: `GET /api/v1/get_server_capabilities`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn get_server_capabilities(&self) -> Result<ServerCapabilities> {
+        Ok(self.shared.http.get_server_capabilities().await?)
+    }
+
+    /// Creates a training run with a fresh adapter.
+    ///
+    /// Endpoints: `POST /api/v1/create_model`, `POST /api/v1/get_info`.
+    ///
+    /// # Errors
+    /// If the rank is 0, nothing would be trained, or the server knows no such base model.
+    pub async fn create_lora_training_client(
+        &self,
+        base_model: impl Into<String>,
+        options: impl Into<TrainingOptions>,
+    ) -> Result<TrainingClient> {
+        let options: TrainingOptions = options.into();
+        options.check()?;
+        let session = self.session().await?;
+        let request = CreateModelRequest {
+            session_id: session.id.clone(),
+            model_seq_id: session.next_model(),
+            base_model: base_model.into(),
+            user_metadata: options.user_metadata,
+            lora_config: Some(options.lora),
+            optimizer_config: options.optimizer,
+            tag: CreateModelTag,
+        };
+        let started = session.http.now();
+        let future = session.http.create_model(&request).await?;
+        let took = session.http.now().saturating_sub(started);
+        let id = &future.request_id;
+        let resolved = session.http.retrieve_create_model(id, Some(took)).await?;
+        let created = resolve(RequestType::CreateModel, id, resolved)?;
+        TrainingClient::open(session, created.model_id).await
+    }
+
+    /// Creates a training run from a training checkpoint, with a new optimizer.
+    ///
+    /// Endpoints: `POST /api/v1/load_weights`, `POST /api/v1/get_info`.
+    ///
+    /// # Errors
+    /// If the path is not of a training checkpoint, or the server cannot load it.
+    pub async fn create_training_client_from_state(
+        &self,
+        path: &TinkerPath,
+        options: StateOptions,
+    ) -> Result<TrainingClient> {
+        self.load(path, options, false).await
+    }
+
+    /// Creates a training run from a training checkpoint, optimizer state included: it continues as
+    /// if it had never stopped.
+    ///
+    /// Endpoints: `POST /api/v1/load_weights`, `POST /api/v1/get_info`.
+    ///
+    /// # Errors
+    /// If the path is not of a training checkpoint, or the server cannot load it.
+    pub async fn create_training_client_from_state_with_optimizer(
+        &self,
+        path: &TinkerPath,
+        options: StateOptions,
+    ) -> Result<TrainingClient> {
+        self.load(path, options, true).await
+    }
+
+    async fn load(
+        &self,
+        path: &TinkerPath,
+        options: StateOptions,
+        with_optimizer: bool,
+    ) -> Result<TrainingClient> {
+        Error::check_kind(path, CheckpointKind::Training)?;
+        let session = self.session().await?;
+        let model_seq_id = session.next_model();
+        let request = LoadWeightsRequest {
+            session_id: Some(session.id.clone()),
+            model_seq_id: Some(model_seq_id),
+            model_id: None,
+            seq_id: None,
+            base_model: options.base_model,
+            user_metadata: options.user_metadata,
+            optimizer_config: if with_optimizer {
+                None
+            } else {
+                options.optimizer
+            },
+            path: path.clone(),
+            optimizer: with_optimizer,
+            weights_access_token: options.weights_access_token,
+            tag: LoadWeightsTag,
+        };
+        let started = session.http.now();
+        let future = session.http.load_weights(&request).await?;
+        let took = session.http.now().saturating_sub(started);
+        let id = &future.request_id;
+        let resolved = session.http.retrieve_load_weights(id, Some(took)).await?;
+        let loaded = resolve(RequestType::LoadWeights, id, resolved)?;
+        // Servers need not say: the rule is shared.
+        let model_id = loaded
+            .model_id
+            .unwrap_or_else(|| TrainingRunId::of_session(&session.id, model_seq_id));
+        TrainingClient::open(session, model_id).await
+    }
+
+    /// Creates a sampler of a base model or of a sampler checkpoint.
+    ///
+    /// Endpoints: `POST /api/v1/create_sampling_session`, `GET /api/v1/samplers/{id}`.
+    ///
+    /// # Errors
+    /// If the path is not of a sampler checkpoint (the error names its twin), or the server knows
+    /// no such model or checkpoint.
+    pub async fn create_sampling_client(
+        &self,
+        source: impl Into<SamplingSource>,
+    ) -> Result<SamplingClient> {
+        SamplingClient::create(self.session().await?, source.into()).await
+    }
+
+    /// Looks at runs, checkpoints and sessions. Needs no session.
+    #[must_use]
+    pub fn rest_client(&self) -> RestClient {
+        RestClient::new(self.shared.http.clone())
+    }
+
+    /// The session, opened if need be.
+    ///
+    /// Endpoint: `POST /api/v1/create_session`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn session_id(&self) -> Result<SessionId> {
+        Ok(self.session().await?.id.clone())
+    }
+
+    /// Ends the session, if there is one, and its heartbeat. Further calls do nothing.
+    ///
+    /// Endpoint: `POST /api/v1/sessions/{id}/finish`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn close(&self, reason: FinishReason, detail: Option<String>) -> Result<()> {
+        match self.shared.session.get() {
+            Some(session) => session.finish(reason, detail).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn session(&self) -> Result<Arc<Session>> {
+        let shared = &self.shared;
+        let open = || async {
+            let session = Session::open(shared.http.clone(), shared.options.clone()).await?;
+            Ok::<_, Error>(Arc::new(session))
+        };
+        shared.session.get_or_try_init(open).await.cloned()
+    }
+}
