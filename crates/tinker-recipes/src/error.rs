@@ -131,9 +131,9 @@ pub enum Error {
         /// Its steps.
         n_steps: u64,
     },
-    /// No checkpoint of the run exists on the server any more.
+    /// No checkpoint of the run can be loaded any more.
     #[error(
-        "run `{run}` has no checkpoint to resume from ({n_tried} recorded, none left on the \
+        "run `{run}` has no checkpoint to resume from ({n_tried} recorded, none usable on the \
          server); start a new run"
     )]
     NoUsableCheckpoint {
@@ -169,7 +169,7 @@ pub enum Error {
         /// What was being done.
         doing: String,
         /// Why.
-        source: crate::trainer::ServiceError,
+        source: tinker_api::Error,
     },
     /// The run folder cannot be read or written.
     #[error(transparent)]

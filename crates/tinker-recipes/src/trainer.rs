@@ -1,21 +1,19 @@
-//! What a recipe needs of a training service, and the client library as one.
+//! What a recipe needs of a training service; `service_client.rs` is the client library as one.
 //!
 //! The loops are written against these traits so that their order, their resumption and their
 //! failures are tested without a server.
 
-use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
+use tinker_api::Result;
 use tinker_types::{
     AdamParams, Datum, ForwardBackwardOutput, LoraConfig, OptimStepResponse, TinkerPath,
 };
 
-/// Why a request failed for good: retries are over.
-pub type ServiceError = Box<dyn StdError + Send + Sync>;
-
 /// The result of an operation, when it is there. Dropping it forgets the result, not the operation.
-pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, ServiceError>> + Send + 'a>>;
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// A training run to start.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,9 +31,25 @@ pub trait Service: Send + Sync {
     /// Starts a training run.
     fn create<'a>(&'a self, spec: &'a TrainerSpec) -> Pending<'a, Box<dyn Trainer>>;
 
-    /// Starts a training run from a checkpoint with its optimizer; `None` if the server does not
-    /// have the checkpoint any more.
-    fn restore<'a>(&'a self, state: &'a TinkerPath) -> Pending<'a, Option<Box<dyn Trainer>>>;
+    /// Starts a training run from a checkpoint with its optimizer.
+    fn restore<'a>(&'a self, state: &'a TinkerPath) -> Pending<'a, Restored>;
+}
+
+/// A checkpoint that was asked for.
+pub enum Restored {
+    /// Loaded, to train on.
+    Trainer(Box<dyn Trainer>),
+    /// Expired, deleted or damaged; why, in the server's words. An earlier one may do.
+    Unusable(String),
+}
+
+impl fmt::Debug for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Trainer(_) => f.write_str("Trainer"),
+            Self::Unusable(why) => f.debug_tuple("Unusable").field(why).finish(),
+        }
+    }
 }
 
 /// One training run.

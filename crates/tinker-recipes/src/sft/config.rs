@@ -215,6 +215,9 @@ impl SftOptions {
         positive("num_epochs", self.num_epochs)?;
         positive("max_steps", self.max_steps.unwrap_or(1))?;
         positive("lora_rank", u64::from(self.lora_rank))?;
+        if let Some(ttl) = self.ttl_seconds.filter(|ttl| *ttl < 3600) {
+            return Err(bad("ttl_seconds", ttl, "must be at least 3600, one hour"));
+        }
         if let Some(rate) = self
             .learning_rate
             .filter(|rate| !(rate.is_finite() && *rate > 0.0))

@@ -7,7 +7,7 @@ use super::checkpoints::next_step;
 use super::observe::Event;
 use super::train::{Loop, Outcome, SftJob, failed};
 use crate::error::{Error, Result};
-use crate::trainer::Trainer;
+use crate::trainer::{Restored, Trainer};
 
 /// Goes on with the run in the job's folder, whose configuration is `job.config`.
 ///
@@ -16,7 +16,7 @@ use crate::trainer::Trainer;
 ///
 /// # Errors
 /// As [`super::train`]; [`Error::AlreadyComplete`] if the run ended as planned,
-/// [`Error::NoUsableCheckpoint`] if the server has none of its checkpoints any more.
+/// [`Error::NoUsableCheckpoint`] if the server can load none of its checkpoints any more.
 pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
     job.plan();
     let candidates = job.writer.folder().resume_candidates()?;
@@ -49,18 +49,18 @@ pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
     go_on(job, trainer, None, 0).await
 }
 
-/// The training run saved at `state`, or a notice that it is gone.
+/// The training run saved at `state`, or a notice why there is none.
 async fn restore(job: &mut SftJob<'_>, state: &TinkerPath) -> Result<Option<Box<dyn Trainer>>> {
-    let restored = job
-        .service
-        .restore(state)
-        .await
-        .map_err(failed(format!("restoring `{state}`")))?;
-    if restored.is_none() {
-        let text = format!("checkpoint `{state}` is not on the server any more; trying an earlier");
-        job.observer.on(Event::Notice(text));
+    let restored = job.service.restore(state).await;
+    match restored.map_err(failed(format!("restoring `{state}`")))? {
+        Restored::Trainer(trainer) => Ok(Some(trainer)),
+        Restored::Unusable(why) => {
+            let text =
+                format!("checkpoint `{state}` cannot be used ({why}); trying an earlier one");
+            job.observer.on(Event::Notice(text));
+            Ok(None)
+        }
     }
-    Ok(restored)
 }
 
 async fn go_on(

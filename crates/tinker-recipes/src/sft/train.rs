@@ -20,7 +20,7 @@ use super::step_metrics::{TEST_NLL, final_row, step_row};
 use super::stop::StopSignal;
 use crate::clock::Stopwatch;
 use crate::error::{Error, Result};
-use crate::trainer::{Pending, Service, ServiceError, Trainer, TrainerSpec};
+use crate::trainer::{Pending, Service, Trainer, TrainerSpec};
 
 /// Everything a run needs.
 pub struct SftJob<'a> {
@@ -381,7 +381,7 @@ fn examples_of<'p>(prepared: &'p Prepared, rows: &'p [usize]) -> impl Iterator<I
 }
 
 /// An adapter for `map_err` that says what was being done.
-pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(ServiceError) -> Error {
+pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(tinker_api::Error) -> Error {
     let doing = doing.into();
     move |source| Error::Service { doing, source }
 }

@@ -76,6 +76,10 @@ fn settings_out_of_range_are_refused() {
         "max_length `65`: must be 2 to 64, the model's context",
     );
     check(
+        |o| o.ttl_seconds = Some(60),
+        "ttl_seconds `60`: must be at least 3600, one hour",
+    );
+    check(
         |o| o.held_out = HeldOut::Rows(20),
         "test_size `20`: must leave at least one of the 20 rows to train on",
     );

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
-use tinker_recipes::{Pending, Service, Trainer, TrainerSpec};
+use tinker_api::Error;
+use tinker_recipes::{Pending, Restored, Service, Trainer, TrainerSpec};
 use tinker_types::{
     AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse, TensorData, TinkerPath, loss_input,
 };
@@ -80,7 +81,7 @@ impl Service for FakeService {
         Box::pin(async { Ok(run) })
     }
 
-    fn restore<'a>(&'a self, state: &'a TinkerPath) -> Pending<'a, Option<Box<dyn Trainer>>> {
+    fn restore<'a>(&'a self, state: &'a TinkerPath) -> Pending<'a, Restored> {
         let saved = self
             .0
             .lock()
@@ -88,8 +89,11 @@ impl Service for FakeService {
             .checkpoints
             .get(&state.to_string())
             .copied();
-        let run = saved.map(|weights| self.run(weights));
-        Box::pin(async { Ok(run) })
+        let restored = match saved {
+            Some(weights) => Restored::Trainer(self.run(weights)),
+            None => Restored::Unusable("it does not exist".to_owned()),
+        };
+        Box::pin(async { Ok(restored) })
     }
 }
 
@@ -185,7 +189,7 @@ fn ready<T: Send + 'static>(is_ok: bool, value: T) -> Pending<'static, T> {
         if is_ok {
             Ok(value)
         } else {
-            Err("the server is gone".into())
+            Err(Error::Protocol("the server is gone".to_owned()))
         }
     })
 }

@@ -149,8 +149,8 @@ async fn an_expired_checkpoint_falls_back_to_an_earlier_with_a_notice() {
     assert_eq!(result(&run, &service, &outcome), expected);
     let gone = |name| {
         format!(
-            "notice: checkpoint `tinker://run-0/weights/{name}` is not on the server any more; \
-             trying an earlier"
+            "notice: checkpoint `tinker://run-0/weights/{name}` cannot be used (it does not exist); \
+             trying an earlier one"
         )
     };
     assert_eq!(
