@@ -1,26 +1,25 @@
-//! Times training and greedy decoding on the model that `benches/engine/torch_engine.py` makes.
+//! Times the CPU engine on a model directory; `cargo xtask bench engine` runs it beside PyTorch.
 //!
-//! Run by `cargo xtask bench engine`, which runs PyTorch on the same files beside it. Prints one
-//! JSON object: `bench_engine train|decode DIR --threads N --repeats N`.
-#![expect(clippy::print_stdout, reason = "the report goes to standard output")]
+//! `bench_engine train|decode DIR --threads N --repeats N`, where `DIR` also holds an
+//! `adapter.safetensors` of rank 16 and a `tokens.json` with `train` and `prompt`. Prints one JSON
+//! object: seconds of each repeat after one to warm up, and the losses or tokens.
+#![expect(clippy::print_stdout, reason = "the result of the program")]
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use safetensors::SafeTensors;
-use serde::Deserialize;
+use serde_json::{Value, json};
+use tinker_engine::sampler::{Sampling, sample};
 use tinker_engine::{
     AdamW, AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
 };
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Failure = Box<dyn std::error::Error>;
 
-/// Tokens decoded in one pass.
+const RANK: usize = 16;
 const NEW_TOKENS: usize = 128;
-/// The settings of the PyTorch side.
-const ADAMW: AdamW = AdamW {
+const STEP: AdamW = AdamW {
     learning_rate: 1e-4,
     beta1: 0.9,
     beta2: 0.95,
@@ -29,157 +28,111 @@ const ADAMW: AdamW = AdamW {
     grad_clip_norm: 0.0,
 };
 
-#[derive(Debug, Deserialize)]
-struct Tokens {
-    train: Vec<Vec<u32>>,
-    prompt: Vec<u32>,
-}
-
-fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let [task, dir, ..] = &args[..] else {
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [task, dir, options @ ..] = &arguments[..] else {
         return Err("usage: bench_engine train|decode DIR --threads N --repeats N".into());
     };
-    let dir = PathBuf::from(dir);
-    let repeats = number_after(&args, "--repeats")?;
-    let tokens: Tokens = serde_json::from_slice(&std::fs::read(dir.join("tokens.json"))?)?;
-    let mut backend = load_cpu(&dir, number_after(&args, "--threads")?)?;
-    let adapter = backend.import_adapter(&read_adapter(&dir.join("adapter.safetensors"))?)?;
-    let mut report = match task.as_str() {
-        "train" => train(backend.as_mut(), adapter, &tokens.train, repeats)?,
-        "decode" => decode(backend.as_mut(), adapter, &tokens.prompt, repeats)?,
-        other => return Err(format!("unknown task `{other}`: train or decode").into()),
+    let option = |name: &str, default: usize| -> Result<usize, Failure> {
+        match options.iter().position(|o| o == name) {
+            None => Ok(default),
+            Some(i) => Ok(options.get(i + 1).ok_or("an option has no value")?.parse()?),
+        }
     };
-    report["name"] = backend.info().precision.clone().into();
-    report["peak_bytes"] = peak_bytes()?.into();
+    let dir = PathBuf::from(dir);
+    let mut backend = load_cpu(&dir, option("--threads", 1)?)?;
+    let adapter = import(&mut *backend, &dir)?;
+    let repeats = option("--repeats", 5)?;
+    let tokens: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("tokens.json"))?)?;
+    let mut report = match task.as_str() {
+        "train" => train(&mut *backend, adapter, &tokens["train"], repeats)?,
+        "decode" => decode(&mut *backend, adapter, &tokens["prompt"], repeats)?,
+        other => return Err(format!("no task `{other}`; there are train and decode").into()),
+    };
+    report["peak_bytes"] = json!(peak_bytes());
+    report["name"] = json!(format!("tinker-engine {}", backend.info().precision));
     println!("{report}");
     Ok(())
 }
 
-fn number_after(args: &[String], flag: &str) -> Result<usize> {
-    let value = args.iter().skip_while(|arg| *arg != flag).nth(1);
-    Ok(value.ok_or_else(|| format!("{flag} is missing"))?.parse()?)
-}
-
-fn read_adapter(path: &Path) -> Result<AdapterState> {
-    let bytes = std::fs::read(path)?;
+fn import(backend: &mut dyn Backend, dir: &Path) -> Result<AdapterId, Failure> {
+    let bytes = std::fs::read(dir.join("adapter.safetensors"))?;
+    let file = safetensors::SafeTensors::deserialize(&bytes)?;
     let mut weights = BTreeMap::new();
-    let mut rank = 0;
-    for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
-        let data = view.data().chunks_exact(4);
-        let data = data
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        if name.ends_with("lora_A.weight") {
-            rank = view.shape()[0];
-        }
-        weights.insert(
-            name,
-            HostTensor {
-                shape: view.shape().to_vec(),
-                data,
-            },
-        );
+    for (name, view) in file.tensors() {
+        let (values, _) = view.data().as_chunks::<4>();
+        let data = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        weights.insert(name, HostTensor { shape: view.shape().to_vec(), data });
     }
-    let spec = LoraSpec {
-        rank,
-        seed: 0,
-        train_attn: true,
-        train_mlp: true,
-        train_unembed: false,
-    };
-    Ok(AdapterState {
-        spec,
-        weights,
-        moments: BTreeMap::new(),
-        gradient: BTreeMap::new(),
-        step: 0,
-    })
+    let spec =
+        LoraSpec { rank: RANK, seed: 0, train_attn: true, train_mlp: true, train_unembed: false };
+    let (moments, gradient) = (BTreeMap::new(), BTreeMap::new());
+    Ok(backend.import_adapter(&AdapterState { spec, weights, moments, gradient, step: 0 })?)
 }
 
-/// Steps of mean cross-entropy over the whole batch; the first, to warm up, is not timed.
+fn ids(value: &Value) -> Result<Vec<u32>, Failure> {
+    Ok(serde_json::from_value(value.clone())?)
+}
+
 fn train(
     backend: &mut dyn Backend,
     adapter: AdapterId,
-    rows: &[Vec<u32>],
-    n_steps: usize,
-) -> Result<serde_json::Value> {
+    rows: &Value,
+    repeats: usize,
+) -> Result<Value, Failure> {
+    let rows = rows.as_array().ok_or("tokens.json has no rows to train on")?;
+    let rows = rows.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
     let n_tokens: usize = rows.iter().map(|row| row.len() - 1).sum();
-    let batch: Vec<TrainSequence> = rows.iter().map(|row| sequence(row, n_tokens)).collect();
+    // The mean over tokens, which is what the other side computes.
+    let sequence = |row: &Vec<u32>| {
+        let n = row.len() - 1;
+        let loss = Loss::CrossEntropy { weights: vec![1.0 / n_tokens as f32; n] };
+        TrainSequence { tokens: row[..n].to_vec(), targets: row[1..].to_vec(), k: 1, loss }
+    };
+    let batch: Vec<TrainSequence> = rows.iter().map(sequence).collect();
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
-    for _ in 0..=n_steps {
+    for _ in 0..=repeats {
         let start = Instant::now();
         let outputs = backend.forward_backward(adapter, &batch)?;
-        backend.optim_step(adapter, &ADAMW)?;
+        backend.optim_step(adapter, &STEP)?;
         seconds.push(start.elapsed().as_secs_f64());
-        losses.push(outputs.iter().map(|output| output.loss).sum::<f64>());
+        losses.push(outputs.iter().map(|o| o.loss).sum::<f64>());
     }
-    seconds.remove(0);
-    Ok(serde_json::json!({ "seconds": seconds, "losses": losses, "n_tokens": n_tokens }))
+    Ok(json!({ "seconds": seconds[1..], "losses": losses, "n_tokens": n_tokens }))
 }
 
-fn sequence(row: &[u32], n_tokens: usize) -> TrainSequence {
-    let (tokens, targets) = (row[..row.len() - 1].to_vec(), row[1..].to_vec());
-    let weights = vec![1.0 / n_tokens as f32; tokens.len()];
-    TrainSequence {
-        tokens,
-        targets,
-        k: 1,
-        loss: Loss::CrossEntropy { weights },
-    }
-}
-
-/// Passes of greedy decoding with the log-probability of each token; prompt and first pass not timed.
 fn decode(
     backend: &mut dyn Backend,
     adapter: AdapterId,
-    prompt: &[u32],
-    n_passes: usize,
-) -> Result<serde_json::Value> {
+    prompt: &Value,
+    repeats: usize,
+) -> Result<Value, Failure> {
+    let prompt = ids(prompt)?;
+    let greedy = Sampling { temperature: 0.0, top_k: None, top_p: 1.0 };
     let (mut seconds, mut tokens, mut logprobs) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..=n_passes {
+    for _ in 0..=repeats {
+        tokens.clear();
+        logprobs.clear();
         let slot = backend.open_slot(Some(adapter), prompt.len() + NEW_TOKENS)?;
-        let mut logits = backend.prefill(slot, prompt, false)?.next_logits;
-        (tokens, logprobs) = (Vec::new(), Vec::new());
+        let mut logits = backend.prefill(slot, &prompt, false)?.next_logits;
         let start = Instant::now();
         for _ in 0..NEW_TOKENS {
-            let (token, logprob) = best(&logits);
-            tokens.push(token);
-            logprobs.push(logprob);
-            logits = backend.decode_step(&[(slot, token)])?;
+            let draw = sample(&logits, &greedy, 0, 0)?;
+            tokens.push(draw.token);
+            logprobs.push(draw.logprob);
+            logits = backend.decode_step(&[(slot, draw.token)])?;
         }
         seconds.push(start.elapsed().as_secs_f64());
         backend.close_slot(slot);
     }
-    seconds.remove(0);
-    let n_tokens = NEW_TOKENS;
-    Ok(serde_json::json!({
-        "seconds": seconds, "tokens": tokens, "logprobs": logprobs, "n_tokens": n_tokens,
-    }))
+    let seconds = &seconds[1..];
+    Ok(json!({ "seconds": seconds, "tokens": tokens, "logprobs": logprobs, "n_tokens": NEW_TOKENS }))
 }
 
-/// The likeliest token and its log-probability.
-fn best(logits: &[f32]) -> (u32, f32) {
-    let mut token = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[token] {
-            token = i;
-        }
-    }
-    let sum: f32 = logits
-        .iter()
-        .map(|&logit| (logit - logits[token]).exp())
-        .sum();
-    (token as u32, -sum.ln())
-}
-
-/// Largest resident memory of this process so far, as Linux counts it.
-fn peak_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
+/// Largest resident memory of this process; 0 where the system does not tell.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line
-        .ok_or("no VmHWM in /proc/self/status")?
-        .trim()
-        .trim_end_matches(" kB");
-    Ok(kib.parse::<u64>()? * 1024)
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
 }

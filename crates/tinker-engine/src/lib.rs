@@ -12,6 +12,7 @@ pub mod load;
 pub mod loss;
 pub mod optim;
 pub mod rng;
+pub mod sampler;
 
 pub use adapter::{AdapterState, HostTensor, LoraSpec};
 pub use backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu};

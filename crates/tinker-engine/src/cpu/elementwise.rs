@@ -279,7 +279,15 @@ kernels! {
         (max + total.ln(), total)
     }
 
-    /// Index and value of the largest element; the first of equals.
+    /// `x = exp((x - max x) * scale)`: the largest becomes exactly 1.
+    fn exp_differences / exp_differences_at(x: &mut [f32], scale: f32) {
+        let max = max_row(x);
+        for x in x {
+            *x = exp::<FMA>((*x - max) * scale);
+        }
+    }
+
+    /// Index of the largest element; the first of equals.
     fn arg_max / arg_max_at(x: &[f32]) -> usize {
         let max = max_row(x);
         x.iter().position(|x| *x == max).unwrap_or(0)

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::buffer::Buffer;
-pub(crate) use self::elementwise::{arg_max, log_sum_exp};
+pub(crate) use self::elementwise::{arg_max, exp_differences, log_sum_exp};
 use self::infer::{Inference, Scratch, Segment, Slot};
 use self::lora::Adapter;
 use self::model::Model;
