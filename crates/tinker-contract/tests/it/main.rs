@@ -9,6 +9,8 @@
 
 mod client_futures;
 mod client_http;
+mod client_sampling;
+mod client_training;
 mod python_sdk;
 mod support;
 

@@ -3,6 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tinker_api::{
+    Datum, LoraConfig, ModelInput, ServiceClient, ServiceClientBuilder, TrainingClient,
+};
 use tinker_contract::mock::Mock;
 use tinker_http::machine::Backoff;
 use tinker_http::{Client, ClientBuilder, Event, PollPolicy, RetryPolicy};
@@ -92,4 +95,30 @@ impl Rig {
             events,
         }
     }
+}
+
+/// A service client of a server, with those policies.
+pub(crate) fn service(base_url: &str, api_key: &str) -> ServiceClientBuilder {
+    ServiceClient::builder(base_url)
+        .api_key(api_key.parse().unwrap())
+        .retry_policy(retry_policy())
+        .poll_policy(poll_policy())
+}
+
+/// A training client of the double; what it took to create it is forgotten.
+pub(crate) async fn trainer(mock: &Mock) -> TrainingClient {
+    let service = service(&mock.base_url(), KEY).build().unwrap();
+    let trainer = service
+        .create_lora_training_client("test/base", LoraConfig::default())
+        .await
+        .unwrap();
+    mock.forget();
+    trainer
+}
+
+/// An example of `n` tokens that starts with `first`; it counts 16 bytes a token.
+pub(crate) fn datum(first: u32, n: usize) -> Datum {
+    let mut tokens = vec![1; n];
+    tokens[0] = first;
+    Datum::cross_entropy(ModelInput::from_tokens(tokens), vec![2; n], vec![1.0; n]).unwrap()
 }
