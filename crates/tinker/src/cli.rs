@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{serve, version};
+use crate::commands::{chat, checkpoint, model, resume, run, sample, serve, train, version};
 use crate::env;
 use crate::output::Format;
 use crate::settings::ServerFlags;
@@ -65,6 +65,38 @@ impl GlobalFlags {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Train(train::Args),
+    Resume(resume::Args),
+    Sample(Box<sample::Args>),
+    Chat(Box<chat::Args>),
+    Checkpoint(checkpoint::Args),
+    Run(Box<run::Args>),
+    Model(model::Args),
     Serve(serve::Args),
     Version(version::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for line in [
+            "tinker -f json version",
+            "tinker version -f json",
+            "tinker version --json",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+
+            assert_eq!(cli.global.format(), Format::Json, "{line}");
+        }
+    }
 }

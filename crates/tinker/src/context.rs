@@ -22,10 +22,10 @@ impl Ctx {
     ///
     /// # Errors
     /// There is no place to keep data.
-    pub(crate) fn new(flags: &GlobalFlags, ui: Ui) -> Result<Self> {
+    pub(crate) fn new(flags: &GlobalFlags, ui: &Ui) -> Result<Self> {
         Ok(Self {
             settings: Settings::load(&flags.server)?,
-            ui,
+            ui: ui.clone(),
             format: flags.format(),
         })
     }

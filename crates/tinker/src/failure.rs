@@ -80,6 +80,11 @@ impl Failure {
         Self::new(FailureKind::NotFound, what)
     }
 
+    /// What happened, with its causes, on one line.
+    pub(crate) fn what(&self) -> String {
+        format!("{:#}", self.error)
+    }
+
     /// The same failure with advice; the first advice given, nearest to the cause, is kept.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint.get_or_insert_with(|| hint.into());
@@ -89,12 +94,6 @@ impl Failure {
     /// The same failure as another kind.
     pub(crate) fn kind(mut self, kind: FailureKind) -> Self {
         self.kind = kind;
-        self
-    }
-
-    /// The same failure as the cause of `what`.
-    pub(crate) fn context(mut self, what: impl Into<String>) -> Self {
-        self.error = self.error.context(what.into());
         self
     }
 }
@@ -121,12 +120,55 @@ impl Display for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
+        let api = error.chain().find_map(|cause| cause.downcast_ref());
         Self {
-            kind: FailureKind::General,
+            kind: api.map_or(FailureKind::General, kind_of_api),
+            hint: api.and_then(hint_of_api).map(str::to_owned),
             error,
-            hint: None,
         }
     }
+}
+
+impl From<tinker_api::Error> for Failure {
+    fn from(error: tinker_api::Error) -> Self {
+        anyhow::Error::new(error).into()
+    }
+}
+
+fn kind_of_api(error: &tinker_api::Error) -> FailureKind {
+    use tinker_api::ErrorKind;
+    match error.kind() {
+        Some(_) if is_unknown_route(error) => FailureKind::Unsupported,
+        Some(ErrorKind::Unauthenticated | ErrorKind::PermissionDenied) => FailureKind::Credentials,
+        Some(ErrorKind::NotFound) => FailureKind::NotFound,
+        Some(ErrorKind::Conflict) => FailureKind::Conflict,
+        Some(ErrorKind::InvalidRequest) => FailureKind::Usage,
+        Some(ErrorKind::RateLimited { .. } | ErrorKind::BillingPaused) => FailureKind::Capacity,
+        None if error.is_user_error() => FailureKind::Usage,
+        _ => FailureKind::General,
+    }
+}
+
+fn hint_of_api(error: &tinker_api::Error) -> Option<&'static str> {
+    use tinker_api::ErrorKind;
+    match error.kind()? {
+        ErrorKind::Unauthenticated => Some("check TINKER_API_KEY, or use --local"),
+        ErrorKind::Connect => Some("check the address, or use --local for the embedded server"),
+        ErrorKind::BillingPaused => Some("settle the account's bill, then run it again"),
+        ErrorKind::RateLimited { .. } => Some("wait a little, then run it again"),
+        _ => None,
+    }
+}
+
+/// Whether the server has no such endpoint, rather than no such thing: the bare 404 of the common
+/// Python framework, and the answers of our own.
+fn is_unknown_route(error: &tinker_api::Error) -> bool {
+    let tinker_api::Error::Transport(error) = error else {
+        return false;
+    };
+    let is_bare =
+        error.message() == "Not Found" || error.message().contains("not part of this server");
+    matches!(error.status(), Some(405 | 501)) || (error.status() == Some(404) && is_bare)
 }
 
 impl From<serde_json::Error> for Failure {
@@ -150,6 +192,41 @@ impl From<tinker_server::Error> for Failure {
     }
 }
 
+impl From<tinker_runs::Error> for Failure {
+    fn from(error: tinker_runs::Error) -> Self {
+        use tinker_runs::Error;
+        let kind = match error {
+            Error::Locked { .. } | Error::AlreadyExists { .. } => FailureKind::Conflict,
+            Error::NotARun { .. } | Error::UnknownRun { .. } => FailureKind::NotFound,
+            Error::AmbiguousRun { .. } => FailureKind::Usage,
+            _ => FailureKind::General,
+        };
+        let is_full = error.is_disk_full();
+        let failure = Self::from(anyhow::Error::new(error)).kind(kind);
+        match is_full {
+            true => failure.hint("free some space, or move the data directory with TINKER_HOME"),
+            false => failure,
+        }
+    }
+}
+
+impl From<tinker_recipes::Error> for Failure {
+    fn from(error: tinker_recipes::Error) -> Self {
+        use tinker_recipes::Error;
+        let kind = match &error {
+            error if error.is_bad_input() => FailureKind::Usage,
+            Error::DataChanged { .. } | Error::AlreadyComplete { .. } => FailureKind::Conflict,
+            Error::NoUsableCheckpoint { .. } => FailureKind::NotFound,
+            _ => FailureKind::General,
+        };
+        match error {
+            Error::Runs(error) => error.into(),
+            Error::Service { .. } => Self::from(anyhow::Error::new(error)),
+            error => Self::from(anyhow::Error::new(error)).kind(kind),
+        }
+    }
+}
+
 impl From<tinker_types::TypeError> for Failure {
     fn from(error: tinker_types::TypeError) -> Self {
         Self::usage(error.to_string())
@@ -164,13 +241,11 @@ mod tests {
     fn prints_what_why_and_what_next() {
         let cause = anyhow::anyhow!("no such file").context("cannot read `a.jsonl`");
 
-        let failure = Failure::from(cause)
-            .context("training data")
-            .hint("check the path");
+        let failure = Failure::from(cause).hint("check the path");
 
         assert_eq!(
             failure.to_string(),
-            "error: training data\ncause: cannot read `a.jsonl`\ncause: no such file\nhint: check the path"
+            "error: cannot read `a.jsonl`\ncause: no such file\nhint: check the path"
         );
     }
 

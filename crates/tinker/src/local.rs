@@ -24,6 +24,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: &str = "15m";
 /// A log that has grown beyond this is put aside when the next server starts.
 const MAX_LOG_BYTES: u64 = 16 << 20;
+/// How often a server that keeps dying is started again within one command.
+const MAX_RESTARTS: u32 = 5;
 /// How many lines of the log a failure to start shows.
 const N_LOG_LINES: usize = 12;
 
@@ -47,7 +49,7 @@ pub(crate) fn find(home: &Path) -> Result<Option<LockInfo>> {
 ///
 /// # Errors
 /// It cannot be started, or does not answer in time; the failure shows the end of its log.
-pub(crate) async fn ensure(home: &Path, ui: Ui) -> Result<LockInfo> {
+pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
     if let Some(server) = find(home)? {
         if server.version != env!("CARGO_PKG_VERSION") {
             ui.note(format_args!(
@@ -72,7 +74,7 @@ pub(crate) async fn ensure(home: &Path, ui: Ui) -> Result<LockInfo> {
         }
         let is_free = !tinker_server::is_running(home)?;
         match &mut child {
-            None if is_free => child = Some(start(home)?),
+            None if is_free => child = Some(start(home, 0)?),
             Some(started) if is_free => fail_if_ended(started, home)?,
             _ => {}
         }
@@ -83,20 +85,72 @@ pub(crate) async fn ensure(home: &Path, ui: Ui) -> Result<LockInfo> {
     }
 }
 
+/// Keeps the embedded server there while a long command needs it.
+///
+/// A server that died is started again on its old port, with the data directory's own token: to
+/// the client it looks like an outage, which its retries bridge.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    home: PathBuf,
+    port: u16,
+    ui: Ui,
+    child: Option<Child>,
+    n_starts: u32,
+}
+
+impl Keeper {
+    /// A keeper of `server`, the embedded server of `home`.
+    pub(crate) fn new(home: &Path, server: &LockInfo, ui: &Ui) -> Self {
+        Self {
+            home: home.to_owned(),
+            port: server.port,
+            ui: ui.clone(),
+            child: None,
+            n_starts: 0,
+        }
+    }
+
+    /// Starts the server again if it is gone. Does not wait for it.
+    ///
+    /// # Errors
+    /// It was started a few times and did not stay.
+    pub(crate) fn look(&mut self) -> Result<()> {
+        let is_starting = match &mut self.child {
+            Some(child) => child.try_wait().is_ok_and(|status| status.is_none()),
+            None => false,
+        };
+        if is_starting || tinker_server::is_running(&self.home)? {
+            return Ok(());
+        }
+        if self.n_starts == MAX_RESTARTS {
+            let what = format!("the embedded server ended {MAX_RESTARTS} times in a row");
+            return Err(with_log(
+                Failure::new(FailureKind::General, what),
+                &self.home,
+            ));
+        }
+        self.n_starts += 1;
+        self.ui
+            .warn("the embedded server has ended; starting it again, nothing is lost");
+        self.child = Some(start(&self.home, self.port)?);
+        Ok(())
+    }
+}
+
 /// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it.
-fn start(home: &Path) -> Result<Child> {
+fn start(home: &Path, port: u16) -> Result<Child> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let log = open_log(home)?;
     let mut command = Command::new(&program);
     command
         .args([
             "serve",
-            "--port",
-            "0",
+            "--detached",
             "--idle-timeout",
             IDLE_TIMEOUT,
-            "--detached",
+            "--port",
         ])
+        .arg(port.to_string())
         .env(env::TINKER_HOME.name, home)
         // A key for the hosted service is not to become the key of this server.
         .env_remove(env::TINKER_API_KEY.name)

@@ -1,7 +1,9 @@
 //! The `tinker` command: reads flags, runs one command, prints what it returns.
 
+mod base_model;
 mod cli;
 mod commands;
+mod connect;
 mod context;
 mod env;
 mod failure;
@@ -9,9 +11,11 @@ mod human;
 mod local;
 mod logging;
 mod output;
-mod secret;
 mod settings;
+mod signals;
+mod speaker;
 mod ui;
+mod weights;
 
 use std::process::ExitCode;
 
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     let ui = Ui::new(cli.global.verbosity());
-    match run(cli, ui) {
+    match run(cli, &ui) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             ui.failure(&failure);
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli, ui: Ui) -> Result<()> {
+fn run(cli: Cli, ui: &Ui) -> Result<()> {
     let format = cli.global.format();
     let output = commands::run(cli, ui)?;
     output.print(format).map_err(|error| {

@@ -93,12 +93,18 @@ impl Output {
     /// # Errors
     /// Standard output cannot be written.
     pub(crate) fn print(&self, format: Format) -> io::Result<()> {
-        let stdout = io::stdout();
-        let is_terminal = stdout.is_terminal();
-        write_quietly(&self.to_text(format, is_terminal)?)
+        write_quietly(&self.render(format, io::stdout().is_terminal())?)
     }
 
-    fn to_text(&self, format: Format, is_terminal: bool) -> io::Result<String> {
+    /// The data in `format`, as a file gets it.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub(crate) fn to_text(&self, format: Format) -> io::Result<String> {
+        self.render(format, false)
+    }
+
+    fn render(&self, format: Format, is_terminal: bool) -> io::Result<String> {
         let text = match format {
             Format::Table => self.text.render(is_terminal),
             Format::Json if self.json.is_null() => String::new(),
@@ -192,16 +198,15 @@ mod tests {
 
     #[test]
     fn pipes_get_aligned_columns_without_rules() {
-        let text = list().to_text(Format::Table, false).unwrap();
+        let text = list().to_text(Format::Table).unwrap();
 
         assert_eq!(text, " Name  N\n a     1\n bcd   20\n");
     }
 
     #[test]
     fn json_is_one_document_and_jsonl_one_per_row() {
-        let json: Value =
-            serde_json::from_str(&list().to_text(Format::Json, false).unwrap()).unwrap();
-        let lines = list().to_text(Format::Jsonl, false).unwrap();
+        let json: Value = serde_json::from_str(&list().to_text(Format::Json).unwrap()).unwrap();
+        let lines = list().to_text(Format::Jsonl).unwrap();
 
         assert_eq!(json["things"][1]["name"], "bcd");
         assert_eq!(lines.lines().count(), 2);
@@ -214,7 +219,7 @@ mod tests {
     #[test]
     fn no_data_prints_nothing() {
         for format in [Format::Table, Format::Json, Format::Jsonl] {
-            assert_eq!(Output::none().to_text(format, false).unwrap(), "");
+            assert_eq!(Output::none().to_text(format).unwrap(), "");
         }
     }
 }

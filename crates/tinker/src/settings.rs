@@ -1,15 +1,17 @@
 //! Which server a command talks to and where data lives: flag, then environment, then default.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy as _;
 
 use crate::env;
 use crate::failure::{Failure, FailureKind, Result};
-use crate::secret::ApiKey;
+use tinker_api::ApiKey;
 
 /// Where Thinking Machines serves the API.
 pub(crate) const HOSTED_URL: &str = "https://tinker.thinkingmachines.dev/services/tinker-prod";
+/// The base model of commands that are not told one: it is always there.
+pub(crate) const DEFAULT_MODEL: &str = "tinker/nano";
 /// Names that start so are models of the embedded server.
 const EMBEDDED_PREFIX: &str = "tinker/";
 
@@ -68,7 +70,10 @@ impl Settings {
             home: home()?,
             flags: flags.clone(),
             env_base_url: env::TINKER_BASE_URL.get(),
-            api_key: env::TINKER_API_KEY.get().map(ApiKey::new),
+            api_key: env::TINKER_API_KEY
+                .get()
+                .map(|key| parse_key(&key))
+                .transpose()?,
         })
     }
 
@@ -81,7 +86,9 @@ impl Settings {
             return Ok(Target::Embedded);
         }
         let url = self.flags.base_url.as_ref().or(self.env_base_url.as_ref());
-        let is_embedded = model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX));
+        // A directory can only be read by a server on this machine.
+        let is_embedded =
+            model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX) || Path::new(name).is_dir());
         match (url, &self.api_key) {
             (Some(url), Some(key)) => remote(url, key),
             (Some(url), None) => Err(Failure::new(
@@ -120,6 +127,17 @@ fn remote(base_url: &str, api_key: &ApiKey) -> Result<Target> {
     })
 }
 
+/// Reads a key.
+///
+/// # Errors
+/// It cannot be one.
+pub(crate) fn parse_key(text: &str) -> Result<ApiKey> {
+    text.parse().map_err(|error| {
+        Failure::new(FailureKind::Credentials, format!("{error}"))
+            .hint("correct TINKER_API_KEY, or unset it to use the embedded server")
+    })
+}
+
 /// `$TINKER_HOME`, else the platform's data directory.
 fn home() -> Result<PathBuf> {
     if let Some(home) = env::TINKER_HOME.get() {
@@ -145,7 +163,7 @@ mod tests {
                 base_url: flag_url.map(str::to_owned),
             },
             env_base_url: env_url.map(str::to_owned),
-            api_key: key.then(|| ApiKey::new("tml-k")),
+            api_key: key.then(|| "tml-k".parse().unwrap()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -22,11 +23,13 @@ pub(crate) enum Verbosity {
     Normal,
 }
 
-/// The terminal beside the data.
-#[derive(Debug, Clone, Copy)]
+/// The terminal beside the data. Clones share the progress bar, so that what any of them says does
+/// not tear it.
+#[derive(Debug, Clone)]
 pub(crate) struct Ui {
     verbosity: Verbosity,
     is_terminal: bool,
+    bar: Arc<Mutex<Option<ProgressBar>>>,
 }
 
 impl Ui {
@@ -35,19 +38,20 @@ impl Ui {
         Self {
             verbosity,
             is_terminal: io::stderr().is_terminal(),
+            bar: Arc::default(),
         }
     }
 
     /// Says something worth knowing; nothing when quiet.
     pub(crate) fn note(&self, text: impl Display) {
         if self.verbosity == Verbosity::Normal {
-            write_line(&text.to_string());
+            self.write_line(&text.to_string());
         }
     }
 
     /// Says something that may go wrong.
     pub(crate) fn warn(&self, text: impl Display) {
-        write_line(&format!("{WARNING}warning:{WARNING:#} {text}"));
+        self.write_line(&format!("{WARNING}warning:{WARNING:#} {text}"));
     }
 
     /// Says how the command failed.
@@ -62,7 +66,7 @@ impl Ui {
             let rest = &line[word.len()..];
             let _ = writeln!(painted, "{style}{word}{style:#}{rest}");
         }
-        write_line(painted.trim_end());
+        self.write_line(painted.trim_end());
     }
 
     /// Asks a question whose answer is no unless it starts with `y`.
@@ -72,15 +76,20 @@ impl Ui {
     pub(crate) fn confirm(&self, question: &str) -> Result<bool> {
         if !io::stdin().is_terminal() {
             return Err(
-                Failure::usage(format!("{question} nobody is here to answer"))
+                Failure::usage(format!("{question} Nobody is here to answer"))
                     .hint("pass --yes to go on without being asked"),
             );
         }
-        let mut stderr = anstream::stderr();
-        let _ = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
+        self.ask(&format!("{question} [y/N] "));
         let mut answer = String::new();
         let n_read = io::stdin().lock().read_line(&mut answer).unwrap_or(0);
         Ok(n_read > 0 && answer.trim().to_ascii_lowercase().starts_with('y'))
+    }
+
+    /// Says something that the answer follows on the same line.
+    pub(crate) fn ask(&self, text: &str) {
+        let mut stderr = anstream::stderr();
+        let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
     }
 
     /// A bar of `total` steps on a terminal; elsewhere a line now and then.
@@ -93,15 +102,34 @@ impl Ui {
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}") {
             bar.set_style(style.progress_chars("━╸─"));
         }
+        *self.lock() = Some(bar.clone());
         Progress {
             bar,
-            ui: *self,
+            ui: self.clone(),
             total,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        // A panic elsewhere does not make the bar unusable.
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A line on standard error, colours only where they are wanted; a closed standard error loses
+    /// it.
+    fn write_line(&self, text: &str) {
+        let bar = self.lock().clone();
+        let write = || {
+            let _ = writeln!(anstream::stderr(), "{text}");
+        };
+        match bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
         }
     }
 }
 
-/// Progress over a known number of steps.
+/// Progress over a known number of steps; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -118,27 +146,14 @@ impl Progress {
         let every = (self.total / 20).max(1);
         if !self.ui.is_terminal && (done == 1 || done == self.total || done.is_multiple_of(every)) {
             self.ui
-                .note(format!("step {done}/{} {message}", self.total));
+                .note(format_args!("step {done}/{} {message}", self.total));
         }
-    }
-
-    /// Says something without tearing the bar.
-    pub(crate) fn note(&self, text: impl Display) {
-        self.bar.suspend(|| self.ui.note(text));
-    }
-
-    /// Warns without tearing the bar.
-    pub(crate) fn warn(&self, text: impl Display) {
-        self.bar.suspend(|| self.ui.warn(text));
-    }
-
-    /// Leaves the bar as it stands and ends it.
-    pub(crate) fn finish(&self) {
-        self.bar.abandon();
     }
 }
 
-/// A line on standard error, colours only where they are wanted; a closed standard error loses it.
-fn write_line(text: &str) {
-    let _ = writeln!(anstream::stderr(), "{text}");
+impl Drop for Progress {
+    fn drop(&mut self) {
+        *self.ui.lock() = None;
+        self.bar.abandon();
+    }
 }

@@ -1,6 +1,14 @@
 //! The commands, one file each, and the runtime they share.
 
+pub(crate) mod chat;
+pub(crate) mod checkpoint;
+pub(crate) mod model;
+pub(crate) mod paging;
+pub(crate) mod resume;
+pub(crate) mod run;
+pub(crate) mod sample;
 pub(crate) mod serve;
+pub(crate) mod train;
 pub(crate) mod version;
 
 use anyhow::Context as _;
@@ -16,7 +24,7 @@ use crate::ui::Ui;
 ///
 /// # Errors
 /// The command's.
-pub(crate) fn run(cli: Cli, ui: Ui) -> Result<Output> {
+pub(crate) fn run(cli: Cli, ui: &Ui) -> Result<Output> {
     if let Command::Version(_) = cli.command {
         return Ok(version::run());
     }
@@ -32,6 +40,14 @@ pub(crate) fn run(cli: Cli, ui: Ui) -> Result<Output> {
 
 async fn run_client(ctx: &Ctx, command: Command) -> Result<Output> {
     match command {
+        Command::Train(args) => train::run(ctx, args).await,
+        Command::Resume(args) => resume::run(ctx, &args).await,
+        Command::Sample(args) => sample::run(ctx, &args).await,
+        Command::Chat(args) => chat::run(ctx, &args).await,
+        Command::Checkpoint(args) => checkpoint::run(ctx, args).await,
+        Command::Run(args) => run::run(ctx, *args).await,
+        Command::Model(args) => model::run(ctx, args).await,
+        // Answered before a client is set up.
         Command::Version(_) | Command::Serve(_) => Ok(Output::none()),
     }
 }

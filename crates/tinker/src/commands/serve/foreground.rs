@@ -8,14 +8,16 @@ use anyhow::Context as _;
 use serde_json::json;
 use tinker_server::{ApiToken, ServeOptions, Server};
 
+use crate::base_model;
 use crate::context::Ctx;
-use crate::env;
 use crate::failure::{Failure, Result};
 use crate::human::parse_duration;
+use crate::logging;
 use crate::output::Output;
-use crate::{logging, secret::ApiKey};
+use crate::signals::Interrupts;
 
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// Port to listen on; 0 takes any free one
     #[arg(long, value_name = "N", default_value_t = 8642)]
@@ -50,7 +52,8 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
         if !args.detached {
             announce(ctx, &server)?;
         }
-        server.run(stop_signal()?).await?;
+        let mut interrupts = Interrupts::watch()?;
+        server.run(async move { interrupts.next().await }).await?;
         Ok(Output::none())
     })
 }
@@ -78,29 +81,19 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         models,
         threads: args.threads,
         idle_timeout: args.idle_timeout,
-        hf_cache: if args.detached { None } else { hf_cache() },
+        hf_cache: if args.detached {
+            None
+        } else {
+            base_model::hub_cache()
+        },
         version: env!("CARGO_PKG_VERSION").into(),
         ..ServeOptions::new(&ctx.settings.home)
     })
 }
 
-/// Where Python's `transformers` looks for tokenizers by name.
-fn hf_cache() -> Option<PathBuf> {
-    let within = |dir: PathBuf, names: &[&str]| names.iter().fold(dir, |dir, name| dir.join(name));
-    env::HF_HUB_CACHE
-        .get()
-        .map(PathBuf::from)
-        .or_else(|| Some(within(env::HF_HOME.get()?.into(), &["hub"])))
-        .or_else(|| {
-            let home = etcetera::home_dir().ok()?;
-            Some(within(home, &[".cache", "huggingface", "hub"]))
-        })
-}
-
 /// Says where it is: the data for people and shells is the two export lines.
 fn announce(ctx: &Ctx, server: &Server) -> Result<()> {
-    let key = ApiKey::new(server.token().expose());
-    let output = exports(&server.base_url(), &key);
+    let output = exports(&server.base_url(), server.token());
     output
         .print(ctx.format)
         .context("cannot write to standard output")?;
@@ -113,33 +106,11 @@ fn announce(ctx: &Ctx, server: &Server) -> Result<()> {
 }
 
 /// The two lines that point a Tinker client at a server.
-pub(super) fn exports(base_url: &str, key: &ApiKey) -> Output {
+pub(super) fn exports(base_url: &str, key: &ApiToken) -> Output {
     let text = format!(
         "export TINKER_BASE_URL={base_url}\nexport TINKER_API_KEY={}\n",
         key.expose()
     );
     let json = json!({ "base_url": base_url, "api_key": key.expose() });
     Output::text(text, json)
-}
-
-/// Completes at Ctrl-C and when asked to terminate.
-#[cfg(unix)]
-fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
-}
-
-/// Completes at Ctrl-C.
-#[cfg(not(unix))]
-fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-    })
 }

@@ -2,12 +2,11 @@
 
 use jiff::Timestamp;
 use serde_json::json;
-use tinker_server::LockInfo;
+use tinker_server::{ApiToken, LockInfo};
 
 use crate::context::Ctx;
 use crate::failure::{Failure, Result};
 use crate::output::Output;
-use crate::secret::ApiKey;
 use crate::{human, local};
 
 /// Show whether the server on this machine runs, and where
@@ -21,7 +20,7 @@ pub(crate) struct Args {
 pub(super) fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     match local::find(&ctx.settings.home)? {
         Some(server) if args.export => {
-            let key = ApiKey::new(&server.token);
+            let key = ApiToken::new(&server.token)?;
             Ok(super::foreground::exports(&server.base_url(), &key))
         }
         Some(server) => Ok(describe(ctx, &server)),

@@ -1,0 +1,142 @@
+//! A base model as this side needs it: its name for the server, its tokenizer, its context length.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tinker_chat::{RendererName, Tokenizer};
+use tinker_recipes::ModelFacts;
+
+use crate::env;
+use crate::failure::{Failure, Result};
+
+/// A base model whose tokenizer is at hand.
+#[derive(Debug)]
+pub(crate) struct BaseModel {
+    /// The name the server knows it by.
+    pub(crate) name: String,
+    /// Its tokenizer.
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The content of its `config.json`, or null.
+    config: Value,
+}
+
+impl BaseModel {
+    /// The model called `name`, or in the directory `name`, with the tokenizer in `tokenizer` if
+    /// given, else the model's own.
+    ///
+    /// # Errors
+    /// No such model is known on this machine, or its tokenizer is not here.
+    pub(crate) fn find(home: &Path, name: &str, tokenizer: Option<&Path>) -> Result<Self> {
+        let name = server_name(name)?;
+        let dir = match tokenizer {
+            Some(dir) => dir.to_owned(),
+            None => model_dir(home, &name)?,
+        };
+        Ok(Self {
+            tokenizer: Tokenizer::from_dir(&dir).map_err(anyhow::Error::new)?,
+            config: read_config(&dir),
+            name,
+        })
+    }
+
+    /// What the learning rate is chosen by.
+    pub(crate) fn facts(&self) -> ModelFacts {
+        let by_name = ModelFacts::from_name(&self.name);
+        let hidden_size = self.config["hidden_size"].as_u64();
+        ModelFacts {
+            architecture: self.config["model_type"].as_str().map(str::to_owned),
+            hidden_size: hidden_size
+                .and_then(|size| usize::try_from(size).ok())
+                .or(by_name.hidden_size),
+            ..by_name
+        }
+    }
+
+    /// Longest sequence in tokens, as the model's configuration says.
+    pub(crate) fn context_length(&self) -> Option<usize> {
+        let length = self.config["max_position_embeddings"].as_u64()?;
+        usize::try_from(length).ok()
+    }
+
+    /// The chat format that `wanted` or the model names.
+    ///
+    /// # Errors
+    /// Nobody names one.
+    pub(crate) fn renderer_name(&self, wanted: Option<RendererName>) -> Result<RendererName> {
+        wanted
+            .or_else(|| RendererName::recommended(&self.name, &self.tokenizer))
+            .ok_or_else(|| {
+                let known = RendererName::ALL.map(RendererName::as_str).join(", ");
+                Failure::usage(format!("no renderer is known for `{}`", self.name))
+                    .hint(format!("name one with --renderer: {known}"))
+            })
+    }
+}
+
+/// A directory becomes its full path, which is how a server on this machine knows it.
+pub(crate) fn server_name(name: &str) -> Result<String> {
+    let path = Path::new(name);
+    let looks_like_path = path.is_absolute() || name.starts_with('.') || name.starts_with('~');
+    if path.join("config.json").is_file() {
+        let full = path.canonicalize().map_err(anyhow::Error::new)?;
+        return Ok(full.display().to_string());
+    }
+    if looks_like_path {
+        return Err(
+            Failure::not_found(format!("model directory `{name}` has no config.json")).hint(
+                "give a directory in the Hugging Face layout, or a name from `tinker model list`",
+            ),
+        );
+    }
+    Ok(name.to_owned())
+}
+
+/// Where the model's files are: the embedded server's, or the Hugging Face cache.
+fn model_dir(home: &Path, name: &str) -> Result<PathBuf> {
+    match tinker_server::resolve_model(home, name) {
+        Ok(model) => Ok(model.dir),
+        Err(error) => match cached_dir(name) {
+            Some(dir) => Ok(dir),
+            None => Err(Failure::from(error).hint(format!(
+                "for a model of another server, pass --tokenizer DIR with its tokenizer.json, or \
+                 fetch it once: hf download {name} --include 'tokenizer*' config.json"
+            ))),
+        },
+    }
+}
+
+/// The newest snapshot of `name` in the Hugging Face cache that has a tokenizer.
+fn cached_dir(name: &str) -> Option<PathBuf> {
+    let folder = format!("models--{}", name.replace('/', "--"));
+    let snapshots = hub_cache()?.join(folder).join("snapshots");
+    let mut found: Vec<_> = std::fs::read_dir(snapshots)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|dir| dir.join("tokenizer.json").is_file())
+        .collect();
+    found.sort_by_key(|dir| dir.metadata().and_then(|meta| meta.modified()).ok());
+    found.pop()
+}
+
+/// Where Python's `transformers` keeps models by name.
+pub(crate) fn hub_cache() -> Option<PathBuf> {
+    let below = |dir: PathBuf| dir.join("hub");
+    env::HF_HUB_CACHE
+        .get()
+        .map(PathBuf::from)
+        .or_else(|| env::HF_HOME.get().map(PathBuf::from).map(below))
+        .or_else(|| {
+            etcetera::home_dir()
+                .ok()
+                .map(|home| below(home.join(".cache/huggingface")))
+        })
+}
+
+fn read_config(dir: &Path) -> Value {
+    std::fs::read(dir.join("config.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}

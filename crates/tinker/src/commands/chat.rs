@@ -1,0 +1,148 @@
+//! `tinker chat`: a conversation, line by line.
+
+use std::io::{BufRead as _, IsTerminal as _, stdin};
+
+use tinker_api::SampleOptions;
+use tinker_chat::{Message, Renderer, Role};
+use tinker_types::ModelInput;
+
+use crate::context::Ctx;
+use crate::failure::Result;
+use crate::output::{Output, write_quietly};
+use crate::speaker::{Flags, SamplingFlags, Speaker};
+
+/// Talk to a model
+///
+/// Type a line to say it. /reset forgets the conversation, /system TEXT sets instructions and
+/// begins anew, /exit or Ctrl-D leaves.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    speaker: Flags,
+    /// Instructions that stand before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+}
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'a> {
+    Say(&'a str),
+    Reset,
+    System(&'a str),
+    Exit,
+    Unknown(&'a str),
+    Empty,
+}
+
+pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
+    let speaker = Speaker::open(ctx, &args.speaker).await?;
+    let renderer = speaker.renderer()?;
+    ctx.ui.note(format_args!(
+        "talking to {}; /exit leaves, /reset forgets, /system TEXT instructs",
+        speaker.label
+    ));
+    let mut messages = opening(args.system.as_deref());
+    while let Some(line) = read_line(ctx)? {
+        match parse(&line) {
+            Line::Say(text) => {
+                messages.push(Message::user(text));
+                let reply = reply(&speaker, renderer.as_ref(), &messages, &args.sampling).await?;
+                write_quietly(&format!("{}\n", reply.content)).map_err(anyhow::Error::new)?;
+                messages.push(reply);
+            }
+            Line::Reset => {
+                messages.retain(|message| message.role == Role::System);
+                ctx.ui.note("forgotten");
+            }
+            Line::System(text) => {
+                messages = opening(Some(text).filter(|text| !text.is_empty()));
+                ctx.ui.note("begun anew");
+            }
+            Line::Unknown(command) => {
+                ctx.ui.warn(format_args!(
+                    "no command {command}; there are /exit, /reset, /system"
+                ));
+            }
+            Line::Empty => {}
+            Line::Exit => break,
+        }
+    }
+    speaker.close().await;
+    Ok(Output::none())
+}
+
+fn opening(system: Option<&str>) -> Vec<Message> {
+    system.map(Message::system).into_iter().collect()
+}
+
+async fn reply(
+    speaker: &Speaker,
+    renderer: &dyn Renderer,
+    messages: &[Message],
+    flags: &SamplingFlags,
+) -> Result<Message> {
+    let tokens = renderer
+        .build_generation_prompt(messages, Role::Assistant)
+        .map_err(anyhow::Error::new)?;
+    let params = speaker.params(flags, Some(renderer))?;
+    let input = ModelInput::from_tokens(tokens);
+    let response = speaker
+        .sampler
+        .sample(input, params, SampleOptions::default())
+        .await?;
+    let tokens = response.sequences.into_iter().next().map(|s| s.tokens);
+    let (message, _) = renderer
+        .parse_response(&tokens.unwrap_or_default())
+        .map_err(anyhow::Error::new)?;
+    Ok(message)
+}
+
+/// The next line, after a prompt where a person types; `None` at the end of the input.
+fn read_line(ctx: &Ctx) -> Result<Option<String>> {
+    let stdin = stdin();
+    if stdin.is_terminal() {
+        ctx.ui.ask("> ");
+    }
+    let mut line = String::new();
+    let n_read = stdin
+        .lock()
+        .read_line(&mut line)
+        .map_err(anyhow::Error::new)?;
+    Ok((n_read > 0).then_some(line))
+}
+
+fn parse(line: &str) -> Line<'_> {
+    let line = line.trim();
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    match word {
+        "" => Line::Empty,
+        "/exit" | "/quit" => Line::Exit,
+        "/reset" => Line::Reset,
+        "/system" => Line::System(rest.trim()),
+        word if word.starts_with('/') => Line::Unknown(word),
+        _ => Line::Say(line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_commands_or_words() {
+        let check = |line, expected| assert_eq!(parse(line), expected);
+
+        check("  hello there\n", Line::Say("hello there"));
+        check(
+            "/system Speak like a pirate. \n",
+            Line::System("Speak like a pirate."),
+        );
+        check("/reset\n", Line::Reset);
+        check("/exit", Line::Exit);
+        check("/dance now", Line::Unknown("/dance"));
+        check("\n", Line::Empty);
+    }
+}

@@ -1,0 +1,181 @@
+//! From settings to a result: resolves and renders, connects, opens the run folder, and trains.
+
+use std::path::{Path, PathBuf};
+
+use tinker_chat::Role;
+use tinker_recipes::sft::{self, Dataset, Prepared, SftConfig, SftJob, SftOptions, StopSignal};
+use tinker_runs::{RunFolder, RunWriter};
+use tinker_types::FinishReason;
+
+use super::drive::drive;
+use super::report::{Facts, report, resume_hint};
+use super::watch::{Places, Watcher};
+use crate::base_model::BaseModel;
+use crate::connect::Connection;
+use crate::context::Ctx;
+use crate::failure::{FailureKind, Result};
+use crate::local::Keeper;
+use crate::output::Output;
+use crate::settings::Target;
+
+/// What the prompt of the printed command is cut to.
+const MAX_PROMPT_CHARS: usize = 60;
+
+/// A run to begin.
+pub(super) struct Begin {
+    /// Its folder.
+    pub(super) folder: PathBuf,
+    /// What the person chose.
+    pub(super) options: SftOptions,
+    /// Where to train.
+    pub(super) target: Target,
+    /// What to train.
+    pub(super) model: BaseModel,
+    /// What to train on.
+    pub(super) data: Dataset,
+}
+
+/// Begins a run and carries it to its end.
+///
+/// # Errors
+/// The data and the settings do not fit the model, the run folder is taken, or training fails.
+pub(super) async fn begin(ctx: &Ctx, begin: Begin) -> Result<Output> {
+    let Begin {
+        folder,
+        options,
+        target,
+        model,
+        data,
+    } = begin;
+    if RunFolder::open(&folder).is_ok() {
+        return Err(tinker_runs::Error::AlreadyExists { path: folder }.into());
+    }
+    let server_context = Connection::context_length(ctx, &target, &model).await?;
+    let config = options.resolve(&data, &model.facts(), server_context, &model.tokenizer)?;
+    let session = Session::prepare(&model, config, data)?;
+    let connection = Connection::open_patiently(ctx, target).await?;
+    let writer = RunWriter::create(folder)?;
+    session.run(ctx, connection, writer, Mode::Begin).await
+}
+
+/// Goes on with the run in `folder`, with its data at `data` if they moved.
+///
+/// # Errors
+/// The data changed, there is no checkpoint left, or training fails.
+pub(crate) async fn resume(
+    ctx: &Ctx,
+    folder: RunFolder,
+    data: Option<&Path>,
+    tokenizer: Option<&Path>,
+) -> Result<Output> {
+    let config: SftConfig = folder.read_config()?;
+    let data = Dataset::read(data.unwrap_or(&config.file_path), config.train_on_what)?;
+    config.check_data(&data)?;
+    let target = ctx.settings.target(Some(&config.model_name))?;
+    let model = BaseModel::find(&ctx.settings.home, &config.model_name, tokenizer)?;
+    let session = Session::prepare(&model, config, data)?;
+    let connection = Connection::open_patiently(ctx, target).await?;
+    let writer = RunWriter::resume(folder.path())?;
+    session.run(ctx, connection, writer, Mode::Resume).await
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    Begin,
+    Resume,
+}
+
+/// A run whose every setting is decided.
+struct Session {
+    config: SftConfig,
+    prepared: Prepared,
+    prompt: String,
+}
+
+impl Session {
+    fn prepare(model: &BaseModel, config: SftConfig, data: Dataset) -> Result<Self> {
+        let renderer = tinker_chat::renderer(config.renderer_name, model.tokenizer.clone())
+            .map_err(tinker_recipes::Error::from)?;
+        Ok(Self {
+            prepared: Prepared::new(&data, &config, renderer.as_ref())?,
+            prompt: prompt_like(&data),
+            config,
+        })
+    }
+
+    async fn run(
+        self,
+        ctx: &Ctx,
+        connection: Connection,
+        mut writer: RunWriter,
+        mode: Mode,
+    ) -> Result<Output> {
+        let facts = self.facts(ctx, &connection, writer.folder());
+        let stop = StopSignal::new();
+        let mut watcher = Watcher::new(
+            &ctx.ui,
+            Places {
+                folder: facts.folder.clone(),
+                server: connection.describe(),
+            },
+        );
+        let keeper = connection
+            .embedded()
+            .map(|server| Keeper::new(&ctx.settings.home, server, &ctx.ui));
+        let job = SftJob {
+            config: &self.config,
+            prepared: &self.prepared,
+            service: connection.service(),
+            writer: &mut writer,
+            observer: &mut watcher,
+            stop: stop.clone(),
+        };
+        let job = async {
+            match mode {
+                Mode::Begin => sft::train(job).await,
+                Mode::Resume => sft::resume(job).await,
+            }
+        };
+        let outcome = drive(job, stop, keeper).await;
+        drop(watcher);
+        let outcome = outcome.map_err(|failure| failure.hint(resume_hint(&facts)));
+        let result = outcome.and_then(|outcome| report(ctx, &facts, outcome));
+        connection.close(reason_of(&result)).await;
+        result
+    }
+
+    fn facts(&self, ctx: &Ctx, connection: &Connection, folder: &RunFolder) -> Facts {
+        let is_in_home = folder.path().parent() == Some(super::runs(ctx).root());
+        Facts {
+            run: if is_in_home {
+                folder.name()
+            } else {
+                folder.path().display().to_string()
+            },
+            folder: folder.path().display().to_string(),
+            server_flags: ctx.settings.server_flags_to_repeat(connection.target()),
+            prompt: self.prompt.clone(),
+        }
+    }
+}
+
+fn reason_of(result: &Result<Output>) -> FinishReason {
+    match result {
+        Ok(_) => FinishReason::Success,
+        Err(failure) if failure.kind == FailureKind::Interrupted => FinishReason::Interrupted,
+        Err(_) => FinishReason::Errored,
+    }
+}
+
+/// The first user message of the data, to try the result with.
+fn prompt_like(data: &Dataset) -> String {
+    data.rows
+        .iter()
+        .flat_map(|row| &row.messages)
+        .filter(|message| message.role == Role::User)
+        .map(|message| message.content.trim())
+        .find(|text| !text.is_empty() && text.chars().count() <= MAX_PROMPT_CHARS)
+        .filter(|text| !text.contains('\n'))
+        .unwrap_or("Hello!")
+        .to_owned()
+}

@@ -1,0 +1,303 @@
+//! A connection to the server of a command, and what commands ask of it.
+
+use std::time::Duration;
+
+use tinker_api::{Event, RestClient, SamplingClient, SamplingSource, ServiceClient};
+use tinker_recipes::Service;
+use tinker_server::LockInfo;
+use tinker_types::{
+    Checkpoint, FinishReason, SupportedModel, TinkerPath, TrainingRun, TrainingRunId, WeightsInfo,
+};
+
+use crate::base_model::BaseModel;
+use crate::commands::train;
+use crate::context::Ctx;
+use crate::failure::{Failure, FailureKind, Result};
+use crate::local;
+use crate::settings::{Target, parse_key};
+use crate::ui::Ui;
+
+/// The run that was used last.
+const LAST: &str = "@last";
+/// How long a question waits for a server that cannot be reached.
+const SHORT: Duration = Duration::from_secs(15);
+/// How long training does: a server that restarts, a network that comes back.
+const LONG: Duration = Duration::from_secs(600);
+
+/// A server to talk to.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    service: ServiceClient,
+    rest: RestClient,
+    target: Target,
+    /// The embedded server, if it is that.
+    embedded: Option<LockInfo>,
+}
+
+impl Connection {
+    /// Connects to `target`, starting the embedded server if that is it and it does not run.
+    ///
+    /// # Errors
+    /// The embedded server cannot be started, or the address or the key is malformed.
+    pub(crate) async fn open(ctx: &Ctx, target: Target) -> Result<Self> {
+        Self::open_with(ctx, target, SHORT).await
+    }
+
+    /// As [`Self::open`], for work that outlasts an outage of the server.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) async fn open_patiently(ctx: &Ctx, target: Target) -> Result<Self> {
+        Self::open_with(ctx, target, LONG).await
+    }
+
+    async fn open_with(ctx: &Ctx, target: Target, patience: Duration) -> Result<Self> {
+        let embedded = match &target {
+            Target::Embedded => Some(local::ensure(&ctx.settings.home, &ctx.ui).await?),
+            Target::Remote { .. } => None,
+        };
+        let (base_url, key) = match (&target, &embedded) {
+            (Target::Remote { base_url, api_key }, _) => (base_url.clone(), api_key.clone()),
+            (Target::Embedded, Some(server)) => (server.base_url(), parse_key(&server.token)?),
+            (Target::Embedded, None) => return Err(Failure::usage("there is no server")),
+        };
+        let ui = ctx.ui.clone();
+        let service = ServiceClient::builder(base_url)
+            .api_key(key)
+            .user_agent(concat!("tinker/", env!("CARGO_PKG_VERSION")))
+            .wait_for_server(patience)
+            .observer(move |event| tell(&ui, event))
+            .build()?;
+        Ok(Self {
+            rest: service.rest_client(),
+            service,
+            target,
+            embedded,
+        })
+    }
+
+    /// Longest sequence that `model` takes on `target`.
+    ///
+    /// # Errors
+    /// The server does not offer the model, or nobody says how long a sequence may be.
+    pub(crate) async fn context_length(
+        ctx: &Ctx,
+        target: &Target,
+        model: &BaseModel,
+    ) -> Result<usize> {
+        let length = match target {
+            Target::Embedded => model.context_length(),
+            Target::Remote { .. } => {
+                let connection = Self::open(ctx, target.clone()).await?;
+                let offered = connection.model(&model.name).await?.max_context_length;
+                let length = offered.and_then(|length| usize::try_from(length).ok());
+                length.or(model.context_length())
+            }
+        };
+        length.ok_or_else(|| {
+            Failure::usage(format!(
+                "nobody says how long a sequence `{}` takes",
+                model.name
+            ))
+            .hint("pass --tokenizer DIR with the model's config.json beside its tokenizer")
+        })
+    }
+
+    /// The server this talks to.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The embedded server, if it is that.
+    pub(crate) fn embedded(&self) -> Option<&LockInfo> {
+        self.embedded.as_ref()
+    }
+
+    /// Where recipes train.
+    pub(crate) fn service(&self) -> &dyn Service {
+        &self.service
+    }
+
+    /// Which server it is, in a few words.
+    pub(crate) fn describe(&self) -> String {
+        match (&self.target, &self.embedded) {
+            (Target::Remote { base_url, .. }, _) => base_url.clone(),
+            (Target::Embedded, Some(server)) => format!("embedded, {}", server.base_url()),
+            (Target::Embedded, None) => "embedded".to_owned(),
+        }
+    }
+
+    /// Ends the session, so that the server frees what it holds for it. A server that cannot be
+    /// told will find out by the missing heartbeat.
+    pub(crate) async fn close(&self, reason: FinishReason) {
+        let _ = self.service.close(reason, None).await;
+    }
+
+    /// The base models on offer.
+    pub(crate) async fn models(&self) -> Result<Vec<SupportedModel>> {
+        Ok(self.rest.get_server_capabilities().await?.supported_models)
+    }
+
+    async fn model(&self, name: &str) -> Result<SupportedModel> {
+        let models = self.models().await?;
+        let known: Vec<String> = models.iter().filter_map(|m| m.model_name.clone()).collect();
+        models
+            .into_iter()
+            .find(|model| model.model_name.as_deref() == Some(name))
+            .ok_or_else(|| {
+                Failure::not_found(format!("the server has no base model `{name}`"))
+                    .hint(format!("it has: {}", known.join(", ")))
+            })
+    }
+
+    /// Training runs, newest first, at most `limit`.
+    pub(crate) async fn list_runs(&self, limit: Option<u64>) -> Result<Vec<TrainingRun>> {
+        Ok(self.rest.list_all_training_runs(limit).await?)
+    }
+
+    /// The run that `text` means: its id or a beginning that only it has, `@last`, or the name of a
+    /// run folder on this machine.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    pub(crate) async fn find_run(&self, ctx: &Ctx, text: &str) -> Result<TrainingRun> {
+        if text != LAST
+            && let Ok(id) = recorded_id(ctx, text).map_or_else(|| text.parse(), Ok)
+        {
+            match self.rest.get_training_run(&id).await {
+                Ok(run) => return Ok(run),
+                Err(error) if error.kind() == Some(&tinker_api::ErrorKind::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut runs = self.list_runs(None).await?;
+        if text != LAST {
+            runs.retain(|run| run.training_run_id.as_str().starts_with(text));
+        } else {
+            runs.truncate(1);
+        }
+        match runs.len() {
+            0 => Err(
+                Failure::not_found(format!("there is no training run `{text}`"))
+                    .hint("`tinker run list` shows the runs of this server"),
+            ),
+            1 => Ok(runs.swap_remove(0)),
+            n => Err(
+                Failure::usage(format!("`{text}` begins the ids of {n} training runs"))
+                    .hint("write more of the id"),
+            ),
+        }
+    }
+
+    /// The checkpoints of a run, newest first.
+    pub(crate) async fn list_checkpoints(&self, run: &TrainingRunId) -> Result<Vec<Checkpoint>> {
+        Ok(self.rest.list_checkpoints(run).await?)
+    }
+
+    /// The checkpoints of all runs, newest first, at most `limit`.
+    pub(crate) async fn list_all_checkpoints(&self, limit: Option<u64>) -> Result<Vec<Checkpoint>> {
+        Ok(self.rest.list_all_user_checkpoints(limit).await?)
+    }
+
+    /// What a checkpoint holds.
+    ///
+    /// # Errors
+    /// It does not exist; the failure lists what the run has.
+    pub(crate) async fn weights_info(&self, path: &TinkerPath) -> Result<WeightsInfo> {
+        match self.rest.get_weights_info(path).await {
+            Ok(info) => Ok(info),
+            Err(error) => Err(self.explain_missing(error.into(), path).await),
+        }
+    }
+
+    /// Deletes a checkpoint.
+    pub(crate) async fn delete_checkpoint(&self, path: &TinkerPath) -> Result<()> {
+        Ok(self.rest.delete_checkpoint(path).await?)
+    }
+
+    /// A sampler of a base model.
+    ///
+    /// # Errors
+    /// The server does not offer it.
+    pub(crate) async fn sampler_of_base(&self, name: &str) -> Result<SamplingClient> {
+        let source = SamplingSource::BaseModel(name.to_owned());
+        Ok(self.service.create_sampling_client(source).await?)
+    }
+
+    /// A sampler of a checkpoint.
+    ///
+    /// # Errors
+    /// It does not exist; the failure lists what the run has.
+    pub(crate) async fn sampler_of_checkpoint(&self, path: &TinkerPath) -> Result<SamplingClient> {
+        match self.service.create_sampling_client(path).await {
+            Ok(sampler) => Ok(sampler),
+            Err(error) => Err(self.explain_missing(error.into(), path).await),
+        }
+    }
+
+    /// Adds to "not found" what there is instead.
+    async fn explain_missing(&self, failure: Failure, path: &TinkerPath) -> Failure {
+        if failure.kind != FailureKind::NotFound {
+            return failure;
+        }
+        let known = self
+            .rest
+            .list_checkpoints(&path.run)
+            .await
+            .unwrap_or_default();
+        let known: Vec<String> = known.iter().map(|c| c.checkpoint_id.to_string()).collect();
+        match known.as_slice() {
+            [] => failure.hint("`tinker checkpoint list` shows what this server has"),
+            known => failure.hint(format!("run {} has: {}", path.run, known.join(", "))),
+        }
+    }
+}
+
+/// The training run that the run folder called `name` was trained as.
+fn recorded_id(ctx: &Ctx, name: &str) -> Option<TrainingRunId> {
+    let runs = train::runs(ctx);
+    let folder = tinker_runs::RunFolder::open(runs.path_of(name)).ok()?;
+    let last = folder.read_checkpoints().ok()?.pop()?;
+    Some(last.state_path.or(last.sampler_path)?.run)
+}
+
+/// Says what is waited for.
+fn tell(ui: &Ui, event: &Event) {
+    match event {
+        Event::ServerLost { error } => {
+            ui.warn(format_args!(
+                "the server cannot be reached ({error}); waiting for it"
+            ));
+        }
+        Event::ServerBack { after } => {
+            let away = crate::human::duration(*after);
+            ui.note(format_args!("the server is back after {away}"));
+        }
+        Event::Retrying {
+            route,
+            reason,
+            wait,
+            ..
+        } => ui.note(format_args!(
+            "{route} failed ({reason}); again in {:.1}s",
+            wait.as_secs_f64()
+        )),
+        Event::Queue { state, reason, .. } => {
+            let reason = reason
+                .as_deref()
+                .map_or(String::new(), |why| format!(": {why}"));
+            ui.note(format_args!(
+                "waiting in the queue, which is {state}{reason}"
+            ));
+        }
+        Event::SamplingPaused { wait } => ui.note(format_args!(
+            "the server asks to wait {:.0}s before the next sample",
+            wait.as_secs_f64()
+        )),
+        Event::HeartbeatFailing { since, error } => ui.warn(format_args!(
+            "the session was not kept alive for {}: {error}",
+            crate::human::duration(*since)
+        )),
+        _ => {}
+    }
+}
