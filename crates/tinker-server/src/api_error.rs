@@ -8,14 +8,14 @@ use tinker_types::ErrorBody;
 use crate::error::Error;
 
 /// Result of a handler.
-pub type ApiResult<T> = Result<T, ApiError>;
+pub(crate) type ApiResult<T> = Result<T, ApiError>;
 
 /// A refusal.
 ///
 /// Clients retry 408, 409, 429 and 5xx for minutes, so those never stand for a permanent mistake;
 /// and they take an empty 400 for a broken proxy, so there is always a body.
 #[derive(Debug)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
     detail: Option<String>,
@@ -31,57 +31,57 @@ impl ApiError {
     }
 
     /// 400: the request makes no sense as it stands.
-    pub fn bad_request(message: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
     /// 401: no or a wrong token.
-    pub fn unauthenticated(message: impl Into<String>) -> Self {
+    pub(crate) fn unauthenticated(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
     /// 403: a browser page or a foreign host name.
-    pub fn forbidden(message: impl Into<String>) -> Self {
+    pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
     /// 404: no such thing.
-    pub fn not_found(message: impl Into<String>) -> Self {
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
     /// 405: the path exists, the method does not.
-    pub fn method_not_allowed(message: impl Into<String>) -> Self {
+    pub(crate) fn method_not_allowed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, message)
     }
 
     /// 410: it was there once; sampling clients send the request again.
-    pub fn gone(message: impl Into<String>) -> Self {
+    pub(crate) fn gone(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GONE, message)
     }
 
     /// 413: the body is larger than the server reads.
-    pub fn too_large(message: impl Into<String>) -> Self {
+    pub(crate) fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 
     /// 422: well formed, but its values contradict each other or an earlier request.
-    pub fn unprocessable(message: impl Into<String>) -> Self {
+    pub(crate) fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
 
     /// 429: back-pressure; the same request will be accepted later.
-    pub fn busy(message: impl Into<String>) -> Self {
+    pub(crate) fn busy(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, message)
     }
 
     /// 503: the server is stopping; the same request will be accepted after a restart.
-    pub fn stopping() -> Self {
+    pub(crate) fn stopping() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping")
     }
 
     /// 500: our fault. The detail goes to the log, not to the client.
-    pub fn internal(message: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub(crate) fn internal(message: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             detail: Some(detail.into()),
             ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
@@ -90,7 +90,7 @@ impl ApiError {
 
     /// The text for people.
     #[must_use]
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         &self.message
     }
 }
@@ -100,6 +100,8 @@ impl From<Error> for ApiError {
         match error {
             Error::NotFound(message) => Self::not_found(message),
             Error::Invalid(message) => Self::bad_request(message),
+            // Not 409: clients would retry it for minutes.
+            Error::Conflict(message) => Self::unprocessable(message),
             Error::Engine(tinker_engine::Error::Invalid(message)) => Self::bad_request(message),
             Error::Engine(error @ tinker_engine::Error::Model { .. }) => {
                 Self::bad_request(error.to_string())

@@ -1,25 +1,117 @@
-//! The state that all requests share.
+//! The state of the HTTP layer, and the way of a request into the log and to the engine.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
+use tinker_types::{
+    CreateModelRequest, LoadWeightsRequest, LoraConfig, RequestId, SampleRequest, SessionId,
+    TrainingRunId, TypeError, UntypedFuture, UserMetadata,
+};
+use tokio::sync::Notify;
+
+use crate::api_error::{ApiError, ApiResult};
+use crate::catalog::Run;
+use crate::clock::now;
+use crate::core::{Core, CoreOptions, LoadBackend, lock};
+use crate::disk::{Disk, OsDisk};
+use crate::engine::{Command, EngineThread};
+use crate::error::Result;
+use crate::journal::Accepted;
+use crate::limits::Limits;
+use crate::models::ModelRegistry;
+use crate::operation::{OpKind, run_request_id, sample_request_id};
 use crate::token::ApiToken;
+
+/// What an [`App`] is made of; tests put a failing disk or another backend in.
+#[derive(Clone)]
+pub struct AppOptions {
+    /// Data directory.
+    pub home: PathBuf,
+    /// Token to ask for.
+    pub token: ApiToken,
+    /// Model directories on offer beside the embedded model.
+    pub models: Vec<PathBuf>,
+    /// Threads of the engine; 0 takes one per core.
+    pub threads: usize,
+    /// Version to report.
+    pub version: String,
+    /// Bounds on requests and queues.
+    pub limits: Limits,
+    /// Where everything is written.
+    pub disk: Arc<dyn Disk>,
+    /// How base models are loaded.
+    pub load: LoadBackend,
+}
+
+impl std::fmt::Debug for AppOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppOptions")
+            .field("home", &self.home)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AppOptions {
+    /// The CPU engine on the real disk with default limits.
+    #[must_use]
+    pub fn new(home: PathBuf, token: ApiToken) -> Self {
+        Self {
+            home,
+            token,
+            models: Vec::new(),
+            threads: 0,
+            version: env!("CARGO_PKG_VERSION").into(),
+            limits: Limits::default(),
+            disk: Arc::new(OsDisk),
+            load: Arc::new(tinker_engine::load_cpu),
+        }
+    }
+}
 
 /// Everything a handler needs.
 #[derive(Debug)]
-pub(crate) struct App {
+pub struct App {
+    pub(crate) core: Arc<Core>,
+    engine: Mutex<EngineThread>,
     token: ApiToken,
     born: Instant,
     last_request_ms: AtomicU64,
+    /// Wakes those who wait for results when the server stops.
+    stop: Notify,
+    stopping: AtomicBool,
 }
 
 impl App {
-    pub(crate) fn new(token: ApiToken) -> Self {
-        Self {
-            token,
+    /// Opens a data directory and starts the engine. Nothing else may have it open.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or written.
+    pub fn open(options: AppOptions) -> Result<Self> {
+        let (engine, inbox) = mpsc::channel();
+        let core = Core::open(
+            CoreOptions {
+                models: ModelRegistry::new(options.home.clone(), &options.models)?,
+                home: options.home,
+                disk: options.disk,
+                limits: options.limits,
+                load: options.load,
+                threads: options.threads,
+                version: options.version,
+            },
+            engine,
+        )?;
+        let engine = EngineThread::start(Arc::clone(&core), inbox)?;
+        Ok(Self {
+            core,
+            engine: Mutex::new(engine),
+            token: options.token,
             born: Instant::now(),
             last_request_ms: AtomicU64::new(0),
-        }
+            stop: Notify::new(),
+            stopping: AtomicBool::new(false),
+        })
     }
 
     pub(crate) const fn token(&self) -> &ApiToken {
@@ -32,9 +124,306 @@ impl App {
         self.last_request_ms.fetch_max(now, Ordering::Relaxed);
     }
 
-    /// Time since the last request.
-    pub(crate) fn idle_for(&self) -> std::time::Duration {
-        let last = std::time::Duration::from_millis(self.last_request_ms.load(Ordering::Relaxed));
+    /// Time since the last request or work.
+    pub(crate) fn idle_for(&self) -> Duration {
+        if lock(&self.engine).is_working() {
+            self.touch();
+        }
+        let last = Duration::from_millis(self.last_request_ms.load(Ordering::Relaxed));
         self.born.elapsed().saturating_sub(last)
+    }
+
+    /// Refuses new work and sends those who wait for results away to ask again.
+    pub(crate) fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.stop.notify_waiters();
+    }
+
+    /// Finishes the running operation, saves snapshots and flushes everything.
+    ///
+    /// # Errors
+    /// If the last flush fails; the log has everything that was acknowledged.
+    pub fn stop(&self) -> Result<()> {
+        self.begin_stop();
+        lock(&self.engine).stop();
+        self.core.flush()
+    }
+
+    pub(crate) const fn stop_signal(&self) -> &Notify {
+        &self.stop
+    }
+
+    fn check_open(&self) -> ApiResult<()> {
+        if self.stopping.load(Ordering::Relaxed) {
+            Err(ApiError::stopping())
+        } else {
+            Ok(())
+        }
+    }
+
+    // Into the log
+
+    /// Accepts an operation of a training run.
+    pub(crate) fn submit(
+        &self,
+        run: &TrainingRunId,
+        seq: u64,
+        kind: OpKind,
+        body: &[u8],
+    ) -> ApiResult<UntypedFuture> {
+        self.check_open()?;
+        let id = run_request_id(run, seq).map_err(malformed)?;
+        let journal = self.core.journal(run)?;
+        self.core.catalog.touch_run(run);
+        let mut journal = lock(&journal);
+        let limit = self.core.limits.max_pending_operations;
+        match journal.accept(&id, kind, seq, body, limit)? {
+            Accepted::Known => {}
+            Accepted::New => self.core.send(Command::Operation {
+                run: run.clone(),
+                seq,
+                request_id: id.clone(),
+                kind,
+            }),
+            Accepted::Conflict(known) => {
+                return Err(ApiError::unprocessable(format!(
+                    "operation {seq} of training run {run} was accepted as another {} (request {id}): a number stands for one request",
+                    name_of(known)
+                )));
+            }
+            Accepted::Full(n) => {
+                return Err(ApiError::busy(format!(
+                    "training run {run} has {n} unfinished operations: wait for some of them"
+                )));
+            }
+        }
+        Ok(UntypedFuture {
+            request_id: id,
+            model_id: Some(run.clone()),
+            sample_sequence_ids: None,
+        })
+    }
+
+    /// Accepts an operation whose number is part of the request, which starts at 1.
+    pub(crate) fn submit_numbered(
+        &self,
+        run: &TrainingRunId,
+        seq: u64,
+        kind: OpKind,
+        body: &[u8],
+    ) -> ApiResult<UntypedFuture> {
+        if seq == 0 {
+            return Err(ApiError::bad_request(format!(
+                "seq_id of an operation of training run {run} is missing or 0: operations are numbered from 1"
+            )));
+        }
+        self.submit(run, seq, kind, body)
+    }
+
+    /// Accepts the creation of a training run.
+    pub(crate) fn create_model(
+        &self,
+        request: &CreateModelRequest,
+        body: &[u8],
+    ) -> ApiResult<UntypedFuture> {
+        self.check_open()?;
+        check_optimizer(&request.optimizer_config.family)?;
+        let model = self.core.models.resolve(&request.base_model)?;
+        let lora = request.lora_config.clone().unwrap_or_default();
+        if lora.rank == 0 {
+            return Err(ApiError::bad_request("lora_config.rank must be at least 1"));
+        }
+        if !(lora.train_attn || lora.train_mlp || lora.train_unembed) {
+            return Err(ApiError::bad_request(
+                "lora_config trains nothing: set train_attn, train_mlp or train_unembed",
+            ));
+        }
+        let key = (&request.session_id, request.model_seq_id);
+        let run = self.new_run(key, model.name, lora, request.user_metadata.clone())?;
+        self.submit(&run, 0, OpKind::CreateModel, body)
+    }
+
+    /// Accepts the creation of a training run from a checkpoint, or loading one into a run.
+    pub(crate) fn load_weights(
+        &self,
+        request: &LoadWeightsRequest,
+        body: &[u8],
+    ) -> ApiResult<UntypedFuture> {
+        match (
+            &request.session_id,
+            request.model_seq_id,
+            &request.model_id,
+            request.seq_id,
+        ) {
+            (Some(session), Some(number), None, _) => {
+                self.create_from_weights(request, (session, number), body)
+            }
+            (None, _, Some(run), Some(seq)) => {
+                self.submit_numbered(run, seq, OpKind::LoadWeights, body)
+            }
+            _ => Err(ApiError::bad_request(
+                "load_weights takes session_id and model_seq_id for a new training run, or model_id and seq_id for an existing one",
+            )),
+        }
+    }
+
+    fn create_from_weights(
+        &self,
+        request: &LoadWeightsRequest,
+        key: (&SessionId, u64),
+        body: &[u8],
+    ) -> ApiResult<UntypedFuture> {
+        self.check_open()?;
+        let run = TrainingRunId::of_session(key.0, key.1);
+        // A repeated request is answered even if its checkpoint is gone by now.
+        if !self.is_created(&run)? {
+            if let Some(config) = &request.optimizer_config {
+                check_optimizer(&config.family)?;
+            }
+            let kind = tinker_types::CheckpointKind::Training;
+            let checkpoint = self.core.catalog.checkpoint(&request.path, kind)?;
+            let asked = request
+                .base_model
+                .as_ref()
+                .filter(|b| **b != checkpoint.base_model);
+            if let Some(asked) = asked {
+                return Err(ApiError::bad_request(format!(
+                    "{} was trained on {}, not on {asked}",
+                    request.path, checkpoint.base_model
+                )));
+            }
+            self.core.models.resolve(&checkpoint.base_model)?;
+            let metadata = request.user_metadata.clone();
+            self.new_run(key, checkpoint.base_model, checkpoint.lora, metadata)?;
+        }
+        self.submit(&run, 0, OpKind::CreateFromWeights, body)
+    }
+
+    /// Enters a run into the catalog unless it is there. Another request for the same number is
+    /// told so when its operation is submitted.
+    fn new_run(
+        &self,
+        (session, number): (&SessionId, u64),
+        base_model: String,
+        lora: LoraConfig,
+        user_metadata: Option<UserMetadata>,
+    ) -> ApiResult<TrainingRunId> {
+        self.core.catalog.session(session)?;
+        let id = TrainingRunId::of_session(session, number);
+        if !self.is_created(&id)? {
+            self.core.catalog.put_run(Run {
+                id: id.clone(),
+                session_id: session.clone(),
+                base_model,
+                lora,
+                user_metadata,
+                created_at: now(),
+                last_request_at: now(),
+                corrupted: None,
+            })?;
+        }
+        Ok(id)
+    }
+
+    /// Whether a run's creation was accepted. A row alone is what a refused log entry leaves.
+    fn is_created(&self, run: &TrainingRunId) -> ApiResult<bool> {
+        if self.core.catalog.run(run).is_err() {
+            return Ok(false);
+        }
+        let journal = self.core.journal(run)?;
+        let is_empty = lock(&journal).is_empty();
+        Ok(!is_empty)
+    }
+
+    /// Accepts a sample.
+    pub(crate) fn sample(&self, request: &SampleRequest, body: &[u8]) -> ApiResult<UntypedFuture> {
+        self.check_open()?;
+        let Some(sampler) = &request.sampling_session_id else {
+            return Err(ApiError::bad_request(
+                "sampling_session_id is missing: create_sampling_session gives one",
+            ));
+        };
+        let (n, most) = (request.num_samples, self.core.limits.max_num_samples);
+        if n == 0 || n > most {
+            return Err(ApiError::bad_request(format!(
+                "num_samples {n} must be between 1 and {most}"
+            )));
+        }
+        let Some(seq) = request.seq_id else {
+            return Err(ApiError::bad_request("seq_id of the sample is missing"));
+        };
+        let id = sample_request_id(sampler, seq).map_err(malformed)?;
+        self.core.live_sampler(sampler)?;
+        let limit = self.core.limits.max_pending_samples;
+        match self
+            .core
+            .samples()
+            .accept(&id, OpKind::Sample, seq, body, limit)?
+        {
+            Accepted::Known => {}
+            Accepted::New => self.core.send(Command::Sample {
+                request_id: id.clone(),
+            }),
+            Accepted::Conflict(_) => {
+                return Err(ApiError::unprocessable(format!(
+                    "sample {seq} of sampler {sampler} was accepted with another content (request {id}): a number stands for one request"
+                )));
+            }
+            Accepted::Full(n) => {
+                return Err(ApiError::busy(format!("{n} samples wait already")));
+            }
+        }
+        let names = (0..n).map(|i| format!("{id}:{i}")).collect();
+        Ok(UntypedFuture {
+            request_id: id,
+            model_id: None,
+            sample_sequence_ids: Some(names),
+        })
+    }
+
+    /// Frees the memory of a run. Not logged: it changes no state.
+    pub(crate) fn unload(&self, run: &TrainingRunId) -> ApiResult<UntypedFuture> {
+        self.check_open()?;
+        self.core.journal(run)?;
+        let id: RequestId = format!("{run}:unload:{}", uuid::Uuid::now_v7())
+            .parse()
+            .map_err(malformed)?;
+        self.core
+            .futures
+            .insert_pending(id.clone(), crate::future_store::Scope::Memory);
+        self.core.send(Command::Unload {
+            run: run.clone(),
+            request_id: id.clone(),
+        });
+        Ok(UntypedFuture {
+            request_id: id,
+            model_id: Some(run.clone()),
+            sample_sequence_ids: None,
+        })
+    }
+}
+
+fn malformed(error: TypeError) -> ApiError {
+    ApiError::bad_request(error.to_string())
+}
+
+fn check_optimizer(family: &str) -> ApiResult<()> {
+    if family == "adamw" {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "optimizer {family:?} is not supported by this server: it has adamw"
+    )))
+}
+
+const fn name_of(kind: OpKind) -> &'static str {
+    match kind {
+        OpKind::CreateModel => "create_model",
+        OpKind::CreateFromWeights | OpKind::LoadWeights => "load_weights",
+        OpKind::ForwardBackward => "forward_backward",
+        OpKind::OptimStep => "optim_step",
+        OpKind::SaveWeights => "save_weights",
+        OpKind::SaveWeightsForSampler => "save_weights_for_sampler",
+        OpKind::Sample => "sample",
     }
 }

@@ -56,6 +56,9 @@ pub enum Error {
     /// A wrong value from the caller; the text names it.
     #[error("{0}")]
     Invalid(String),
+    /// A number or name that was used for something else before; the text names both.
+    #[error("{0}")]
+    Conflict(String),
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] tinker_engine::Error),

@@ -2,25 +2,47 @@
 //!
 //! [`serve`] (or [`Server::bind`] and [`Server::run`]) is the whole interface for the command line;
 //! [`read_lock`] and [`is_running`] find a server that another process started, and
-//! [`resolve_model`] finds a base model by name.
+//! [`resolve_model`] finds a base model by name. [`App`] and [`router`] are the server without its
+//! socket, as tests use it.
 
-pub mod api_error;
+mod adapter_files;
+mod api_error;
 mod app;
 mod auth;
+mod body;
+mod bundle;
+mod catalog;
+mod clock;
+mod core;
+mod db;
 mod disk;
+mod engine;
 mod error;
+mod future_store;
+mod journal;
+mod limits;
 mod lock;
+mod loss_inputs;
 mod models;
+mod names;
+mod operation;
 mod options;
+mod paths;
 mod router;
 mod routes;
+mod scheduler;
+mod segment_log;
 mod server;
 mod token;
 
+pub use crate::core::LoadBackend;
+pub use app::{App, AppOptions};
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
+pub use limits::Limits;
 pub use lock::{LockInfo, is_running, read_lock, server_dir};
 pub use models::{BaseModel, list_models, resolve_model};
 pub use options::ServeOptions;
+pub use router::router;
 pub use server::{Server, serve};
 pub use token::ApiToken;

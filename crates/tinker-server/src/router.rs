@@ -3,23 +3,86 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::routing::{delete, get, post, put};
 use tinker_types as t;
 
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::{auth, routes};
+use crate::auth;
+use crate::routes::{
+    checkpoints, futures, models, sampling, service, sessions, training, training_runs, weights,
+};
 
-/// The whole API over `app`.
-pub(crate) fn router(app: Arc<App>) -> Router {
+/// The whole API over `app`: every path, with the checks of host, origin and token before it.
+pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route(t::HEALTHZ, get(routes::service::healthz))
+        .merge(session_routes())
+        .merge(training_routes())
+        .merge(rest_routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
+        // Bodies are bounded where they are read, so that the refusal can explain itself.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(Arc::clone(&app), auth::guard))
         .with_state(app)
+}
+
+fn session_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route(t::HEALTHZ, get(service::healthz))
+        .route(t::CAPABILITIES, get(service::capabilities))
+        .route(t::CLIENT_CONFIG, post(service::client_config))
+        .route(t::DYNAMIC_CONFIG, post(service::dynamic_config))
+        .route(t::TELEMETRY, post(service::telemetry))
+        .route(t::CREATE_SESSION, post(sessions::create))
+        .route(t::SESSION_HEARTBEAT, post(sessions::heartbeat))
+        .route(t::SESSIONS, get(sessions::list))
+        .route(&under(t::SESSIONS, "/{id}"), get(sessions::get))
+        .route(&under(t::SESSIONS, "/{id}/finish"), post(sessions::finish))
+}
+
+fn training_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route(t::CREATE_MODEL, post(models::create))
+        .route(t::GET_INFO, post(models::get_info))
+        .route(t::UNLOAD_MODEL, post(models::unload))
+        .route(t::FORWARD_BACKWARD, post(training::forward_backward))
+        .route(t::FORWARD, post(training::forward))
+        .route(t::OPTIM_STEP, post(training::optim_step))
+        .route(t::SAVE_WEIGHTS, post(weights::save))
+        .route(t::LOAD_WEIGHTS, post(weights::load))
+        .route(t::SAVE_WEIGHTS_FOR_SAMPLER, post(weights::save_for_sampler))
+        .route(t::WEIGHTS_INFO, post(weights::info))
+        .route(t::CREATE_SAMPLING_SESSION, post(sampling::create_session))
+        .route(&under(t::SAMPLERS, "/{id}"), get(sampling::get))
+        .route(t::ASAMPLE, post(sampling::sample))
+        .route(t::RETRIEVE_FUTURE, post(futures::retrieve))
+        .route(t::CANCEL_FUTURE, post(futures::cancel))
+}
+
+fn rest_routes() -> Router<Arc<App>> {
+    let checkpoint = under(t::TRAINING_RUNS, "/{id}/checkpoints/{segment}/{name}");
+    Router::new()
+        .route(t::TRAINING_RUNS, get(training_runs::list))
+        .route(&under(t::TRAINING_RUNS, "/{id}"), get(training_runs::get))
+        .route(
+            &under(t::TRAINING_RUNS, "/{id}/checkpoints"),
+            get(checkpoints::list_of_run),
+        )
+        .route(&checkpoint, delete(checkpoints::delete))
+        .route(
+            &under(&checkpoint, "/publish"),
+            post(checkpoints::publish).delete(checkpoints::unpublish),
+        )
+        .route(&under(&checkpoint, "/ttl"), put(checkpoints::set_ttl))
+        .route(t::CHECKPOINTS, get(checkpoints::list))
+}
+
+fn under(path: &str, rest: &str) -> String {
+    format!("{path}{rest}")
 }
 
 async fn unknown_path(method: Method, uri: Uri) -> ApiError {

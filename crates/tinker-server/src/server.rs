@@ -1,14 +1,13 @@
 //! The life of a server: lock, bind, answer, stop.
 
-use std::future::Future;
+use std::future::{Future, IntoFuture as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 
-use crate::app::App;
+use crate::app::{App, AppOptions};
 use crate::disk::{Disk, OsDisk};
 use crate::error::{Error, Result};
 use crate::lock::{HomeLock, LockInfo, base_url, server_dir};
@@ -18,6 +17,8 @@ use crate::token::ApiToken;
 
 /// How often the idle clock is looked at, at most.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
+/// How long open connections are waited for at the end.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// A server that is bound and ready to run.
 #[derive(Debug)]
@@ -59,9 +60,10 @@ impl Server {
             Some(token) => token,
             None => ApiToken::load_or_create(disk.as_ref(), &token_path)?,
         };
+        let app = open_app(&options, token.clone()).await?;
         lock.publish(disk.as_ref(), &lock_info(&options, addr, &token))?;
         Ok(Self {
-            app: Arc::new(App::new(token)),
+            app,
             listener,
             addr,
             lock,
@@ -93,25 +95,61 @@ impl Server {
     /// # Errors
     /// If the listener fails or the last flush does.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-        let stop = Arc::new(Notify::new());
-        let idle = idle_watch(Arc::clone(&self.app), self.idle_timeout);
+        let app = self.app;
+        let (asked, was_asked) = tokio::sync::oneshot::channel();
+        let idle = idle_watch(Arc::clone(&app), self.idle_timeout);
+        let stopping = Arc::clone(&app);
         let until = async move {
             tokio::select! {
                 () = shutdown => {}
                 () = idle => tracing::info!("leaving after the idle time-out"),
             }
-            stop.notify_waiters();
+            stopping.begin_stop();
+            // The receiver is gone only if serving ended before.
+            let _ = asked.send(());
         };
-        let served = axum::serve(self.listener, router(self.app))
+        let serving = axum::serve(self.listener, router(Arc::clone(&app)))
             .with_graceful_shutdown(until)
-            .await;
+            .into_future();
+        let served = tokio::select! {
+            served = serving => served,
+            () = after(was_asked, DRAIN) => Ok(()),
+        };
+        let stopped = tokio::task::spawn_blocking(move || app.stop()).await;
         self.lock.withdraw();
         served.map_err(|source| Error::Io {
             action: "serve",
             path: self.addr.to_string().into(),
             source,
-        })
+        })?;
+        stopped.unwrap_or(Err(Error::Stopping))
     }
+}
+
+/// Completes `grace` after the signal: a connection that does not end is not waited for.
+async fn after(signal: tokio::sync::oneshot::Receiver<()>, grace: Duration) {
+    if signal.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(grace).await;
+}
+
+async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
+    let app_options = AppOptions {
+        models: options.models.clone(),
+        threads: options.threads,
+        version: options.version.clone(),
+        ..AppOptions::new(options.home.clone(), token)
+    };
+    let hf_cache = options.hf_cache.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let app = App::open(app_options)?;
+        if let Some(cache) = hf_cache {
+            app.core.models.fill_hub_cache(&cache)?;
+        }
+        Ok(Arc::new(app))
+    });
+    opening.await.unwrap_or(Err(Error::Stopping))
 }
 
 async fn listen(addr: SocketAddr) -> Result<TcpListener> {

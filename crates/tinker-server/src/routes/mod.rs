@@ -1,3 +1,39 @@
-//! Handlers, one file per group of endpoints.
+//! Handlers, one file per group of endpoints. They parse, call [`crate::app::App`], and answer.
 
+pub(crate) mod checkpoints;
+pub(crate) mod futures;
+pub(crate) mod models;
+pub(crate) mod sampling;
 pub(crate) mod service;
+pub(crate) mod sessions;
+pub(crate) mod training;
+pub(crate) mod training_runs;
+pub(crate) mod weights;
+
+use serde::Deserialize;
+use tinker_types::Cursor;
+
+/// Which part of a list is asked for; further parameters, such as the scope of access, are ignored:
+/// everything here has one owner.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Page {
+    #[serde(default)]
+    limit: Option<u64>,
+    #[serde(default)]
+    offset: u64,
+}
+
+impl Page {
+    /// The rows of the page and where it sits.
+    fn cut<T>(&self, rows: Vec<T>, default_limit: u64) -> (Vec<T>, Cursor) {
+        let limit = self.limit.unwrap_or(default_limit);
+        let cursor = Cursor {
+            offset: self.offset,
+            limit,
+            total_count: rows.len() as u64,
+        };
+        let skipped = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        let taken = usize::try_from(limit).unwrap_or(usize::MAX);
+        (rows.into_iter().skip(skipped).take(taken).collect(), cursor)
+    }
+}

@@ -1,10 +1,53 @@
 //! Health, capabilities and the settings handed to clients.
 
+use std::sync::Arc;
+
 use axum::Json;
-use tinker_types::HealthResponse;
+use axum::extract::State;
+use serde_json::{Value, json};
+use tinker_types::{
+    ClientConfig, DynamicConfig, HealthResponse, ServerCapabilities, SupportedModel,
+};
+
+use crate::api_error::ApiResult;
+use crate::app::App;
+use crate::body::{Body, blocking};
 
 pub(crate) async fn healthz() -> Json<HealthResponse> {
     Json(HealthResponse {
         status: "ok".into(),
     })
+}
+
+pub(crate) async fn capabilities(
+    State(app): State<Arc<App>>,
+) -> ApiResult<Json<ServerCapabilities>> {
+    let models = blocking(&app, |app| Ok(app.core.models.list()?)).await?;
+    let supported_models = models
+        .into_iter()
+        .map(|model| SupportedModel {
+            model_name: Some(model.name),
+            max_context_length: model.max_context,
+            trainable: Some(true),
+            sampleable: Some(true),
+        })
+        .collect();
+    Ok(Json(ServerCapabilities { supported_models }))
+}
+
+/// The defaults are right for a server on the same machine: nothing is gained by compressing.
+pub(crate) async fn client_config(_body: Body) -> Json<ClientConfig> {
+    Json(ClientConfig::default())
+}
+
+pub(crate) async fn dynamic_config(_body: Body) -> Json<DynamicConfig> {
+    Json(DynamicConfig {
+        sample_cancel_enabled: true,
+        ..DynamicConfig::default()
+    })
+}
+
+/// Taken and thrown away: some clients put their key into failure reports.
+pub(crate) async fn telemetry(_body: Body) -> Json<Value> {
+    Json(json!({"status": "accepted"}))
 }

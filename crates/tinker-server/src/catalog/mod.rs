@@ -1,0 +1,465 @@
+//! What exists: sessions, training runs, samplers and checkpoints.
+//!
+//! Kept in memory, written through to the database before it becomes visible, read back at start.
+
+mod store;
+
+use std::collections::BTreeMap;
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tinker_types::{
+    Checkpoint, CheckpointId, CheckpointKind, CreateSessionRequest, FinishSessionRequest,
+    LoraConfig, SamplingSessionId, SessionId, TinkerPath, TrainingRunId, UserMetadata,
+};
+
+use crate::clock::{Millis, now, timestamp};
+use crate::db::Db;
+use crate::error::{Error, Result};
+
+/// A client's connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    /// Same key, same session: a client that lost the answer asks again.
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) request: CreateSessionRequest,
+    pub(crate) created_at: Millis,
+    pub(crate) last_seen_at: Millis,
+    pub(crate) finish: Option<FinishSessionRequest>,
+}
+
+/// A training run.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) id: TrainingRunId,
+    pub(crate) session_id: SessionId,
+    pub(crate) base_model: String,
+    pub(crate) lora: LoraConfig,
+    pub(crate) user_metadata: Option<UserMetadata>,
+    pub(crate) created_at: Millis,
+    pub(crate) last_request_at: Millis,
+    /// Why its state cannot be used, if it cannot.
+    pub(crate) corrupted: Option<String>,
+}
+
+/// A sampler.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sampler {
+    pub(crate) id: SamplingSessionId,
+    pub(crate) session_id: SessionId,
+    pub(crate) base_model: String,
+    pub(crate) model_path: Option<TinkerPath>,
+    /// The operation that saved its weights, if they live with the session and have no path.
+    pub(crate) request_id: Option<String>,
+    pub(crate) created_at: Millis,
+}
+
+/// A checkpoint with what is needed to load it.
+#[derive(Debug, Clone)]
+pub(crate) struct SavedCheckpoint {
+    pub(crate) path: TinkerPath,
+    pub(crate) base_model: String,
+    pub(crate) lora: LoraConfig,
+    pub(crate) size_bytes: u64,
+    pub(crate) user_metadata: Option<BTreeMap<String, String>>,
+    pub(crate) public: bool,
+    pub(crate) created_at: Millis,
+    pub(crate) expires_at: Option<Millis>,
+}
+
+impl SavedCheckpoint {
+    /// The form the REST endpoints list.
+    pub(crate) fn listed(&self) -> Checkpoint {
+        Checkpoint {
+            checkpoint_id: self.path.checkpoint.clone(),
+            checkpoint_type: self.path.checkpoint.kind,
+            time: timestamp(self.created_at),
+            tinker_path: self.path.clone(),
+            size_bytes: Some(self.size_bytes),
+            public: self.public,
+            user_metadata: self.user_metadata.clone(),
+            expires_at: self.expires_at.map(timestamp),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    sessions: BTreeMap<SessionId, Session>,
+    runs: BTreeMap<TrainingRunId, Run>,
+    samplers: BTreeMap<SamplingSessionId, Sampler>,
+    checkpoints: BTreeMap<TinkerPath, SavedCheckpoint>,
+}
+
+/// Everything that exists on this server.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    db: Db,
+    tables: RwLock<Tables>,
+}
+
+impl Catalog {
+    /// Reads the catalog of a database.
+    ///
+    /// # Errors
+    /// If a row cannot be read.
+    pub(crate) fn open(db: Db) -> Result<Self> {
+        let tables = db.call(|connection| store::load(connection))?;
+        Ok(Self {
+            db,
+            tables: RwLock::new(tables),
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    // Sessions
+
+    /// The session of an idempotency key, or a new one.
+    pub(crate) fn create_session(
+        &self,
+        request: CreateSessionRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<SessionId> {
+        let mut tables = self.write();
+        let known = tables
+            .sessions
+            .values()
+            .find(|s| s.idempotency_key.is_some() && s.idempotency_key == idempotency_key);
+        if let Some(session) = known {
+            return Ok(session.id.clone());
+        }
+        let id: SessionId = uuid::Uuid::now_v7()
+            .to_string()
+            .parse()
+            .map_err(|e: tinker_types::TypeError| Error::Invalid(e.to_string()))?;
+        let session = Session {
+            id: id.clone(),
+            idempotency_key,
+            request,
+            created_at: now(),
+            last_seen_at: now(),
+            finish: None,
+        };
+        let row = session.clone();
+        self.db.call(move |c| store::put_session(c, &row))?;
+        tables.sessions.insert(id.clone(), session);
+        Ok(id)
+    }
+
+    /// A session by id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn session(&self, id: &SessionId) -> Result<Session> {
+        self.read()
+            .sessions
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("session {id} is unknown to this server")))
+    }
+
+    /// All sessions, newest first.
+    pub(crate) fn sessions(&self) -> Vec<Session> {
+        let mut all: Vec<Session> = self.read().sessions.values().cloned().collect();
+        all.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        all
+    }
+
+    /// Notes a heartbeat; kept in memory until the next write of the session.
+    pub(crate) fn beat(&self, id: &SessionId) -> Result<()> {
+        match self.write().sessions.get_mut(id) {
+            Some(session) => {
+                session.last_seen_at = now();
+                Ok(())
+            }
+            None => Err(Error::NotFound(format!(
+                "session {id} is unknown to this server"
+            ))),
+        }
+    }
+
+    /// Ends a session; the first reason given stays.
+    pub(crate) fn finish_session(&self, id: &SessionId, how: FinishSessionRequest) -> Result<()> {
+        let mut session = self.session(id)?;
+        if session.finish.is_some() {
+            return Ok(());
+        }
+        session.finish = Some(how);
+        session.last_seen_at = now();
+        let row = session.clone();
+        self.db.call(move |c| store::put_session(c, &row))?;
+        self.write().sessions.insert(session.id.clone(), session);
+        Ok(())
+    }
+
+    // Training runs
+
+    /// Adds or replaces a training run.
+    pub(crate) fn put_run(&self, run: Run) -> Result<()> {
+        let row = run.clone();
+        self.db.call(move |c| store::put_run(c, &row))?;
+        self.write().runs.insert(run.id.clone(), run);
+        Ok(())
+    }
+
+    /// A training run by id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn run(&self, id: &TrainingRunId) -> Result<Run> {
+        self.read()
+            .runs
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("training run {id} is unknown to this server")))
+    }
+
+    /// All training runs, last used first.
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        let mut all: Vec<Run> = self.read().runs.values().cloned().collect();
+        all.sort_by(|a, b| (b.last_request_at, &b.id).cmp(&(a.last_request_at, &a.id)));
+        all
+    }
+
+    /// Notes that a run was used; in memory only.
+    pub(crate) fn touch_run(&self, id: &TrainingRunId) {
+        if let Some(run) = self.write().runs.get_mut(id) {
+            run.last_request_at = now();
+        }
+    }
+
+    /// Records that a run's state cannot be used.
+    pub(crate) fn mark_corrupted(&self, id: &TrainingRunId, why: &str) -> Result<()> {
+        let mut run = self.run(id)?;
+        run.corrupted = Some(why.to_owned());
+        self.put_run(run)
+    }
+
+    // Samplers
+
+    /// Adds a sampler, or finds the one that was made by the same request before.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the number was used for another sampler.
+    pub(crate) fn put_sampler(&self, sampler: Sampler) -> Result<()> {
+        let mut tables = self.write();
+        if let Some(known) = tables.samplers.get(&sampler.id) {
+            let same = (&known.base_model, &known.model_path, &known.request_id)
+                == (
+                    &sampler.base_model,
+                    &sampler.model_path,
+                    &sampler.request_id,
+                );
+            return if same {
+                Ok(())
+            } else {
+                Err(Error::Conflict(format!(
+                    "sampler {} already exists and samples from {}, not from {}",
+                    sampler.id,
+                    known.weights_name(),
+                    sampler.weights_name()
+                )))
+            };
+        }
+        let row = sampler.clone();
+        self.db.call(move |c| store::put_sampler(c, &row))?;
+        tables.samplers.insert(sampler.id.clone(), sampler);
+        Ok(())
+    }
+
+    /// A sampler by id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn sampler(&self, id: &SamplingSessionId) -> Result<Sampler> {
+        self.read()
+            .samplers
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("sampler {id} is unknown to this server")))
+    }
+
+    /// The runs and samplers of a session, oldest first.
+    pub(crate) fn of_session(
+        &self,
+        id: &SessionId,
+    ) -> (Vec<TrainingRunId>, Vec<SamplingSessionId>) {
+        let tables = self.read();
+        let mut runs: Vec<&Run> = tables
+            .runs
+            .values()
+            .filter(|r| r.session_id == *id)
+            .collect();
+        runs.sort_by_key(|r| r.created_at);
+        let mut samplers: Vec<&Sampler> = tables
+            .samplers
+            .values()
+            .filter(|s| s.session_id == *id)
+            .collect();
+        samplers.sort_by_key(|s| s.created_at);
+        (
+            runs.into_iter().map(|r| r.id.clone()).collect(),
+            samplers.into_iter().map(|s| s.id.clone()).collect(),
+        )
+    }
+
+    // Checkpoints
+
+    /// Adds or replaces a checkpoint.
+    pub(crate) fn put_checkpoint(&self, checkpoint: SavedCheckpoint) -> Result<()> {
+        let row = checkpoint.clone();
+        self.db.call(move |c| store::put_checkpoint(c, &row))?;
+        self.write()
+            .checkpoints
+            .insert(checkpoint.path.clone(), checkpoint);
+        Ok(())
+    }
+
+    /// Forgets a checkpoint.
+    pub(crate) fn remove_checkpoint(&self, path: &TinkerPath) -> Result<()> {
+        let key = path.clone();
+        self.db.call(move |c| store::remove_checkpoint(c, &key))?;
+        self.write().checkpoints.remove(path);
+        Ok(())
+    }
+
+    /// A checkpoint that has not expired.
+    pub(crate) fn find_checkpoint(&self, path: &TinkerPath) -> Option<SavedCheckpoint> {
+        let found = self.read().checkpoints.get(path).cloned()?;
+        found
+            .expires_at
+            .is_none_or(|at| at > now())
+            .then_some(found)
+    }
+
+    /// A checkpoint of the kind that is needed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another kind, naming the twin; [`Error::NotFound`] with a list of
+    /// what the run has.
+    pub(crate) fn checkpoint(
+        &self,
+        path: &TinkerPath,
+        needed: CheckpointKind,
+    ) -> Result<SavedCheckpoint> {
+        if path.checkpoint.kind != needed {
+            let twin = path.twin(needed);
+            let known = if self.find_checkpoint(&twin).is_some() {
+                format!("use its twin {twin}")
+            } else if needed == CheckpointKind::Sampler {
+                format!("its twin {twin} does not exist yet: save_weights_for_sampler makes it")
+            } else {
+                format!("its twin {twin} does not exist: save_state makes it")
+            };
+            let (has, wants) = (path.checkpoint.kind.segment(), needed.segment());
+            return Err(Error::Invalid(format!(
+                "{path} is a /{has}/ path where a /{wants}/ path is needed: {known}"
+            )));
+        }
+        self.find_checkpoint(path)
+            .ok_or_else(|| self.no_checkpoint(path))
+    }
+
+    /// The error for a checkpoint that is not there.
+    pub(crate) fn no_checkpoint(&self, path: &TinkerPath) -> Error {
+        let of_run = self.checkpoints_of(&path.run);
+        let what = if of_run.is_empty() {
+            match self.run(&path.run) {
+                Ok(_) => format!("training run {} has no checkpoints", path.run),
+                Err(unknown) => unknown.to_string(),
+            }
+        } else {
+            let ids: Vec<String> = of_run
+                .iter()
+                .map(|c| c.path.checkpoint.to_string())
+                .collect();
+            format!("training run {} has {}", path.run, ids.join(", "))
+        };
+        Error::NotFound(format!("checkpoint {path} does not exist: {what}"))
+    }
+
+    /// The checkpoints of a run, newest first.
+    pub(crate) fn checkpoints_of(&self, run: &TrainingRunId) -> Vec<SavedCheckpoint> {
+        self.checkpoints()
+            .into_iter()
+            .filter(|c| c.path.run == *run)
+            .collect()
+    }
+
+    /// All checkpoints that have not expired, newest first.
+    pub(crate) fn checkpoints(&self) -> Vec<SavedCheckpoint> {
+        let at = now();
+        let mut all: Vec<SavedCheckpoint> = self
+            .read()
+            .checkpoints
+            .values()
+            .filter(|c| c.expires_at.is_none_or(|e| e > at))
+            .cloned()
+            .collect();
+        all.sort_by(|a, b| (b.created_at, &b.path).cmp(&(a.created_at, &a.path)));
+        all
+    }
+
+    /// Checkpoints whose time is up.
+    pub(crate) fn expired_checkpoints(&self) -> Vec<TinkerPath> {
+        let at = now();
+        let tables = self.read();
+        let expired = tables
+            .checkpoints
+            .values()
+            .filter(|c| c.expires_at.is_some_and(|e| e <= at));
+        expired.map(|c| c.path.clone()).collect()
+    }
+
+    /// Writes the times that are kept in memory between other writes.
+    pub(crate) fn flush_times(&self) -> Result<()> {
+        let tables = self.read();
+        let sessions: Vec<_> = tables
+            .sessions
+            .values()
+            .map(|s| (s.id.clone(), s.last_seen_at))
+            .collect();
+        let runs: Vec<_> = tables
+            .runs
+            .values()
+            .map(|r| (r.id.clone(), r.last_request_at))
+            .collect();
+        drop(tables);
+        self.db.call(move |c| store::put_times(c, &sessions, &runs))
+    }
+}
+
+impl Sampler {
+    fn weights_name(&self) -> String {
+        match (&self.model_path, &self.request_id) {
+            (Some(path), _) => path.to_string(),
+            (None, Some(request)) => format!("the weights saved by {request}"),
+            (None, None) => self.base_model.clone(),
+        }
+    }
+}
+
+/// A checkpoint's id from its database columns.
+fn checkpoint_path(
+    run: &str,
+    kind: &str,
+    name: &str,
+) -> Result<TinkerPath, tinker_types::TypeError> {
+    let kind = CheckpointKind::from_segment(kind)
+        .ok_or_else(|| tinker_types::TypeError::new(format!("checkpoint kind {kind:?}")))?;
+    Ok(TinkerPath {
+        run: run.parse()?,
+        checkpoint: CheckpointId::new(kind, name)?,
+    })
+}

@@ -1,0 +1,17 @@
+//! Wall-clock time in the two forms the server uses.
+
+use tinker_types::Timestamp;
+
+/// Milliseconds since 1970, UTC.
+pub(crate) type Millis = i64;
+
+/// The current time.
+pub(crate) fn now() -> Millis {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// RFC 3339 text, as answers carry it.
+pub(crate) fn timestamp(at: Millis) -> Timestamp {
+    let moment = jiff::Timestamp::from_millisecond(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    Timestamp(moment.to_string())
+}

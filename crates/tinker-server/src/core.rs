@@ -1,0 +1,309 @@
+//! What requests and the engine's thread share: catalog, journals, futures and the way to the engine.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tinker_engine::Backend;
+use tinker_types::{RequestId, SamplingSessionId, TinkerPath, TrainingRunId};
+
+use crate::bundle;
+use crate::catalog::{Catalog, Sampler};
+use crate::clock::now;
+use crate::db::Db;
+use crate::disk::{Disk, create_dir, remove_dir};
+use crate::engine::Command;
+use crate::error::{Error, Result};
+use crate::future_store::{FutureStore, Scope};
+use crate::journal::Journal;
+use crate::limits::Limits;
+use crate::models::ModelRegistry;
+use crate::paths::Paths;
+use crate::segment_log::Syncer;
+
+/// Loads a model directory onto a device, with a number of threads (0: one per core).
+pub type LoadBackend =
+    Arc<dyn Fn(&Path, usize) -> tinker_engine::Result<Box<dyn Backend>> + Send + Sync>;
+
+/// Runs used within this time are taken up at start; older ones when somebody asks for them.
+const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// The shared state below the HTTP layer.
+pub(crate) struct Core {
+    pub(crate) paths: Paths,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) limits: Limits,
+    pub(crate) catalog: Catalog,
+    pub(crate) futures: Arc<FutureStore>,
+    pub(crate) models: ModelRegistry,
+    pub(crate) load: LoadBackend,
+    pub(crate) threads: usize,
+    pub(crate) version: String,
+    syncer: Syncer,
+    journals: Mutex<HashMap<TrainingRunId, Arc<Mutex<Journal>>>>,
+    samples: Mutex<Journal>,
+    engine: Mutex<Sender<Command>>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`Core::open`] needs.
+pub(crate) struct CoreOptions {
+    pub(crate) home: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) limits: Limits,
+    pub(crate) models: ModelRegistry,
+    pub(crate) load: LoadBackend,
+    pub(crate) threads: usize,
+    pub(crate) version: String,
+}
+
+/// Locks a mutex; a panic elsewhere does not make its data unusable, since writes are one step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    /// Opens a data directory. Commands for the engine go to `engine`.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or written.
+    pub(crate) fn open(options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
+        let paths = Paths::new(&options.home);
+        // What is in there was not finished when the last server ended.
+        remove_dir(&paths.temp())?;
+        create_dir(options.disk.as_ref(), &paths.temp())?;
+        let catalog = Catalog::open(Db::open(&paths.database())?)?;
+        let futures: Arc<FutureStore> = Arc::default();
+        let syncer = Syncer::start();
+        let samples = Journal::open(
+            Arc::clone(&options.disk),
+            syncer.clone(),
+            &paths.sample_log(),
+            Scope::Samples,
+            Arc::clone(&futures),
+        )?;
+        let core = Arc::new(Self {
+            paths,
+            disk: options.disk,
+            limits: options.limits,
+            catalog,
+            futures,
+            models: options.models,
+            load: options.load,
+            threads: options.threads,
+            version: options.version,
+            syncer,
+            journals: Mutex::default(),
+            samples: Mutex::new(samples),
+            engine: Mutex::new(engine),
+        });
+        core.take_up();
+        Ok(core)
+    }
+
+    /// Goes on with what was accepted and not finished.
+    fn take_up(&self) {
+        for run in self.catalog.runs() {
+            let recent = now() - run.last_request_at < TAKE_UP_WITHIN_MS;
+            if recent && let Err(error) = self.journal(&run.id) {
+                tracing::error!(run.id = %run.id, error = error.with_causes(), "cannot take up a training run");
+            }
+        }
+        let unfinished = lock(&self.samples)
+            .found()
+            .into_iter()
+            .filter(|f| f.finished.is_none());
+        for found in unfinished.collect::<Vec<_>>() {
+            self.send(Command::Sample {
+                request_id: found.request_id,
+            });
+        }
+    }
+
+    /// Hands a command to the engine's thread. Without one the server is stopping, and what was
+    /// logged is taken up at the next start.
+    pub(crate) fn send(&self, command: Command) {
+        if lock(&self.engine).send(command).is_err() {
+            tracing::debug!("the engine has stopped");
+        }
+    }
+
+    /// The journal of a training run, opened on first use.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown run; or its log is damaged, which is recorded.
+    pub(crate) fn journal(&self, run: &TrainingRunId) -> Result<Arc<Mutex<Journal>>> {
+        let mut journals = lock(&self.journals);
+        if let Some(journal) = journals.get(run) {
+            return Ok(Arc::clone(journal));
+        }
+        self.catalog.run(run)?;
+        let opened = self.open_journal(run);
+        if let Err(error @ Error::Corrupt { .. }) = &opened {
+            self.catalog.mark_corrupted(run, &error.to_string())?;
+        }
+        let journal = opened?;
+        for found in journal.found() {
+            if found.finished.is_none() {
+                self.send(Command::Operation {
+                    run: run.clone(),
+                    seq: found.seq,
+                    request_id: found.request_id,
+                    kind: found.kind,
+                });
+            }
+        }
+        let journal = Arc::new(Mutex::new(journal));
+        journals.insert(run.clone(), Arc::clone(&journal));
+        Ok(journal)
+    }
+
+    fn open_journal(&self, run: &TrainingRunId) -> Result<Journal> {
+        let mut journal = Journal::open(
+            Arc::clone(&self.disk),
+            self.syncer.clone(),
+            &self.paths.run_log(run),
+            Scope::Run(run.clone()),
+            Arc::clone(&self.futures),
+        )?;
+        let oldest = snapshots(&self.paths.snapshots(run))?.into_iter().next();
+        if let Some(seq) = oldest {
+            journal.raise_floor(seq);
+        }
+        Ok(journal)
+    }
+
+    /// The log of all samples.
+    pub(crate) fn samples(&self) -> MutexGuard<'_, Journal> {
+        lock(&self.samples)
+    }
+
+    /// The training run of a future, if it is one of a run that this server knows.
+    pub(crate) fn run_of(&self, id: &RequestId) -> Option<TrainingRunId> {
+        let (run, _seq) = id.as_str().rsplit_once(":op:")?;
+        let run: TrainingRunId = run.parse().ok()?;
+        self.catalog.run(&run).ok().map(|run| run.id)
+    }
+
+    /// The directory of a sampler's weights; `None` for the base model alone.
+    pub(crate) fn sampler_dir(&self, sampler: &Sampler) -> Option<PathBuf> {
+        match (&sampler.model_path, &sampler.request_id) {
+            (Some(path), _) => Some(self.paths.checkpoint(path)),
+            (None, Some(_)) => Some(self.paths.sampler(&sampler.id)),
+            (None, None) => None,
+        }
+    }
+
+    /// Removes a checkpoint from catalog and disk.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] with a list of what the run has.
+    pub(crate) fn delete_checkpoint(&self, path: &TinkerPath) -> Result<()> {
+        if self.catalog.find_checkpoint(path).is_none() {
+            return Err(self.catalog.no_checkpoint(path));
+        }
+        self.discard_checkpoint(path)
+    }
+
+    /// Removes checkpoints whose time is up.
+    pub(crate) fn discard_expired(&self) {
+        for path in self.catalog.expired_checkpoints() {
+            if let Err(error) = self.discard_checkpoint(&path) {
+                tracing::warn!(%path, error = error.with_causes(), "cannot remove an expired checkpoint");
+            }
+        }
+    }
+
+    fn discard_checkpoint(&self, path: &TinkerPath) -> Result<()> {
+        let dir = self.paths.checkpoint(path);
+        // Out of sight in one step: a half-removed directory is never taken for a checkpoint.
+        let trash = self.paths.temp().join(uuid::Uuid::now_v7().to_string());
+        match self.disk.rename(&dir, &trash) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &dir, error));
+            }
+            _ => self.catalog.remove_checkpoint(path)?,
+        }
+        self.send(Command::ForgetWeights(dir));
+        remove_dir(&trash)
+    }
+
+    /// Writes what is kept in memory between requests.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.catalog.flush_times()?;
+        self.samples().sync()?;
+        let journals: Vec<_> = lock(&self.journals).values().cloned().collect();
+        for journal in journals {
+            lock(&journal).sync()?;
+        }
+        Ok(())
+    }
+
+    /// The sampler of an id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; also if its checkpoint was deleted.
+    pub(crate) fn live_sampler(&self, id: &SamplingSessionId) -> Result<Sampler> {
+        let sampler = self.catalog.sampler(id)?;
+        if let Some(path) = &sampler.model_path
+            && self.catalog.find_checkpoint(path).is_none()
+        {
+            return Err(self.catalog.no_checkpoint(path));
+        }
+        Ok(sampler)
+    }
+}
+
+/// The operations that a run has snapshots of, oldest first.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub(crate) fn snapshots(dir: &Path) -> Result<Vec<u64>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("read", dir, error)),
+    };
+    let mut found: Vec<u64> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The directory of a snapshot.
+pub(crate) fn snapshot_dir(snapshots: &Path, seq: u64) -> PathBuf {
+    snapshots.join(format!("{seq:010}"))
+}
+
+/// The newest snapshot of a run that can be read.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub(crate) fn newest_snapshot(
+    dir: &Path,
+) -> Result<Option<(bundle::Manifest, tinker_engine::AdapterState)>> {
+    for seq in snapshots(dir)?.into_iter().rev() {
+        match bundle::read(&snapshot_dir(dir, seq), true) {
+            Ok(found) => return Ok(Some(found)),
+            Err(error) => {
+                tracing::error!(
+                    error = error.with_causes(),
+                    "skipping an unreadable snapshot"
+                );
+            }
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,130 @@
+//! A base model in memory: its backend, the sampler weights loaded beside it, and the samples that
+//! run on it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tinker_chat::Tokenizer;
+use tinker_engine::{AdapterId, Backend};
+
+use super::Worker;
+use super::samples::Sampling;
+use crate::bundle;
+use crate::error::Result;
+
+/// A loaded base model.
+#[derive(Debug)]
+pub(super) struct Base {
+    pub(super) backend: Box<dyn Backend>,
+    /// Missing for directories without one; then there are no stop strings and no end token.
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    pub(super) sampling: Sampling,
+    weights: HashMap<PathBuf, SamplerWeights>,
+    /// Deleted while samples were drawn from them.
+    orphans: Vec<SamplerWeights>,
+}
+
+#[derive(Debug)]
+struct SamplerWeights {
+    adapter: AdapterId,
+    last_used: Instant,
+}
+
+impl Worker {
+    /// The base model of a name, loaded on first use.
+    pub(super) fn base(&mut self, name: &str) -> Result<&mut Base> {
+        if !self.bases.contains_key(name) {
+            let loaded = self.load_base(name)?;
+            self.bases.insert(name.to_owned(), loaded);
+        }
+        self.bases.get_mut(name).ok_or_else(|| {
+            crate::error::Error::NotFound(format!("base model {name} is not loaded"))
+        })
+    }
+
+    fn load_base(&self, name: &str) -> Result<Base> {
+        let model = self.core.models.resolve(name)?;
+        let started = Instant::now();
+        let backend = (self.core.load)(&model.dir, self.core.threads)?;
+        let tokenizer = Tokenizer::from_dir(&model.dir)
+            .inspect_err(|error| tracing::warn!(model = name, %error, "no tokenizer"))
+            .ok();
+        tracing::info!(
+            model = name,
+            precision = backend.info().precision,
+            duration_ms = started.elapsed().as_millis() as u64,
+            "loaded a base model"
+        );
+        Ok(Base {
+            sampling: Sampling::default(),
+            backend,
+            tokenizer,
+            weights: HashMap::new(),
+            orphans: Vec::new(),
+        })
+    }
+}
+
+impl Base {
+    /// Whether samples are being drawn.
+    pub(super) fn is_sampling(&self) -> bool {
+        self.sampling.is_active()
+    }
+
+    /// The adapter of saved weights, loaded on first use.
+    pub(super) fn weights(&mut self, dir: &Path) -> Result<AdapterId> {
+        if let Some(known) = self.weights.get_mut(dir) {
+            known.last_used = Instant::now();
+            return Ok(known.adapter);
+        }
+        let (_manifest, state) = bundle::read(dir, false)?;
+        let adapter = self.backend.import_adapter(&state)?;
+        self.keep_weights(dir.to_owned(), adapter);
+        Ok(adapter)
+    }
+
+    /// Keeps an adapter as the weights of a directory.
+    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId) {
+        let weights = SamplerWeights {
+            adapter,
+            last_used: Instant::now(),
+        };
+        if let Some(old) = self.weights.insert(dir, weights) {
+            self.orphans.push(old);
+        }
+    }
+
+    /// Forgets the weights of a directory that was deleted.
+    pub(super) fn forget_weights(&mut self, dir: &Path) {
+        self.orphans.extend(self.weights.remove(dir));
+        self.drop_orphans();
+    }
+
+    /// Frees sampler weights that nobody used for `limit`; they are loaded again on demand.
+    pub(super) fn drop_idle_weights(&mut self, limit: Duration) {
+        let idle = |weights: &SamplerWeights| weights.last_used.elapsed() > limit;
+        let dirs: Vec<PathBuf> = self
+            .weights
+            .iter()
+            .filter(|(_, w)| idle(w))
+            .map(|(dir, _)| dir.clone())
+            .collect();
+        for dir in dirs {
+            self.orphans.extend(self.weights.remove(&dir));
+        }
+        self.drop_orphans();
+    }
+
+    fn drop_orphans(&mut self) {
+        let (backend, sampling) = (&mut self.backend, &self.sampling);
+        self.orphans.retain(|weights| {
+            let used = sampling.uses(weights.adapter);
+            if !used {
+                backend.drop_adapter(weights.adapter);
+            }
+            used
+        });
+    }
+}

@@ -1,0 +1,254 @@
+//! The engine on its own thread: one training operation, then a share of sampling, in turn.
+
+mod base;
+mod runs;
+mod samples;
+mod saves;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tinker_types::{ErrorCategory, RequestId, TrainingRunId};
+
+use crate::core::{Core, lock};
+use crate::error::{Error, Result};
+use crate::operation::{OpKind, Outcome};
+use crate::scheduler::TrainQueue;
+use base::Base;
+use runs::ActiveRun;
+pub(crate) use saves::expiry;
+
+/// How often an idle engine looks for adapters and checkpoints that are no longer needed.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// What the engine's thread is told. Requests themselves are read from the log.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// An operation of a training run was accepted.
+    Operation {
+        run: TrainingRunId,
+        seq: u64,
+        request_id: RequestId,
+        kind: OpKind,
+    },
+    /// A sample was accepted.
+    Sample { request_id: RequestId },
+    /// Nobody waits for this sample any more.
+    Cancel(RequestId),
+    /// Free a run's memory; it comes back with the next operation.
+    Unload {
+        run: TrainingRunId,
+        request_id: RequestId,
+    },
+    /// The weights in this directory were deleted.
+    ForgetWeights(PathBuf),
+    /// Finish the running operation, save, and leave.
+    Stop,
+}
+
+/// An accepted operation in the queue.
+#[derive(Debug)]
+struct Queued {
+    request_id: RequestId,
+    kind: OpKind,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub(crate) struct EngineThread {
+    core: Arc<Core>,
+    thread: Option<JoinHandle<()>>,
+    working: Arc<AtomicBool>,
+}
+
+impl EngineThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub(crate) fn start(core: Arc<Core>, inbox: Receiver<Command>) -> Result<Self> {
+        let working = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            core: Arc::clone(&core),
+            inbox,
+            queue: TrainQueue::default(),
+            bases: HashMap::new(),
+            runs: HashMap::new(),
+            working: Arc::clone(&working),
+        };
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            // Long prompts recurse nowhere, but kernels keep tiles on the stack.
+            .stack_size(8 << 20)
+            .spawn(move || worker.run())
+            .map_err(|e| Error::io("start a thread for", std::path::Path::new("engine"), e))?;
+        Ok(Self {
+            core,
+            thread: Some(thread),
+            working,
+        })
+    }
+
+    /// Whether it computes something or has something to compute.
+    pub(crate) fn is_working(&self) -> bool {
+        self.working.load(Ordering::Relaxed)
+    }
+
+    /// Finishes the running operation, saves every run that changed, and ends the thread.
+    pub(crate) fn stop(&mut self) {
+        self.core.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread ended in a panic");
+        }
+    }
+}
+
+/// The thread's state.
+#[derive(Debug)]
+struct Worker {
+    core: Arc<Core>,
+    inbox: Receiver<Command>,
+    queue: TrainQueue<Queued>,
+    bases: HashMap<String, Base>,
+    runs: HashMap<TrainingRunId, ActiveRun>,
+    working: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut swept = Instant::now();
+        loop {
+            if !self.take_commands() {
+                self.save_all();
+                return;
+            }
+            let started = Instant::now();
+            if let Some((run, seq, queued)) = self.queue.pop() {
+                self.operate(&run, seq, &queued);
+            }
+            // Sampling gets as much time as training just had, and at least one step.
+            let share = started.elapsed();
+            self.sample_for(share);
+            if swept.elapsed() > HOUSEKEEPING {
+                self.sweep();
+                swept = Instant::now();
+            }
+        }
+    }
+
+    /// Reads all commands that are there, waiting for one if there is nothing to do. False: leave.
+    fn take_commands(&mut self) -> bool {
+        let busy = self.queue.has_ready() || self.bases.values().any(Base::is_sampling);
+        self.working.store(busy, Ordering::Relaxed);
+        if !busy {
+            match self.inbox.recv_timeout(HOUSEKEEPING) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(command) => self.take(command),
+                Err(RecvTimeoutError::Timeout) => return true,
+            }
+        }
+        while let Ok(command) = self.inbox.try_recv() {
+            if matches!(command, Command::Stop) {
+                return false;
+            }
+            self.take(command);
+        }
+        self.working.store(true, Ordering::Relaxed);
+        true
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Operation {
+                run,
+                seq,
+                request_id,
+                kind,
+            } => {
+                let next = self.core.journal(&run).map_or(0, |j| lock(&j).next_seq());
+                self.queue.open(&run, next);
+                self.queue.push(&run, seq, Queued { request_id, kind });
+            }
+            Command::Sample { request_id } => self.admit(&request_id),
+            Command::Cancel(request_id) => self.cancel(&request_id),
+            Command::Unload { run, request_id } => {
+                let outcome = self.unload(&run);
+                self.core.futures.complete(&request_id, outcome, None);
+            }
+            Command::ForgetWeights(dir) => {
+                self.bases
+                    .values_mut()
+                    .for_each(|base| base.forget_weights(&dir));
+            }
+            // Handled by the caller.
+            Command::Stop => {}
+        }
+    }
+
+    /// Executes an operation and publishes its result. A panic in the engine fails the operation
+    /// and throws the engine's state away; runs are rebuilt from snapshot and log.
+    fn operate(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) {
+        let guarded = std::panic::AssertUnwindSafe(|| self.execute(run, seq, queued));
+        let outcome = std::panic::catch_unwind(guarded).unwrap_or_else(|_| {
+            self.discard_base_of(run);
+            Outcome::failed(
+                ErrorCategory::Server,
+                "the engine failed; see the server's log",
+            )
+        });
+        match self.core.journal(run) {
+            Ok(journal) => lock(&journal).finish(&queued.request_id, outcome),
+            Err(_) => self
+                .core
+                .futures
+                .complete(&queued.request_id, outcome, None),
+        }
+        self.after_operation(run, seq);
+    }
+
+    fn discard_base_of(&mut self, run: &TrainingRunId) {
+        if let Ok(row) = self.core.catalog.run(run) {
+            self.bases.remove(&row.base_model);
+            self.runs.retain(|_, active| active.base != row.base_model);
+        }
+    }
+
+    /// Frees what nobody used for a while.
+    fn sweep(&mut self) {
+        let limit = self.core.limits.unload_after;
+        let idle: Vec<TrainingRunId> = self
+            .runs
+            .iter()
+            .filter(|(run, active)| {
+                active.last_used.elapsed() > limit && !self.queue.is_waiting(run)
+            })
+            .map(|(run, _)| run.clone())
+            .collect();
+        for run in idle {
+            self.unload(&run);
+        }
+        self.bases
+            .values_mut()
+            .for_each(|base| base.drop_idle_weights(limit));
+        self.core.discard_expired();
+        if let Err(error) = self.core.catalog.flush_times() {
+            tracing::warn!(error = error.with_causes(), "cannot write last-used times");
+        }
+    }
+
+    fn save_all(&mut self) {
+        let runs: Vec<TrainingRunId> = self.runs.keys().cloned().collect();
+        for run in runs {
+            if let Err(error) = self.snapshot(&run) {
+                tracing::error!(run.id = %run, error = error.with_causes(), "cannot save a snapshot; the log has everything");
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Saving a run's weights: training checkpoints, sampler checkpoints, and samplers without a name.
+
+use std::path::Path;
+
+use tinker_engine::AdapterState;
+use tinker_types::{
+    CheckpointId, CheckpointKind, SamplingSessionId, SaveWeightsForSamplerRequest,
+    SaveWeightsForSamplerResponse, SaveWeightsRequest, SaveWeightsResponse, TinkerPath,
+    TrainingRunId,
+};
+
+use super::runs::manifest;
+use super::{Queued, Worker};
+use crate::bundle::{self, Manifest};
+use crate::catalog::{Run, Sampler, SavedCheckpoint};
+use crate::clock::{Millis, now};
+use crate::error::{Error, Result};
+use crate::operation::Outcome;
+
+/// Shortest and longest life of a checkpoint, in seconds: an hour to ten years.
+const TTL_SECONDS: std::ops::RangeInclusive<u64> = 3600..=10 * 365 * 24 * 3600;
+
+/// What both kinds of named save have in common.
+struct NamedSave<'a> {
+    kind: CheckpointKind,
+    name: Option<&'a str>,
+    overwrite: bool,
+    ttl_seconds: Option<u64>,
+    user_metadata: Option<&'a std::collections::BTreeMap<String, String>>,
+}
+
+impl Worker {
+    pub(super) fn save_weights(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        request: &SaveWeightsRequest,
+    ) -> Result<Outcome> {
+        let save = NamedSave {
+            kind: CheckpointKind::Training,
+            name: request.path.as_deref(),
+            overwrite: request.overwrite,
+            ttl_seconds: request.ttl_seconds,
+            user_metadata: request.user_metadata.as_ref(),
+        };
+        let path = self.save_named(run, seq, queued, &save)?;
+        Ok(Outcome::json(&SaveWeightsResponse {
+            path,
+            tag: Default::default(),
+        }))
+    }
+
+    pub(super) fn save_for_sampler(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        request: &SaveWeightsForSamplerRequest,
+    ) -> Result<Outcome> {
+        let mut response = SaveWeightsForSamplerResponse {
+            path: None,
+            sampling_session_id: None,
+            tag: Default::default(),
+        };
+        match (&request.path, request.sampling_session_seq_id) {
+            (None, Some(number)) => {
+                response.sampling_session_id = Some(self.save_unnamed(run, seq, queued, number)?);
+            }
+            (name, _) => {
+                let save = NamedSave {
+                    kind: CheckpointKind::Sampler,
+                    name: name.as_deref(),
+                    overwrite: false,
+                    ttl_seconds: request.ttl_seconds,
+                    user_metadata: request.user_metadata.as_ref(),
+                };
+                response.path = Some(self.save_named(run, seq, queued, &save)?);
+            }
+        }
+        Ok(Outcome::json(&response))
+    }
+
+    fn save_named(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        save: &NamedSave<'_>,
+    ) -> Result<TinkerPath> {
+        let name = save.name.map_or_else(|| format!("{seq:06}"), str::to_owned);
+        let checkpoint = CheckpointId::new(save.kind, name)
+            .map_err(|error| Error::Invalid(error.to_string()))?;
+        let path = TinkerPath {
+            run: run.clone(),
+            checkpoint,
+        };
+        let expires_at = expiry(save.ttl_seconds)?;
+        let dir = self.core.paths.checkpoint(&path);
+        let known = bundle::read_manifest(&dir);
+        let row = self.core.catalog.run(run)?;
+        let written = match known {
+            // Written by this very operation before a crash: only its row may be missing.
+            Ok(Some(manifest)) if is_own(&manifest, queued) => manifest,
+            Ok(Some(_)) | Err(_) if !save.overwrite => {
+                return Err(Error::Invalid(format!(
+                    "checkpoint {path} already exists: choose another name{}",
+                    if save.kind == CheckpointKind::Training {
+                        ", or set overwrite"
+                    } else {
+                        ""
+                    }
+                )));
+            }
+            _ => {
+                let (mut manifest, state) = self.exported(run, &row, save.kind.segment())?;
+                manifest.seq_id = seq;
+                manifest.path = Some(path.clone());
+                manifest.request_id = Some(queued.request_id.to_string());
+                self.write(
+                    &dir,
+                    manifest,
+                    &state,
+                    save.kind == CheckpointKind::Training,
+                )?
+            }
+        };
+        self.core.catalog.put_checkpoint(SavedCheckpoint {
+            path: path.clone(),
+            base_model: row.base_model,
+            lora: written.lora.clone(),
+            size_bytes: written.size_bytes(),
+            user_metadata: save.user_metadata.cloned(),
+            public: false,
+            created_at: now(),
+            expires_at,
+        })?;
+        Ok(path)
+    }
+
+    /// Saves weights for a sampler of the run's session. The weights are the sampler's own: what
+    /// the run does later does not reach them.
+    fn save_unnamed(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        number: u64,
+    ) -> Result<SamplingSessionId> {
+        let row = self.core.catalog.run(run)?;
+        let id = SamplingSessionId::of_session(&row.session_id, number);
+        let dir = self.core.paths.sampler(&id);
+        let sampler = Sampler {
+            id: id.clone(),
+            session_id: row.session_id.clone(),
+            base_model: row.base_model.clone(),
+            model_path: None,
+            request_id: Some(queued.request_id.to_string()),
+            created_at: now(),
+        };
+        if let Ok(known) = self.core.catalog.sampler(&id)
+            && known.request_id != sampler.request_id
+        {
+            return Err(Error::Conflict(format!(
+                "sampler {id} already exists: every sampler of a session needs its own number"
+            )));
+        }
+        let own = bundle::read_manifest(&dir)
+            .ok()
+            .flatten()
+            .is_some_and(|m| is_own(&m, queued));
+        if !own {
+            let (mut manifest, state) = self.exported(run, &row, "sampler")?;
+            manifest.seq_id = seq;
+            manifest.request_id = Some(queued.request_id.to_string());
+            self.write(&dir, manifest, &state, false)?;
+        }
+        self.core.catalog.put_sampler(sampler)?;
+        let (base, active) = self.active(run)?;
+        let copy = base.backend.snapshot_adapter(active.adapter)?;
+        base.keep_weights(dir, copy);
+        Ok(id)
+    }
+
+    fn exported(
+        &mut self,
+        run: &TrainingRunId,
+        row: &Run,
+        kind: &str,
+    ) -> Result<(Manifest, AdapterState)> {
+        let version = self.core.version.clone();
+        let (base, active) = self.active(run)?;
+        let state = base.backend.export_adapter(active.adapter)?;
+        let manifest = manifest(kind, run, row, &state, base, &version);
+        Ok((manifest, state))
+    }
+
+    fn write(
+        &self,
+        dir: &Path,
+        manifest: Manifest,
+        state: &AdapterState,
+        with_optimizer: bool,
+    ) -> Result<Manifest> {
+        bundle::write(
+            self.core.disk.as_ref(),
+            &self.core.paths.temp(),
+            dir,
+            manifest,
+            state,
+            with_optimizer,
+            true,
+        )
+    }
+}
+
+fn is_own(manifest: &Manifest, queued: &Queued) -> bool {
+    manifest.request_id.as_deref() == Some(queued.request_id.as_str())
+}
+
+/// When a checkpoint is deleted.
+///
+/// # Errors
+/// [`Error::Invalid`] if the time to live is out of range.
+pub(crate) fn expiry(ttl_seconds: Option<u64>) -> Result<Option<Millis>> {
+    match ttl_seconds {
+        None => Ok(None),
+        Some(ttl) if TTL_SECONDS.contains(&ttl) => Ok(Some(now() + ttl as Millis * 1000)),
+        Some(ttl) => Err(Error::Invalid(format!(
+            "ttl_seconds {ttl} must be between {} and {}",
+            TTL_SECONDS.start(),
+            TTL_SECONDS.end()
+        ))),
+    }
+}

@@ -1,0 +1,230 @@
+//! Results by request id, and waking those who wait for them.
+//!
+//! A result stays in memory until it was handed out once; after that it is read from its log again
+//! if somebody asks (an answer may have been lost on the way).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tinker_types::{RequestId, TrainingRunId};
+use tokio::sync::Notify;
+
+use crate::operation::{Form, Outcome};
+use crate::segment_log::Location;
+
+/// Which log an operation is in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Scope {
+    /// A training run's own.
+    Run(TrainingRunId),
+    /// The one of all samples.
+    Samples,
+    /// None: the result is kept in memory alone.
+    Memory,
+}
+
+#[derive(Debug)]
+enum State {
+    Pending,
+    Ready {
+        outcome: Outcome,
+        location: Option<Location>,
+    },
+    OnDisk {
+        form: Form,
+        location: Location,
+    },
+}
+
+#[derive(Debug)]
+struct Entry {
+    scope: Scope,
+    state: State,
+    delivered: bool,
+    notify: Arc<Notify>,
+}
+
+/// What there is to say about a future.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// Never heard of, or forgotten.
+    Unknown,
+    /// Not finished.
+    Pending(Scope),
+    /// The result.
+    Ready(Outcome),
+    /// The result is in a log.
+    OnDisk(Scope, Form, Location),
+}
+
+/// All futures that can be asked for.
+#[derive(Debug, Default)]
+pub(crate) struct FutureStore {
+    entries: Mutex<HashMap<RequestId, Entry>>,
+}
+
+impl FutureStore {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RequestId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an unfinished future; one that is known stays as it is.
+    pub(crate) fn insert_pending(&self, id: RequestId, scope: Scope) {
+        self.lock().entry(id).or_insert_with(|| Entry {
+            scope,
+            state: State::Pending,
+            delivered: false,
+            notify: Arc::default(),
+        });
+    }
+
+    /// Adds a finished future whose result is in a log.
+    pub(crate) fn insert_on_disk(
+        &self,
+        id: RequestId,
+        scope: Scope,
+        form: Form,
+        location: Location,
+    ) {
+        let entry = Entry {
+            scope,
+            state: State::OnDisk { form, location },
+            delivered: false,
+            notify: Arc::default(),
+        };
+        self.lock().insert(id, entry);
+    }
+
+    /// Finishes a future and wakes all who wait for it.
+    pub(crate) fn complete(&self, id: &RequestId, outcome: Outcome, location: Option<Location>) {
+        if let Some(entry) = self.lock().get_mut(id) {
+            entry.state = State::Ready { outcome, location };
+            entry.notify.notify_waiters();
+        }
+    }
+
+    /// Follows a result that was copied to another place in its log.
+    pub(crate) fn moved(&self, id: &RequestId, to: Location) {
+        match self.lock().get_mut(id).map(|entry| &mut entry.state) {
+            Some(State::Ready { location, .. }) => *location = Some(to),
+            Some(State::OnDisk { location, .. }) => *location = to,
+            Some(State::Pending) | None => {}
+        }
+    }
+
+    /// Drops a future.
+    pub(crate) fn forget(&self, id: &RequestId) {
+        self.lock().remove(id);
+    }
+
+    /// Whether somebody got the result.
+    pub(crate) fn was_delivered(&self, id: &RequestId) -> bool {
+        self.lock().get(id).is_none_or(|entry| entry.delivered)
+    }
+
+    /// Looks a future up and counts its result as handed out.
+    fn take(&self, id: &RequestId) -> Lookup {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(id) else {
+            return Lookup::Unknown;
+        };
+        let scope = entry.scope.clone();
+        match &entry.state {
+            State::Pending => Lookup::Pending(scope),
+            State::OnDisk { form, location } => {
+                let (form, location) = (*form, *location);
+                entry.delivered = true;
+                Lookup::OnDisk(scope, form, location)
+            }
+            State::Ready { outcome, location } => {
+                let outcome = outcome.clone();
+                if let Some(location) = *location {
+                    entry.state = State::OnDisk {
+                        form: outcome.form,
+                        location,
+                    };
+                }
+                entry.delivered = true;
+                Lookup::Ready(outcome)
+            }
+        }
+    }
+
+    /// Waits up to `hold` for a result, or until `stop` is notified.
+    pub(crate) async fn wait(&self, id: &RequestId, hold: Duration, stop: &Notify) -> Lookup {
+        let Some(notify) = self.lock().get(id).map(|entry| Arc::clone(&entry.notify)) else {
+            return Lookup::Unknown;
+        };
+        // Registered before looking, so that a result that comes in between is not missed.
+        let finished = notify.notified();
+        let stopped = stop.notified();
+        tokio::pin!(finished, stopped);
+        finished.as_mut().enable();
+        stopped.as_mut().enable();
+        let first = self.take(id);
+        if !matches!(first, Lookup::Pending(_)) {
+            return first;
+        }
+        tokio::select! {
+            () = finished => {}
+            () = stopped => {}
+            () = tokio::time::sleep(hold) => {}
+        }
+        self.take(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> RequestId {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_is_woken_by_the_result() {
+        let store = Arc::new(FutureStore::default());
+        store.insert_pending(id("a"), Scope::Memory);
+        let waiting = {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                let stop = Notify::new();
+                store.wait(&id("a"), Duration::from_secs(3600), &stop).await
+            })
+        };
+        tokio::task::yield_now().await;
+
+        store.complete(&id("a"), Outcome::json(&1), None);
+
+        assert!(matches!(waiting.await.unwrap(), Lookup::Ready(o) if &o.body[..] == b"1"));
+        assert!(store.was_delivered(&id("a")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unfinished_future_is_pending_after_the_hold() {
+        let store = FutureStore::default();
+        store.insert_pending(id("a"), Scope::Memory);
+        let started = tokio::time::Instant::now();
+
+        let seen = store
+            .wait(&id("a"), Duration::from_secs(40), &Notify::new())
+            .await;
+
+        assert!(matches!(seen, Lookup::Pending(Scope::Memory)));
+        assert_eq!(started.elapsed(), Duration::from_secs(40));
+        assert!(!store.was_delivered(&id("a")));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_future_is_unknown_at_once() {
+        let store = FutureStore::default();
+
+        let seen = store
+            .wait(&id("a"), Duration::from_secs(3600), &Notify::new())
+            .await;
+
+        assert!(matches!(seen, Lookup::Unknown));
+    }
+}

@@ -1,0 +1,435 @@
+//! The accepted operations of one training run, or all samples: logged, de-duplicated, answered.
+//!
+//! An operation is in the log before it is acknowledged, and its result is put there too. After a
+//! crash [`Journal::open`] knows what was promised and what is done already.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tinker_types::RequestId;
+
+use crate::clock::{Millis, now};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::future_store::{FutureStore, Scope};
+use crate::operation::{Form, OpKind, Outcome};
+use crate::segment_log::{Location, SegmentLog, Syncer};
+
+/// A result nobody asked for is kept this long.
+const KEEP_UNDELIVERED: Millis = 24 * 60 * 60 * 1000;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+enum Header {
+    Accepted {
+        request_id: RequestId,
+        kind: OpKind,
+        seq: u64,
+        /// BLAKE3 of the body, hexadecimal.
+        hash: String,
+        at: Millis,
+        /// Copied from an older segment without its body.
+        #[serde(default)]
+        carried: bool,
+    },
+    Finished {
+        request_id: RequestId,
+        form: Form,
+        at: Millis,
+    },
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: OpKind,
+    seq: u64,
+    hash: String,
+    accepted: Location,
+    at: Millis,
+    carried: bool,
+    finished: Option<Finished>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Finished {
+    form: Form,
+    /// `None` if the disk refused the record; the operation is repeated after a crash.
+    location: Option<Location>,
+    at: Millis,
+}
+
+/// What became of a request to accept an operation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// It is logged now.
+    New,
+    /// It was logged before, with the same content.
+    Known,
+    /// Another operation was logged under this number.
+    Conflict(OpKind),
+    /// Too many are unfinished.
+    Full(usize),
+}
+
+/// An operation as it is found after a restart.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) request_id: RequestId,
+    pub(crate) kind: OpKind,
+    pub(crate) seq: u64,
+    /// How it ended, if it did.
+    pub(crate) finished: Option<Form>,
+}
+
+/// The log of one scope with its index.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    scope: Scope,
+    futures: Arc<FutureStore>,
+    log: SegmentLog,
+    entries: HashMap<RequestId, Entry>,
+    n_pending: usize,
+    /// Operations up to here are done and may have been forgotten; `None` for samples.
+    floor: Option<u64>,
+}
+
+impl Journal {
+    /// Opens the log of a directory and registers its futures.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        syncer: Syncer,
+        dir: &Path,
+        scope: Scope,
+        futures: Arc<FutureStore>,
+    ) -> Result<Self> {
+        let mut entries: HashMap<RequestId, Entry> = HashMap::new();
+        let log = SegmentLog::open(disk, syncer, dir, |record| {
+            apply(&mut entries, record.header, record.location);
+            Ok(())
+        })?;
+        for (id, entry) in &entries {
+            match entry.finished {
+                Some(Finished {
+                    form,
+                    location: Some(location),
+                    ..
+                }) => futures.insert_on_disk(id.clone(), scope.clone(), form, location),
+                _ => futures.insert_pending(id.clone(), scope.clone()),
+            }
+        }
+        Ok(Self {
+            scope,
+            futures,
+            log,
+            n_pending: entries.values().filter(|e| e.finished.is_none()).count(),
+            entries,
+            floor: None,
+        })
+    }
+
+    /// All operations in the log, in the order of their numbers.
+    pub(crate) fn found(&self) -> Vec<Found> {
+        let mut all: Vec<Found> = self
+            .entries
+            .iter()
+            .map(|(id, entry)| Found {
+                request_id: id.clone(),
+                kind: entry.kind,
+                seq: entry.seq,
+                finished: entry.finished.map(|f| f.form),
+            })
+            .collect();
+        all.sort_by(|a, b| (a.seq, &a.request_id).cmp(&(b.seq, &b.request_id)));
+        all
+    }
+
+    /// Whether nothing was ever accepted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.floor.is_none()
+    }
+
+    /// Says that operations up to `seq` are part of a snapshot.
+    pub(crate) fn raise_floor(&mut self, seq: u64) {
+        self.floor = self.floor.max(Some(seq));
+    }
+
+    /// Logs an operation unless it is known.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn accept(
+        &mut self,
+        id: &RequestId,
+        kind: OpKind,
+        seq: u64,
+        body: &[u8],
+        max_pending: usize,
+    ) -> Result<Accepted> {
+        if let Some(entry) = self.entries.get(id) {
+            return Ok(self.compare(entry, kind, body));
+        }
+        if self.floor.is_some_and(|floor| seq <= floor) {
+            return Ok(Accepted::Known);
+        }
+        if self.n_pending >= max_pending {
+            return Ok(Accepted::Full(self.n_pending));
+        }
+        let (hash, at) = (blake3::hash(body).to_hex().to_string(), now());
+        let header = Header::Accepted {
+            request_id: id.clone(),
+            kind,
+            seq,
+            hash: hash.clone(),
+            at,
+            carried: false,
+        };
+        let accepted = self.log.append(&header, body)?;
+        self.futures.insert_pending(id.clone(), self.scope.clone());
+        let entry = Entry {
+            kind,
+            seq,
+            hash,
+            accepted,
+            at,
+            carried: false,
+            finished: None,
+        };
+        self.entries.insert(id.clone(), entry);
+        self.n_pending += 1;
+        Ok(Accepted::New)
+    }
+
+    fn compare(&self, entry: &Entry, kind: OpKind, body: &[u8]) -> Accepted {
+        let same = entry.kind == kind
+            && (entry.hash == *blake3::hash(body).to_hex()
+                || self
+                    .logged_body(entry)
+                    .is_some_and(|logged| kind.same_request(&logged, body)));
+        if same {
+            Accepted::Known
+        } else {
+            Accepted::Conflict(entry.kind)
+        }
+    }
+
+    fn logged_body(&self, entry: &Entry) -> Option<Vec<u8>> {
+        (!entry.carried).then(|| self.log.read_body(entry.accepted).ok())?
+    }
+
+    /// Reads a request back.
+    ///
+    /// # Errors
+    /// If it is gone or damaged.
+    pub(crate) fn body(&self, id: &RequestId) -> Result<Vec<u8>> {
+        match self.entries.get(id) {
+            Some(entry) if !entry.carried => self.log.read_body(entry.accepted),
+            _ => Err(Error::NotFound(format!(
+                "the request of {id} is no longer kept"
+            ))),
+        }
+    }
+
+    /// Reads a result back.
+    ///
+    /// # Errors
+    /// If it is gone or damaged.
+    pub(crate) fn result(&self, location: Location) -> Result<Vec<u8>> {
+        self.log.read_body(location)
+    }
+
+    /// The first missing operation that holds back number `seq`, of those after `from`.
+    pub(crate) fn missing_before(&self, from: u64, id: &RequestId) -> Option<u64> {
+        let seq = self.entries.get(id)?.seq;
+        let present: std::collections::HashSet<u64> =
+            self.entries.values().map(|e| e.seq).collect();
+        (from..seq).find(|s| !present.contains(s))
+    }
+
+    /// The number after the last finished operation.
+    pub(crate) fn next_seq(&self) -> u64 {
+        let done = self
+            .entries
+            .values()
+            .filter(|e| e.finished.is_some())
+            .map(|e| e.seq);
+        done.max().max(self.floor).map_or(0, |seq| seq + 1)
+    }
+
+    /// Records a result and wakes those who wait for it.
+    ///
+    /// A disk that refuses the record is no reason to withhold the result: executing the operation
+    /// again after a crash gives the same one.
+    pub(crate) fn finish(&mut self, id: &RequestId, outcome: Outcome) {
+        let at = now();
+        let header = Header::Finished {
+            request_id: id.clone(),
+            form: outcome.form,
+            at,
+        };
+        let location = match self.log.append(&header, &outcome.body) {
+            Ok(location) => Some(location),
+            Err(error) => {
+                tracing::error!(error = error.with_causes(), request.id = %id, "cannot log a result");
+                None
+            }
+        };
+        if let Some(entry) = self.entries.get_mut(id) {
+            let finished = Finished {
+                form: outcome.form,
+                location,
+                at,
+            };
+            if entry.finished.replace(finished).is_none() {
+                self.n_pending -= 1;
+            }
+        }
+        self.futures.complete(id, outcome, location);
+    }
+
+    /// Starts a new segment; everything before it can go once it is no longer needed.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn rotate(&mut self) -> Result<u64> {
+        self.log.rotate()
+    }
+
+    /// Bytes in the segment that is written to.
+    pub(crate) const fn segment_bytes(&self) -> u64 {
+        self.log.segment_bytes()
+    }
+
+    /// Makes the log durable.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.log.sync()
+    }
+
+    /// Forgets operations up to `done` that nobody will ask for, and removes their segments.
+    ///
+    /// Results that were not handed out yet are carried over to the current segment.
+    ///
+    /// # Errors
+    /// If the disk refuses; nothing is lost then.
+    pub(crate) fn prune(&mut self, done: u64) -> Result<()> {
+        let needed = |e: &Entry| e.finished.is_none() || (self.floor.is_some() && e.seq > done);
+        let keep_from = self
+            .entries
+            .values()
+            .filter(|e| needed(e))
+            .map(|e| e.accepted.segment)
+            .fold(self.log.segment(), u64::min);
+        let doomed: Vec<RequestId> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| !needed(e) && e.first_segment() < keep_from)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in doomed {
+            if self.is_awaited(&id) {
+                self.carry(&id)?;
+            } else {
+                self.entries.remove(&id);
+                self.futures.forget(&id);
+            }
+        }
+        self.log.sync()?;
+        self.log.remove_before(keep_from)
+    }
+
+    fn is_awaited(&self, id: &RequestId) -> bool {
+        let young = self
+            .entries
+            .get(id)
+            .and_then(|e| e.finished)
+            .is_some_and(|f| f.location.is_some() && now() - f.at < KEEP_UNDELIVERED);
+        young && !self.futures.was_delivered(id)
+    }
+
+    /// Copies an entry's records to the current segment, the request without its body.
+    fn carry(&mut self, id: &RequestId) -> Result<()> {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return Ok(());
+        };
+        let Some((finished, from)) = entry.finished.and_then(|f| Some((f, f.location?))) else {
+            return Ok(());
+        };
+        let body = self.log.read_body(from)?;
+        let accepted = Header::Accepted {
+            request_id: id.clone(),
+            kind: entry.kind,
+            seq: entry.seq,
+            hash: entry.hash.clone(),
+            at: entry.at,
+            carried: true,
+        };
+        entry.accepted = self.log.append(&accepted, &[])?;
+        entry.carried = true;
+        let header = Header::Finished {
+            request_id: id.clone(),
+            form: finished.form,
+            at: finished.at,
+        };
+        let to = self.log.append(&header, &body)?;
+        entry.finished = Some(Finished {
+            location: Some(to),
+            ..finished
+        });
+        self.futures.moved(id, to);
+        Ok(())
+    }
+}
+
+impl Entry {
+    /// The older of the segments of request and result.
+    fn first_segment(&self) -> u64 {
+        let result = self.finished.and_then(|f| f.location);
+        result.map_or(self.accepted.segment, |l| {
+            l.segment.min(self.accepted.segment)
+        })
+    }
+}
+
+fn apply(entries: &mut HashMap<RequestId, Entry>, header: Header, location: Location) {
+    match header {
+        Header::Accepted {
+            request_id,
+            kind,
+            seq,
+            hash,
+            at,
+            carried,
+        } => {
+            let entry = Entry {
+                kind,
+                seq,
+                hash,
+                accepted: location,
+                at,
+                carried,
+                finished: None,
+            };
+            entries.insert(request_id, entry);
+        }
+        Header::Finished {
+            request_id,
+            form,
+            at,
+        } => {
+            if let Some(entry) = entries.get_mut(&request_id) {
+                entry.finished = Some(Finished {
+                    form,
+                    location: Some(location),
+                    at,
+                });
+            }
+        }
+    }
+}

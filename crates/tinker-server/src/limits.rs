@@ -1,0 +1,39 @@
+//! How much the server takes in: each limit is a clear refusal, never a crash.
+
+use std::time::Duration;
+
+/// Bounds on requests and queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest body, before and after decompression. Clients cut batches at about 5 MB.
+    pub max_body_bytes: usize,
+    /// Most unfinished operations of one training run.
+    pub max_pending_operations: usize,
+    /// Most unfinished samples of all samplers together.
+    pub max_pending_samples: usize,
+    /// Most continuations of one sample request.
+    pub max_num_samples: u32,
+    /// Longest a poll for a result is held; clients give up after 45 s.
+    pub poll_hold: Duration,
+    /// Operations between two snapshots of a training run.
+    pub snapshot_every: u64,
+    /// Engine time between two snapshots of a training run: what a crash costs at most.
+    pub snapshot_engine_time: Duration,
+    /// An adapter that nobody used for this long leaves memory and comes back on demand.
+    pub unload_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 256 << 20,
+            max_pending_operations: 1024,
+            max_pending_samples: 8192,
+            max_num_samples: 1024,
+            poll_hold: Duration::from_secs(40),
+            snapshot_every: 64,
+            snapshot_engine_time: Duration::from_secs(30),
+            unload_after: Duration::from_secs(30 * 60),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Where the server keeps things under its data directory.
+
+use std::path::{Path, PathBuf};
+
+use tinker_types::{SamplingSessionId, TinkerPath, TrainingRunId};
+
+use crate::lock::server_dir;
+use crate::names::{safe_id, safe_name};
+
+/// The layout of `<home>/server`.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn new(home: &Path) -> Self {
+        Self {
+            root: server_dir(home),
+        }
+    }
+
+    /// The metadata database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("tinker.db")
+    }
+
+    /// Half-written bundles; emptied at start.
+    pub(crate) fn temp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Logs and snapshots of all training runs.
+    pub(crate) fn runs(&self) -> PathBuf {
+        self.root.join("runs")
+    }
+
+    /// The log of a training run.
+    pub(crate) fn run_log(&self, run: &TrainingRunId) -> PathBuf {
+        self.runs().join(safe_id(run.as_str())).join("log")
+    }
+
+    /// The snapshots of a training run.
+    pub(crate) fn snapshots(&self, run: &TrainingRunId) -> PathBuf {
+        self.runs().join(safe_id(run.as_str())).join("snapshots")
+    }
+
+    /// The log of all samples.
+    pub(crate) fn sample_log(&self) -> PathBuf {
+        self.root.join("samples")
+    }
+
+    /// Weights of a sampler that lives with its session.
+    pub(crate) fn sampler(&self, id: &SamplingSessionId) -> PathBuf {
+        self.root.join("samplers").join(safe_id(id.as_str()))
+    }
+
+    /// A checkpoint: `checkpoints/<run>/<segment>/<name>`.
+    pub(crate) fn checkpoint(&self, path: &TinkerPath) -> PathBuf {
+        self.root
+            .join("checkpoints")
+            .join(safe_id(path.run.as_str()))
+            .join(path.checkpoint.kind.segment())
+            .join(safe_name(path.checkpoint.name()))
+    }
+}

@@ -1,0 +1,119 @@
+//! Checkpoints: lists, deletion, publication and time to live.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use tinker_types::{CheckpointsResponse, TinkerPath, TypeError};
+
+use super::Page;
+use super::training_runs::run_id;
+use crate::api_error::{ApiError, ApiResult};
+use crate::app::App;
+use crate::body::{Params, Parsed, blocking};
+use crate::catalog::SavedCheckpoint;
+use crate::engine::expiry;
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Params(page): Params<Page>,
+) -> Json<CheckpointsResponse> {
+    let (checkpoints, cursor) = page.cut(app.core.catalog.checkpoints(), 100);
+    Json(CheckpointsResponse {
+        checkpoints: checkpoints.iter().map(SavedCheckpoint::listed).collect(),
+        cursor: Some(cursor),
+    })
+}
+
+pub(crate) async fn list_of_run(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> ApiResult<Json<CheckpointsResponse>> {
+    let run = app.core.catalog.run(&run_id(&id)?)?;
+    let of_run = app.core.catalog.checkpoints_of(&run.id);
+    Ok(Json(CheckpointsResponse {
+        checkpoints: of_run.iter().map(SavedCheckpoint::listed).collect(),
+        cursor: None,
+    }))
+}
+
+/// Where a checkpoint is in a URL: run, segment, name.
+type Address = Path<(String, String, String)>;
+
+pub(crate) async fn delete(State(app): State<Arc<App>>, address: Address) -> ApiResult<StatusCode> {
+    let path = tinker_path(address)?;
+    blocking(&app, move |app| Ok(app.core.delete_checkpoint(&path)?)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Everybody who can reach this server may read everything, so this is only a mark. Setting it
+/// twice is fine: a refusal with 409 would be retried for minutes.
+pub(crate) async fn publish(
+    State(app): State<Arc<App>>,
+    address: Address,
+) -> ApiResult<StatusCode> {
+    change(&app, address, |checkpoint| {
+        checkpoint.public = true;
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn unpublish(
+    State(app): State<Arc<App>>,
+    address: Address,
+) -> ApiResult<StatusCode> {
+    change(&app, address, |checkpoint| {
+        checkpoint.public = false;
+        Ok(())
+    })
+    .await
+}
+
+/// Body of `PUT …/ttl`; null keeps the checkpoint for good.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TtlRequest {
+    ttl_seconds: Option<u64>,
+}
+
+pub(crate) async fn set_ttl(
+    State(app): State<Arc<App>>,
+    address: Address,
+    request: Parsed<TtlRequest>,
+) -> ApiResult<StatusCode> {
+    change(&app, address, move |checkpoint| {
+        checkpoint.expires_at = expiry(request.value.ttl_seconds)?;
+        Ok(())
+    })
+    .await
+}
+
+async fn change(
+    app: &Arc<App>,
+    address: Address,
+    edit: impl FnOnce(&mut SavedCheckpoint) -> ApiResult<()> + Send + 'static,
+) -> ApiResult<StatusCode> {
+    let path = tinker_path(address)?;
+    blocking(app, move |app| {
+        let catalog = &app.core.catalog;
+        let Some(mut checkpoint) = catalog.find_checkpoint(&path) else {
+            return Err(catalog.no_checkpoint(&path).into());
+        };
+        edit(&mut checkpoint)?;
+        Ok(catalog.put_checkpoint(checkpoint)?)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn tinker_path(Path((run, segment, name)): Address) -> ApiResult<TinkerPath> {
+    let checkpoint = format!("{segment}/{name}")
+        .parse()
+        .map_err(|e: TypeError| ApiError::bad_request(e.to_string()))?;
+    Ok(TinkerPath {
+        run: run_id(&run)?,
+        checkpoint,
+    })
+}

@@ -1,0 +1,88 @@
+//! Sessions: creation, heartbeat, end and look-up.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use tinker_types::{
+    CreateSessionRequest, CreateSessionResponse, FinishSessionRequest, HeartbeatRequest,
+    HeartbeatResponse, SessionId, SessionInfo, SessionsResponse,
+};
+
+use super::Page;
+use crate::api_error::{ApiError, ApiResult};
+use crate::app::App;
+use crate::body::{Params, Parsed, blocking};
+
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    request: Parsed<CreateSessionRequest>,
+) -> ApiResult<Json<CreateSessionResponse>> {
+    let key = headers
+        .get("x-idempotency-key")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    let session_id = blocking(&app, move |app| {
+        Ok(app.core.catalog.create_session(request.value, key)?)
+    })
+    .await?;
+    Ok(Json(CreateSessionResponse {
+        session_id,
+        tag: Default::default(),
+        info_message: None,
+        warning_message: None,
+        error_message: None,
+    }))
+}
+
+pub(crate) async fn heartbeat(
+    State(app): State<Arc<App>>,
+    request: Parsed<HeartbeatRequest>,
+) -> ApiResult<Json<HeartbeatResponse>> {
+    app.core.catalog.beat(&request.value.session_id)?;
+    Ok(Json(HeartbeatResponse::default()))
+}
+
+pub(crate) async fn finish(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Parsed<FinishSessionRequest>,
+) -> ApiResult<StatusCode> {
+    let id = session_id(&id)?;
+    blocking(&app, move |app| {
+        Ok(app.core.catalog.finish_session(&id, request.value)?)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Params(page): Params<Page>,
+) -> Json<SessionsResponse> {
+    let (sessions, _cursor) = page.cut(app.core.catalog.sessions(), 20);
+    Json(SessionsResponse {
+        sessions: sessions.into_iter().map(|s| s.id).collect(),
+    })
+}
+
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> ApiResult<Json<SessionInfo>> {
+    let session = app.core.catalog.session(&session_id(&id)?)?;
+    let (training_run_ids, sampler_ids) = app.core.catalog.of_session(&session.id);
+    Ok(Json(SessionInfo {
+        training_run_ids,
+        sampler_ids,
+        user_metadata: Some(session.request.user_metadata),
+        display_name: session.request.display_name,
+    }))
+}
+
+fn session_id(text: &str) -> ApiResult<SessionId> {
+    text.parse()
+        .map_err(|e: tinker_types::TypeError| ApiError::bad_request(e.to_string()))
+}
