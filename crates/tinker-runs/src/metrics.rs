@@ -8,11 +8,10 @@ use serde_json::{Map, Value};
 /// What was measured at one step: `{"step": 3, "train_mean_nll": 1.7, …}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRow {
-    /// Optimizer step, from 0.
-    pub step: u64,
-    /// Values by metric name; a number that is not finite is null.
+    step: u64,
+    /// Never has a `step`, which would be there twice.
     #[serde(flatten)]
-    pub values: Map<String, Value>,
+    values: Map<String, Value>,
 }
 
 impl MetricsRow {
@@ -24,9 +23,22 @@ impl MetricsRow {
         }
     }
 
-    /// Sets metric `name`.
+    /// Optimizer step, from 0.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Values by metric name; a number that is not finite is null.
+    pub fn values(&self) -> &Map<String, Value> {
+        &self.values
+    }
+
+    /// Sets metric `name`. `step` is the row's own: a metric of that name is left out.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<Value>) {
-        self.values.insert(name.into(), value.into());
+        let name = name.into();
+        if name != "step" {
+            self.values.insert(name, value.into());
+        }
     }
 
     /// The metric `name` as a number.

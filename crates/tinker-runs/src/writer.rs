@@ -111,7 +111,7 @@ impl RunWriter {
             .folder
             .read_metrics()?
             .into_iter()
-            .partition(|row| row.step < step);
+            .partition(|row| row.step() < step);
         if dropped.is_empty() {
             return Ok(0);
         }

@@ -338,7 +338,7 @@ impl<'a> Loop<'a> {
         let rows = self.job.writer.folder().read_metrics()?;
         Ok(rows
             .first()
-            .filter(|row| row.step == 0)
+            .filter(|row| row.step() == 0)
             .and_then(|row| row.get(TEST_NLL)))
     }
 

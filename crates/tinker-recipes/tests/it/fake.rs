@@ -164,7 +164,7 @@ impl Trainer for FakeTrainer {
         self.weights.digest = digest_of(&(self.weights, self.gradient, adam));
         self.weights.n_steps += 1;
         self.gradient = 0;
-        let metrics = BTreeMap::from([("grad_norm".to_owned(), 0.5)]);
+        let metrics = BTreeMap::from([("grad_norm".to_owned(), 0.5), ("step".to_owned(), 1.0)]);
         ready(
             is_ok,
             OptimStepResponse {

@@ -161,13 +161,15 @@ impl Run {
 
     /// The metrics without what a clock decided.
     pub(crate) fn metrics(&self) -> Vec<Value> {
-        let mut rows = self.folder().read_metrics().unwrap();
-        for row in &mut rows {
+        let rows = self.folder().read_metrics().unwrap();
+        let untimed = rows.iter().map(|row| {
+            let mut row = serde_json::to_value(row).unwrap();
             let is_timed = |name: &str| name.starts_with("time/") || name == "tokens_per_second";
-            row.values.retain(|name, _| !is_timed(name));
-        }
-        rows.iter()
-            .map(|row| serde_json::to_value(row).unwrap())
-            .collect()
+            row.as_object_mut()
+                .unwrap()
+                .retain(|name, _| !is_timed(name));
+            row
+        });
+        untimed.collect()
     }
 }

@@ -25,7 +25,7 @@ fn the_last_row_of_a_step_wins_and_rows_without_a_step_are_skipped() {
 
     let seen: Vec<_> = rows
         .iter()
-        .map(|row| (row.step, row.get("a").unwrap()))
+        .map(|row| (row.step(), row.get("a").unwrap()))
         .collect();
     assert_eq!(seen, [(0, 1.0), (1, 3.0)]);
 }
@@ -39,9 +39,9 @@ fn numbers_that_python_writes_but_json_lacks_are_null() {
 
     let row = folder.read_metrics().unwrap().remove(0);
 
-    assert_eq!(row.values["a"], json!(null));
-    assert_eq!(row.values["b"], json!(null));
-    assert_eq!(row.values["d"], json!("NaN \" Infinity"));
+    assert_eq!(row.values()["a"], json!(null));
+    assert_eq!(row.values()["b"], json!(null));
+    assert_eq!(row.values()["d"], json!("NaN \" Infinity"));
     assert_eq!(row.get("c"), Some(2.0));
 }
 

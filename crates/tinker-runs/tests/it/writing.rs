@@ -19,7 +19,7 @@ fn steps(dir: &Path) -> Vec<u64> {
         .read_metrics()
         .unwrap()
         .into_iter()
-        .map(|row| row.step)
+        .map(|row| row.step())
         .collect()
 }
 
@@ -62,6 +62,15 @@ fn numbers_that_are_not_finite_are_written_as_null() {
 
     let line = fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(line, "{\"step\":0,\"nll\":null}\n");
+}
+
+#[test]
+fn a_metric_called_step_does_not_spoil_the_row() {
+    let mut row = MetricsRow::new(3);
+
+    row.set("step", 9.0);
+
+    assert_eq!(serde_json::to_string(&row).unwrap(), "{\"step\":3}");
 }
 
 #[test]
