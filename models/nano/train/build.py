@@ -52,7 +52,7 @@ def table(figures: dict) -> str:
         f"Held-out loss of the whole corpus: {figures['held_out_nll_nats_per_token']:.3f} nats per answer token. "
         f"{figures['parameters']:,} parameters, {figures['weight_bytes']:,} bytes of bf16 weights. "
         f"Trained for {t['steps']:,} steps of 4,096 tokens with seed {t['seed']} in {t['seconds'] / 60:.0f} minutes on "
-        f"{t['hardware']}.",
+        f"{t['hardware']}; the weights are those after step {t['kept']['step']:,}.",
     ])
 
 

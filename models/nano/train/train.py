@@ -30,6 +30,8 @@ CHECK_EVERY, CHECK_QUESTIONS = 200, 100
 BASE_SHARES = {"talk": 3.0, "text": 0.5} | dict.fromkeys(FAMILIES, 1.0) | {"sums": 1.5}
 # A family's share falls linearly to nothing as its accuracy on held-out questions goes from LOW to HIGH.
 LOW, HIGH = 0.35, 0.70
+# The weights kept are those of the last check at which every family was inside this band.
+FLOOR, CEILING = 0.20, 0.80
 
 
 def share(accuracy: float) -> float:
@@ -80,6 +82,7 @@ class Run:
         self.loss, self.optimizers = loss_of(self.model), optimizers(self.model)
         self.rates = [g["lr"] for o in self.optimizers for g in o.param_groups]
         self.packer, self.mix, self.history = Packer(self.tokenizer, seed), dict(BASE_SHARES), []
+        self.kept = {"step": 0, "inside_band": False}
 
     def step(self, number: int) -> torch.Tensor:
         """One update; returns the loss."""
@@ -95,14 +98,20 @@ class Run:
         return loss.detach()
 
     def check(self, number: int, started: float) -> None:
-        """Measures the families on held-out questions, sets the mix by them and saves the weights."""
+        """Measures the families on held-out questions and sets the mix by them."""
         with torch.autocast(self.device, torch.bfloat16):
             measured = evaluate.accuracies(self.model, self.tokenizer, CHECK_QUESTIONS, seed=1)
         for family, accuracy in measured.items():
             self.mix[family] = BASE_SHARES[family] * share(accuracy)
         self.history.append({"step": number, "seconds": round(time.time() - started), "accuracy": measured})
         print(f"step {number}: " + ", ".join(f"{f} {a:.2f}" for f, a in measured.items()), flush=True)
-        torch.save({k: v.float().cpu() for k, v in self.model.state_dict().items()}, self.out / "weights.pt")
+        self.keep(number, all(FLOOR <= accuracy <= CEILING for accuracy in measured.values()))
+
+    def keep(self, number: int, inside: bool) -> None:
+        """Saves the weights unless better ones, by the band, are saved already."""
+        if inside or not self.kept["inside_band"]:
+            self.kept = {"step": number, "inside_band": inside}
+            torch.save({k: v.float().cpu() for k, v in self.model.state_dict().items()}, self.out / "weights.pt")
 
     def train(self) -> dict:
         """All steps; returns the record that goes into evaluation.json."""
@@ -114,9 +123,10 @@ class Run:
                 print(f"step {number} loss {float(loss):.3f}, {rate_now:.0f} tokens/s", flush=True)
             if (number + 1) % CHECK_EVERY == 0:
                 self.check(number + 1, started)
-        self.check(self.steps, started)
+        if self.steps % CHECK_EVERY:
+            self.check(self.steps, started)
         return {
-            "steps": self.steps, "tokens": self.steps * TOKENS_PER_BATCH, "seconds": round(time.time() - started),
+            "kept": self.kept, "steps": self.steps, "tokens": self.steps * TOKENS_PER_BATCH, "seconds": round(time.time() - started),
             "device": self.device, "history": self.history,
         }
 
