@@ -500,7 +500,8 @@ mod tests {
             prop_assert_eq!(seen.len(), ends.iter().filter(|&&end| end <= at).count());
             log.append(&99_u64, b"after").unwrap();
             drop(log);
-            prop_assert_eq!(open(dir.path()).1.last().unwrap(), &(99, b"after".to_vec()));
+            let seen = open(dir.path()).1;
+            prop_assert_eq!(seen.last().unwrap(), &(99, b"after".to_vec()));
         }
     }
 }
