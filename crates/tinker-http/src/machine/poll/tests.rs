@@ -163,7 +163,7 @@ fn other_refusals_end_the_loop() {
     check(&[(0, Started, SEND), (9, Failed, finish(PollEnd::Failed))]);
 }
 
-fn answer(state: &str, reason: Option<&str>) -> TryAgain {
+fn answer(state: &str, reason: Option<&str>) -> tinker_types::TryAgain {
     let mut json = serde_json::json!({"type": "try_again", "queue_state": state});
     if let Some(reason) = reason {
         json["queue_state_reason"] = reason.into();

@@ -1,0 +1,6 @@
+//! The transport against a scripted server.
+
+mod calls;
+mod futures;
+mod start_up;
+mod support;
