@@ -26,9 +26,8 @@ pub(crate) enum Fate {
 impl Fate {
     /// The fate of a request whose submission ended so.
     pub(crate) fn of<T>(outcome: &Result<T, tinker_http::Error>) -> Self {
-        let error = match outcome {
-            Ok(_) => return Self::Accepted,
-            Err(error) => error,
+        let Err(error) = outcome else {
+            return Self::Accepted;
         };
         // 408 and 409 are said of requests under way, too.
         match error.status() {

@@ -1,5 +1,7 @@
 //! The transport against a scripted server.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod calls;
 mod futures;
 mod start_up;

@@ -1,0 +1,13 @@
+//! The clients against a scripted server.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
+
+mod rest;
+mod sampling;
+mod service;
+mod support;
+mod training;

@@ -1,0 +1,72 @@
+//! Lists that span pages, and look-ups.
+
+use serde_json::{Value, json};
+use tinker_api::ErrorKind;
+use wiremock::matchers::{method, path};
+use wiremock::{Mock, Request};
+
+use crate::support::*;
+
+fn checkpoint(n: u64) -> Value {
+    json!({
+        "checkpoint_id": format!("weights/{n:04}"),
+        "checkpoint_type": "training",
+        "time": "2026-01-01T00:00:00Z",
+        "tinker_path": format!("tinker://S1:train:0/weights/{n:04}"),
+    })
+}
+
+/// Serves 130 checkpoints page by page.
+fn page(request: &Request) -> wiremock::ResponseTemplate {
+    let number = |name: &str| -> u64 {
+        let pairs: Vec<(String, String)> = request.url.query_pairs().into_owned().collect();
+        pairs
+            .iter()
+            .find(|(k, _)| k == name)
+            .unwrap()
+            .1
+            .parse()
+            .unwrap()
+    };
+    let (limit, offset) = (number("limit"), number("offset"));
+    let rows: Vec<Value> = (offset..130.min(offset + limit)).map(checkpoint).collect();
+    ok(json!({"checkpoints": rows}))
+}
+
+#[tokio::test]
+async fn lists_are_read_to_the_end_or_to_the_limit() {
+    let server = server().await;
+    Mock::given(method("GET"))
+        .and(path("/api/v1/checkpoints"))
+        .respond_with(page)
+        .mount(&server)
+        .await;
+    let rest = service(&server).rest_client();
+
+    let all = rest.list_all_user_checkpoints(None).await.unwrap();
+    let some = rest.list_all_user_checkpoints(Some(105)).await.unwrap();
+
+    assert_eq!((all.len(), some.len()), (130, 105));
+    assert_eq!(all[129].checkpoint_id.name(), "0129");
+    assert_eq!(requests(&server, "checkpoints").await.len(), 4);
+    assert!(requests(&server, "create_session").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_found_in_its_run_or_is_none() {
+    let server = server().await;
+    Mock::given(method("GET"))
+        .and(path("/api/v1/training_runs/S1:train:0/checkpoints"))
+        .respond_with(ok(json!({"checkpoints": [checkpoint(1), checkpoint(2)]})))
+        .mount(&server)
+        .await;
+    let rest = service(&server).rest_client();
+    let get = async |text: &str| rest.get_checkpoint(&text.parse().unwrap()).await;
+
+    let found = get("tinker://S1:train:0/weights/0002").await.unwrap();
+    let none = get("tinker://S1:train:0/weights/0003").await.unwrap();
+    let error = get("tinker://S9:train:0/weights/0001").await.unwrap_err();
+
+    assert!(found.is_some() && none.is_none());
+    assert_eq!(error.kind(), Some(&ErrorKind::NotFound));
+}
