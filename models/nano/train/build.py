@@ -28,7 +28,7 @@ TOLERANCE = 1e-3
 def measure(folder: Path, record: dict) -> dict:
     """Held-out figures of the exported weights, with how they were trained."""
     model, tokenizer = export.read(folder), tokens.load(folder)
-    accuracy = evaluate.accuracies(model, tokenizer, QUESTIONS, SEED_QUESTIONS)
+    accuracy = evaluate.accuracies(model, tokenizer, QUESTIONS, SEED_QUESTIONS, by_text=True)
     return {
         "accuracy": accuracy,
         "accuracy_standard_error": {f: round(evaluate.standard_error(a, QUESTIONS), 4) for f, a in accuracy.items()},
@@ -48,7 +48,7 @@ def table(figures: dict) -> str:
     t = figures["training"]
     return "\n".join([
         *rows, "",
-        f"{figures['questions_per_family']} greedy answers per family, right only if exact; ± is one standard error. "
+        f"{figures['questions_per_family']} greedy answers per family, right only if the text is exact; ± is one standard error. "
         f"Held-out loss of the whole corpus: {figures['held_out_nll_nats_per_token']:.3f} nats per answer token. "
         f"{figures['parameters']:,} parameters, {figures['weight_bytes']:,} bytes of bf16 weights. "
         f"Trained for {t['steps']:,} steps of 4,096 tokens with seed {t['seed']} in {t['seconds'] / 60:.0f} minutes on "

@@ -1,8 +1,8 @@
 """Held-out accuracy of each task family and held-out loss of the whole corpus.
 
-An answer counts only if greedy decoding gives exactly the expected tokens and then `<|im_end|>`. That is the
-case precisely when every expected token is the likeliest one after those before it, so one pass over prompt
-and answer decides it.
+An answer counts only if greedy decoding gives exactly the expected text and then `<|im_end|>`. It does when
+every expected token is the likeliest one after those before it, which one pass over prompt and answer shows;
+only where it is not must the answer be decoded, since other tokens may spell the same text.
 """
 
 from math import sqrt
@@ -33,25 +33,53 @@ def prompt(asked: str) -> str:
 
 
 @torch.no_grad()
+def likeliest(model: Nano, rows: list[list[int]]) -> list[list[int]]:
+    """For every position of every row the likeliest next token."""
+    device, longest = next(model.parameters()).device, max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    best = torch.cat([model(part.to(device)).argmax(-1).cpu() for part in ids.split(64)])
+    return [its[: len(row)].tolist() for its, row in zip(best, rows)]
+
+
 def correct(model: Nano, tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -> list[bool]:
-    """Whether the model answers each question exactly."""
+    """Whether each expected answer, token by token, is the greedy one."""
     prompts = [e.ids for e in tokenizer.encode_batch([prompt(q) for q, _ in pairs])]
     answers = [e.ids for e in tokenizer.encode_batch([a + corpus.END for _, a in pairs])]
-    longest = max(len(p) + len(a) for p, a in zip(prompts, answers))
-    ids = torch.zeros(len(pairs), longest, dtype=torch.long)
-    for row, (p, a) in zip(ids, zip(prompts, answers)):
-        row[: len(p) + len(a)] = torch.tensor(p + a)
-    device = next(model.parameters()).device
-    likeliest = torch.cat([model(part.to(device)).argmax(-1).cpu() for part in ids.split(64)])
-    return [
-        likeliest[i, len(p) - 1 : len(p) + len(a) - 1].tolist() == a
-        for i, (p, a) in enumerate(zip(prompts, answers))
-    ]
+    best = likeliest(model, [p + a for p, a in zip(prompts, answers)])
+    return [b[len(p) - 1 : -1] == a for b, p, a in zip(best, prompts, answers)]
 
 
-def accuracies(model: Nano, tokenizer: Tokenizer, count: int, seed: int) -> dict[str, float]:
-    """The share of right answers per family."""
-    return {f: sum(correct(model, tokenizer, questions(f, count, seed))) / count for f in FAMILIES}
+def decoded(model: Nano, tokenizer: Tokenizer, asked: list[str], limit: int) -> list[str]:
+    """The greedy answers, without cache, of at most `limit` tokens; the closing token is part of the text."""
+    prompts = [e.ids for e in tokenizer.encode_batch([prompt(q) for q in asked])]
+    rows, end = [list(p) for p in prompts], tokenizer.token_to_id(corpus.END)
+    for _ in range(limit):
+        open_rows = [row for row, p in zip(rows, prompts) if len(row) == len(p) or row[-1] != end]
+        if not open_rows:
+            break
+        for row, best in zip(open_rows, likeliest(model, open_rows)):
+            row.append(best[-1])
+    return [tokenizer.decode(row[len(p) :], skip_special_tokens=False) for row, p in zip(rows, prompts)]
+
+
+def right_texts(model: Nano, tokenizer: Tokenizer, pairs: list[tuple[str, str]], limit: int = 72) -> int:
+    """How many questions are answered with exactly the expected text."""
+    by_token = correct(model, tokenizer, pairs)
+    rest = [pair for pair, right in zip(pairs, by_token) if not right]
+    if not rest:
+        return len(pairs)
+    given = decoded(model, tokenizer, [q for q, _ in rest], limit)
+    return sum(by_token) + sum(text == answer + corpus.END for text, (_, answer) in zip(given, rest))
+
+
+def accuracies(model: Nano, tokenizer: Tokenizer, count: int, seed: int, by_text: bool = False) -> dict[str, float]:
+    """The share of right answers per family; by tokens is faster, by text is what a user sees."""
+    shares = {}
+    for family in FAMILIES:
+        pairs = questions(family, count, seed)
+        right = right_texts(model, tokenizer, pairs) if by_text else sum(correct(model, tokenizer, pairs))
+        shares[family] = right / count
+    return shares
 
 
 @torch.no_grad()
