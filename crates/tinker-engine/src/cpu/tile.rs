@@ -92,10 +92,13 @@ unsafe fn run_job<
             _ => 0,
         };
         let width = C * V::LANES;
+        let tiles = m.div_ceil(V::TILE_ROWS);
         for column in (done..job.n).step_by(width) {
             let columns = width.min(job.n - column);
             for row in (0..m).step_by(V::TILE_ROWS) {
                 let rows = V::TILE_ROWS.min(m - row);
+                job.fetch_weights(k, column + width, row / V::TILE_ROWS, tiles);
+                job.fetch_output(m, row + rows, column, columns);
                 let a = left.data.add(row / ROWS * left.group_stride + row % ROWS);
                 let at = At { a, step: left.step, row, column };
                 if columns == width {
@@ -125,12 +128,52 @@ impl Job {
         unsafe { self.c.add(row * self.stride + column) }
     }
 
+    /// Asks for part `tile` of `tiles` of the panel at `column`, to be there when its turn comes.
+    ///
+    /// Weights are read once per product, so without this the first tile of every panel waits for
+    /// memory, which costs a fifth of the speed.
+    #[inline(always)]
+    fn fetch_weights(&self, k: usize, column: usize, tile: usize, tiles: usize) {
+        if self.row_stride != PANEL || column % PANEL != 0 || column >= self.n {
+            return;
+        }
+        let panel = self.b.wrapping_add(column / PANEL * self.panel_stride);
+        let (start, end) = (k * tile / tiles, k * (tile + 1) / tiles);
+        for row in start..end {
+            fetch(panel.wrapping_add(row * PANEL));
+            fetch(panel.wrapping_add(row * PANEL + PANEL / 2));
+        }
+    }
+
+    /// Asks for the output rows of the next tile.
+    #[inline(always)]
+    fn fetch_output(&self, m: usize, row: usize, column: usize, columns: usize) {
+        for row in row..m.min(row + ROWS) {
+            let c = self.c.wrapping_add(row * self.stride + column);
+            fetch(c);
+            fetch(c.wrapping_add(columns - 1));
+        }
+    }
+
     /// First row of the right factor at `column`, a multiple of the vector width.
     #[inline(always)]
     unsafe fn b_at(&self, column: usize) -> *const f32 {
         // SAFETY: the caller stays inside the panels.
         unsafe { self.b.add(column / PANEL * self.panel_stride + column % PANEL) }
     }
+}
+
+/// Starts loading the cache line of `p` into the second-level cache; any address will do.
+#[inline(always)]
+fn fetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching never faults, and SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// Computes as many whole tiles of `R` rows and `S` vectors as fit; returns the columns done.
