@@ -9,6 +9,7 @@ use tinker_recipes::ModelFacts;
 
 use crate::env;
 use crate::failure::{Failure, Result};
+use crate::settings::Target;
 
 /// A base model whose tokenizer is at hand.
 #[derive(Debug)]
@@ -22,16 +23,21 @@ pub(crate) struct BaseModel {
 }
 
 impl BaseModel {
-    /// The model called `name`, or in the directory `name`, with the tokenizer in `tokenizer` if
-    /// given, else the model's own.
+    /// The model called `name`, or in the directory `name`, for use on `target`, with the tokenizer
+    /// in `tokenizer` if given, else the model's own.
     ///
     /// # Errors
     /// No such model is known on this machine, or its tokenizer is not here.
-    pub(crate) fn find(home: &Path, name: &str, tokenizer: Option<&Path>) -> Result<Self> {
+    pub(crate) fn find(
+        home: &Path,
+        name: &str,
+        target: &Target,
+        tokenizer: Option<&Path>,
+    ) -> Result<Self> {
         let name = server_name(name)?;
         let dir = match tokenizer {
             Some(dir) => dir.to_owned(),
-            None => model_dir(home, &name)?,
+            None => model_dir(home, &name, target)?,
         };
         Ok(Self {
             tokenizer: Tokenizer::from_dir(&dir).map_err(anyhow::Error::new)?,
@@ -92,17 +98,26 @@ pub(crate) fn server_name(name: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// Where the model's files are: the embedded server's, or the Hugging Face cache.
-fn model_dir(home: &Path, name: &str) -> Result<PathBuf> {
-    match tinker_server::resolve_model(home, name) {
-        Ok(model) => Ok(model.dir),
-        Err(error) => match cached_dir(name) {
-            Some(dir) => Ok(dir),
-            None => Err(Failure::from(error).hint(format!(
-                "for a model of another server, pass --tokenizer DIR with its tokenizer.json, or \
-                 fetch it once: hf download {name} --include 'tokenizer*' config.json"
-            ))),
-        },
+/// Where the model's files are: those of the embedded server, or for another one the Hugging Face
+/// cache.
+fn model_dir(home: &Path, name: &str, target: &Target) -> Result<PathBuf> {
+    let unknown = match tinker_server::resolve_model(home, name) {
+        Ok(model) => return Ok(model.dir),
+        Err(error @ tinker_server::Error::NotFound(_)) => Failure::from(error),
+        Err(error) => return Err(error.into()),
+    };
+    match target {
+        Target::Embedded => Err(unknown.hint(
+            "give a model directory; or set TINKER_API_KEY or --base-url for a server that has it",
+        )),
+        Target::Remote { .. } => cached_dir(name).ok_or_else(|| {
+            Failure::not_found(format!("the tokenizer of `{name}` is not on this machine")).hint(
+                format!(
+                    "pass --tokenizer DIR with its tokenizer.json, or fetch it once: \
+                     hf download {name} --include 'tokenizer*' config.json"
+                ),
+            )
+        }),
     }
 }
 

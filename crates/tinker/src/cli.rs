@@ -33,7 +33,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalFlags {
-    /// How to print data
+    /// How to print data: for people, as one JSON document, or as one per row
     #[arg(short, long, global = true, value_enum, default_value_t)]
     format: Format,
     /// Print JSON: short for `--format json`

@@ -188,7 +188,13 @@ impl From<tinker_server::Error> for Failure {
             Error::Invalid(_) => FailureKind::Usage,
             _ => FailureKind::General,
         };
-        Self::from(anyhow::Error::new(error)).kind(kind)
+        let needs_hint =
+            matches!(error, Error::Io { .. }) && !error.to_string().contains("TINKER_HOME");
+        let failure = Self::from(anyhow::Error::new(error)).kind(kind);
+        match needs_hint {
+            true => failure.hint("check the data directory, or choose another with TINKER_HOME"),
+            false => failure,
+        }
     }
 }
 

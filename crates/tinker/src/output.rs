@@ -9,12 +9,13 @@ use serde_json::Value;
 /// How data is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    // No doc comments: they would put every flag's help on a line of its own.
+    // For people.
     #[default]
     Table,
-    /// One JSON document.
+    // One document.
     Json,
-    /// One JSON document per line and row.
+    // One document per row.
     Jsonl,
 }
 

@@ -92,11 +92,17 @@ impl Speaker {
     pub(crate) async fn open(ctx: &Ctx, flags: &Flags) -> Result<Self> {
         let weights = Weights::find(&train::runs(ctx), &flags.model)?;
         let target = ctx.settings.target(weights.base_model())?;
-        let find =
-            |name: &str| BaseModel::find(&ctx.settings.home, name, flags.tokenizer.as_deref());
+        let find = |name: &str| {
+            BaseModel::find(
+                &ctx.settings.home,
+                name,
+                &target,
+                flags.tokenizer.as_deref(),
+            )
+        };
         // What is known here is checked before a server is started.
         let known = weights.base_model().map(find).transpose()?;
-        let connection = Connection::open(ctx, target).await?;
+        let connection = Connection::open(ctx, target.clone()).await?;
         let (sampler, model, label) = match &weights {
             Weights::Base(_) => {
                 let model = known.context("a base model has a name")?;

@@ -72,7 +72,7 @@ pub(crate) async fn resume(
     let data = Dataset::read(data.unwrap_or(&config.file_path), config.train_on_what)?;
     config.check_data(&data)?;
     let target = ctx.settings.target(Some(&config.model_name))?;
-    let model = BaseModel::find(&ctx.settings.home, &config.model_name, tokenizer)?;
+    let model = BaseModel::find(&ctx.settings.home, &config.model_name, &target, tokenizer)?;
     let session = Session::prepare(&model, config, data)?;
     let connection = Connection::open_patiently(ctx, target).await?;
     let writer = RunWriter::resume(folder.path())?;

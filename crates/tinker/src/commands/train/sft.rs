@@ -53,7 +53,12 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     // Everything that can be wrong with the data is found before a server is asked for anything.
     let data = Dataset::read(path, args.options.train_on())?;
     let target = ctx.settings.target(Some(&args.model))?;
-    let model = BaseModel::find(&ctx.settings.home, &args.model, args.tokenizer.as_deref())?;
+    let model = BaseModel::find(
+        &ctx.settings.home,
+        &args.model,
+        &target,
+        args.tokenizer.as_deref(),
+    )?;
     let begin = Begin {
         folder: args.folder.new_path(ctx, path)?,
         options: args.options.options(),

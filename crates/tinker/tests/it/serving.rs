@@ -1,0 +1,158 @@
+//! `tinker serve`: the lines it prints, the key it asks for, its status and its end.
+
+use std::net::TcpListener;
+
+use crate::support::{Home, Running};
+
+/// Starts `tinker serve` on any port and reads its two lines.
+fn serve(home: &Home, flags: &[&str]) -> (Running, String, String) {
+    let mut server = home.start(&[&["serve", "--port", "0"], flags].concat());
+    let url = server.stdout_line();
+    let key = server.stdout_line();
+    let value = |line: &str, name: &str| {
+        let value = line.trim_end().strip_prefix(&format!("export {name}="));
+        value.unwrap_or_else(|| panic!("{line}")).to_owned()
+    };
+    (
+        server,
+        value(&url, "TINKER_BASE_URL"),
+        value(&key, "TINKER_API_KEY"),
+    )
+}
+
+#[test]
+fn serve_prints_what_a_client_needs_and_stops_when_asked() {
+    let home = Home::new();
+
+    let (server, url, key) = serve(&home, &[]);
+    let mut command = home.command(&["model", "list", "--json"]);
+    command
+        .env("TINKER_BASE_URL", &url)
+        .env("TINKER_API_KEY", &key);
+    let models = crate::support::finish(command).ok().json();
+    let stopped = home.run(&["serve", "stop"]).ok().stdout;
+
+    assert_eq!(models["models"][0]["model_name"], "tinker/nano");
+    assert!(stopped.starts_with("stopped the server"), "{stopped}");
+    assert_eq!(server.finish().code, 0);
+    assert_eq!(home.status()["running"], false);
+}
+
+#[test]
+fn the_key_of_the_environment_is_the_key_asked_for() {
+    let home = Home::new();
+    let mut command = home.command(&["serve", "--port", "0"]);
+    command.env("TINKER_API_KEY", "tml-of-my-own");
+    let mut server = Running::new(command);
+
+    let url = server.stdout_line();
+    let key = server.stdout_line();
+    let refused = home.run_with_key(&["model", "list", "--base-url", url_of(&url)], "tml-other");
+
+    assert_eq!(key, "export TINKER_API_KEY=tml-of-my-own\n");
+    refused.failed(3, "", "hint: check TINKER_API_KEY");
+}
+
+fn url_of(line: &str) -> &str {
+    line.trim_end()
+        .strip_prefix("export TINKER_BASE_URL=")
+        .unwrap()
+}
+
+#[test]
+fn status_tells_where_it_is_and_not_its_key() {
+    let home = Home::new();
+    let (_server, url, key) = serve(&home, &[]);
+
+    let status = home.run(&["serve", "status"]).ok();
+    let exports = home.run(&["serve", "status", "--export"]).ok();
+
+    assert!(status.stdout.contains(&url), "{status:?}");
+    assert!(!status.stdout.contains(&key), "{status:?}");
+    assert_eq!(
+        exports.stdout,
+        format!("export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={key}\n")
+    );
+}
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused() {
+    let home = Home::new();
+    let (_server, ..) = serve(&home, &[]);
+
+    let second = home.run(&["serve", "--port", "0"]);
+
+    second.failed(4, "data directory", "tinker serve stop");
+}
+
+#[test]
+fn a_port_in_use_is_a_conflict() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+
+    let finished = home.run(&["serve", "--port", &port]);
+
+    finished.failed(4, &format!("port {port} of 127.0.0.1 is taken"), "--port");
+}
+
+#[test]
+fn other_machines_are_let_in_only_with_a_key() {
+    let home = Home::new();
+
+    let finished = home.run(&["serve", "--port", "0", "--host", "0.0.0.0"]);
+
+    finished.failed(
+        2,
+        "--host 0.0.0.0 opens the server",
+        "hint: set TINKER_API_KEY",
+    );
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_named() {
+    let home = Home::new();
+    // A file where the directory should be: root, who may run the tests, ignores modes.
+    home.file("home", "");
+
+    let finished = home.run(&["sample", "-p", "hi"]);
+
+    assert_eq!(finished.code, 1, "{finished:?}");
+    assert!(
+        finished
+            .stderr
+            .contains(&home.path("home").display().to_string()),
+        "{finished:?}"
+    );
+    assert!(finished.stderr.contains("TINKER_HOME"), "{finished:?}");
+    std::fs::remove_file(home.path("home")).unwrap();
+}
+
+#[test]
+fn the_embedded_server_starts_when_needed_and_says_so() {
+    let home = Home::new();
+
+    let first = home.run(&["model", "list"]).ok();
+    let second = home.run(&["model", "list"]).ok();
+
+    assert!(
+        first.stderr.contains("started the embedded server (log: "),
+        "{first:?}"
+    );
+    assert_eq!(second.stderr, "");
+    assert_eq!(home.status()["running"], true);
+}
+
+#[test]
+fn a_server_that_does_not_come_up_shows_its_log() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.path("home/server/tinker.db")).unwrap();
+
+    let finished = home.run(&["model", "list"]);
+
+    finished.failed(
+        1,
+        "the embedded server ended at its start",
+        "hint: the end of its log, ",
+    );
+}

@@ -1,0 +1,231 @@
+//! `tinker train sft` from data to weights: plan, result, interruption, resumption, outages.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::support::{Finished, Home, RUN, pirate, row, signal, trained};
+
+/// A run that is over in seconds, but not before it can be interrupted.
+const SHORT: [&str; 8] = [
+    "--max-steps",
+    "24",
+    "--batch-size",
+    "4",
+    "--save-every",
+    "4",
+    "--eval-every",
+    "0",
+];
+
+/// The arguments of such a run on `data`.
+fn short<'a>(data: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", "sft", data, "--json"];
+    args.extend(SHORT);
+    args.extend(flags);
+    args
+}
+
+/// The adapter that a finished run left, byte for byte.
+fn adapter(home: &Home, finished: &Finished) -> Vec<u8> {
+    let path = finished.json()["sampler_path"].as_str().unwrap().to_owned();
+    let rest = path.strip_prefix("tinker://").unwrap();
+    let dir = home.path("home/server/checkpoints").join(rest);
+    std::fs::read(dir.join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn training_says_what_it_does_and_where_the_weights_are() {
+    let home = Home::new();
+    let data = pirate();
+
+    let finished = home
+        .run(&[
+            "train",
+            "sft",
+            &data,
+            "--run",
+            "first",
+            "--max-steps",
+            "3",
+            "--batch-size",
+            "8",
+        ])
+        .ok();
+
+    let said = |text: &str| assert!(finished.stderr.contains(text), "{text}: {finished:#?}");
+    said("plan\n  model   tinker/nano with a LoRA adapter of rank 32");
+    said("rows, ");
+    said("calibrated for tinker/nano");
+    said("step 3/3 loss ");
+    said("held-out NLL ");
+    said("  tinker sample -m tinker://");
+    said("  tinker chat -m tinker://");
+    let lines: Vec<&str> = finished.stdout.lines().collect();
+    assert!(lines[0].starts_with("state    tinker://") && lines[0].ends_with("/weights/final"));
+    assert!(lines[1].starts_with("sampler  tinker://"), "{lines:?}");
+    for file in ["config.json", "metrics.jsonl", "checkpoints.jsonl"] {
+        assert!(home.path("home/runs/first").join(file).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn fewer_rows_than_a_batch_are_trained_and_said_so() {
+    let home = Home::new();
+    let data = home.file("few.jsonl", &row("Hello!", "Arr!").repeat(3));
+
+    let finished = home
+        .run(&[
+            "train",
+            "sft",
+            &data,
+            "--batch-size",
+            "128",
+            "--epochs",
+            "2",
+            "--json",
+        ])
+        .ok();
+
+    assert_eq!(finished.json()["n_steps"], 2);
+    assert!(
+        finished
+            .stderr
+            .contains("3 training rows are fewer than batch size 128"),
+        "{finished:#?}"
+    );
+}
+
+#[test]
+fn a_run_folder_is_not_used_twice() {
+    let trained = trained();
+
+    let again = trained.home.run(&["train", "sft", &pirate(), "--run", RUN]);
+    let resumed = trained.home.run(&["resume", RUN]);
+    let changed = trained.home.run(&[
+        "train",
+        "sft",
+        "--resume",
+        "--run",
+        RUN,
+        "--batch-size",
+        "9",
+    ]);
+
+    again.failed(4, "run folder", "already holds a run");
+    resumed.failed(
+        4,
+        "run `pirate` is complete at step 4 of 4",
+        "nothing to resume",
+    );
+    changed.failed(
+        4,
+        "--batch-size 9 differs from the run's 8",
+        "hint: leave the flag out",
+    );
+}
+
+#[test]
+fn interrupted_and_resumed_equals_uninterrupted() {
+    let home = Home::new();
+    let data = pirate();
+    let whole = home.run(&short(&data, &["--run", "whole"])).ok();
+    let mut running = home.start(&short(&data, &["--run", "cut"]));
+
+    running.wait_for("step 3/24");
+    running.interrupt();
+    let interrupted = running.finish();
+    let resumed = home.run(&["resume", "cut", "--json"]).ok();
+
+    assert_eq!(interrupted.code, 130, "{interrupted:#?}");
+    assert!(
+        interrupted
+            .stderr
+            .contains("error: interrupted before step"),
+        "{interrupted:#?}"
+    );
+    assert!(
+        interrupted
+            .stderr
+            .contains("hint: go on with: tinker resume cut"),
+        "{interrupted:#?}"
+    );
+    assert!(
+        resumed.stderr.contains("resuming from 0000"),
+        "{resumed:#?}"
+    );
+    assert!(
+        adapter(&home, &whole) == adapter(&home, &resumed),
+        "the adapters differ"
+    );
+}
+
+#[test]
+fn a_server_killed_in_training_is_started_again_and_nothing_is_lost() {
+    let home = Home::new();
+    let data = pirate();
+    let whole = home.run(&short(&data, &["--run", "whole"])).ok();
+    let mut running = home.start(&short(&data, &["--run", "hit"]));
+
+    running.wait_for("step 3/24");
+    let pid = home.status()["pid"].as_u64().unwrap();
+    signal(u32::try_from(pid).unwrap(), Signal::KILL);
+    running.wait_for("the embedded server has ended; starting it again");
+    let finished = running.finish().ok();
+
+    assert!(
+        adapter(&home, &whole) == adapter(&home, &finished),
+        "the adapters differ"
+    );
+}
+
+#[test]
+fn a_changed_data_file_is_not_resumed_from() {
+    let home = Home::new();
+    let rows: String = (0..64).map(|i| row(&format!("Say {i}."), "Arr!")).collect();
+    let data = home.file("data.jsonl", &rows);
+    let args = ["train", "sft", &data, "--run", "cut", "--batch-size", "2"];
+    let mut running = home.start(&args);
+    running.wait_for("step 1/");
+    running.interrupt();
+    assert_eq!(running.finish().code, 130);
+
+    home.file("data.jsonl", &format!("{rows}{}", row("More?", "Aye!")));
+    let resumed = home.run(&["resume", "cut"]);
+
+    resumed.failed(4, "data file", "has changed since the run began");
+}
+
+#[test]
+fn damaged_weights_are_named() {
+    let home = Home::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    std::fs::create_dir(home.path("model")).unwrap();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
+        std::fs::copy(source.join(name), home.path("model").join(name)).unwrap();
+    }
+    std::fs::write(home.path("model/model.safetensors"), b"not tensors").unwrap();
+
+    let finished = home.run(&[
+        "train",
+        "sft",
+        &pirate(),
+        "-m",
+        "./model",
+        "--renderer",
+        "qwen3_instruct",
+        "--lr",
+        "1e-3",
+    ]);
+
+    assert_ne!(finished.code, 0, "{finished:#?}");
+    assert!(
+        finished.stderr.contains("model.safetensors"),
+        "{finished:#?}"
+    );
+}
