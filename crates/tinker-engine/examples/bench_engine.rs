@@ -36,7 +36,10 @@ fn main() -> Result<(), Failure> {
     let option = |name: &str, default: usize| -> Result<usize, Failure> {
         match options.iter().position(|o| o == name) {
             None => Ok(default),
-            Some(i) => Ok(options.get(i + 1).ok_or("an option has no value")?.parse()?),
+            Some(i) => Ok(options
+                .get(i + 1)
+                .ok_or("an option has no value")?
+                .parse()?),
         }
     };
     let dir = PathBuf::from(dir);
@@ -62,12 +65,29 @@ fn import(backend: &mut dyn Backend, dir: &Path) -> Result<AdapterId, Failure> {
     for (name, view) in file.tensors() {
         let (values, _) = view.data().as_chunks::<4>();
         let data = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        weights.insert(name, HostTensor { shape: view.shape().to_vec(), data });
+        weights.insert(
+            name,
+            HostTensor {
+                shape: view.shape().to_vec(),
+                data,
+            },
+        );
     }
-    let spec =
-        LoraSpec { rank: RANK, seed: 0, train_attn: true, train_mlp: true, train_unembed: false };
+    let spec = LoraSpec {
+        rank: RANK,
+        seed: 0,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: false,
+    };
     let (moments, gradient) = (BTreeMap::new(), BTreeMap::new());
-    Ok(backend.import_adapter(&AdapterState { spec, weights, moments, gradient, step: 0 })?)
+    Ok(backend.import_adapter(&AdapterState {
+        spec,
+        weights,
+        moments,
+        gradient,
+        step: 0,
+    })?)
 }
 
 fn ids(value: &Value) -> Result<Vec<u32>, Failure> {
@@ -80,14 +100,23 @@ fn train(
     rows: &Value,
     repeats: usize,
 ) -> Result<Value, Failure> {
-    let rows = rows.as_array().ok_or("tokens.json has no rows to train on")?;
+    let rows = rows
+        .as_array()
+        .ok_or("tokens.json has no rows to train on")?;
     let rows = rows.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
     let n_tokens: usize = rows.iter().map(|row| row.len() - 1).sum();
     // The mean over tokens, which is what the other side computes.
     let sequence = |row: &Vec<u32>| {
         let n = row.len() - 1;
-        let loss = Loss::CrossEntropy { weights: vec![1.0 / n_tokens as f32; n] };
-        TrainSequence { tokens: row[..n].to_vec(), targets: row[1..].to_vec(), k: 1, loss }
+        let loss = Loss::CrossEntropy {
+            weights: vec![1.0 / n_tokens as f32; n],
+        };
+        TrainSequence {
+            tokens: row[..n].to_vec(),
+            targets: row[1..].to_vec(),
+            k: 1,
+            loss,
+        }
     };
     let batch: Vec<TrainSequence> = rows.iter().map(sequence).collect();
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
@@ -108,7 +137,11 @@ fn decode(
     repeats: usize,
 ) -> Result<Value, Failure> {
     let prompt = ids(prompt)?;
-    let greedy = Sampling { temperature: 0.0, top_k: None, top_p: 1.0 };
+    let greedy = Sampling {
+        temperature: 0.0,
+        top_k: None,
+        top_p: 1.0,
+    };
     let (mut seconds, mut tokens, mut logprobs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..=repeats {
         tokens.clear();
@@ -126,7 +159,9 @@ fn decode(
         backend.close_slot(slot);
     }
     let seconds = &seconds[1..];
-    Ok(json!({ "seconds": seconds, "tokens": tokens, "logprobs": logprobs, "n_tokens": NEW_TOKENS }))
+    Ok(
+        json!({ "seconds": seconds, "tokens": tokens, "logprobs": logprobs, "n_tokens": NEW_TOKENS }),
+    )
 }
 
 /// Largest resident memory of this process; 0 where the system does not tell.

@@ -87,7 +87,10 @@ impl Arch {
     /// If the file cannot be read, or describes something the engine does not compute.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let refuse = |message: String| Error::Model { path: path.clone(), message };
+        let refuse = |message: String| Error::Model {
+            path: path.clone(),
+            message,
+        };
         let text = std::fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
         Self::parse(&text).map_err(refuse)
     }
@@ -98,7 +101,9 @@ impl Arch {
         let name = config.architectures.first().cloned().unwrap_or_default();
         if !SUPPORTED.contains(&name.as_str()) {
             let supported = SUPPORTED.join(", ");
-            return Err(format!("architecture `{name}` is not supported; supported: {supported}"));
+            return Err(format!(
+                "architecture `{name}` is not supported; supported: {supported}"
+            ));
         }
         refuse_unsupported(&config)?;
         let head_dim = match config.head_dim {
@@ -118,7 +123,9 @@ impl Arch {
             intermediate_size: config.intermediate_size,
             n_layers: config.num_hidden_layers,
             n_heads: config.num_attention_heads,
-            n_kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads),
+            n_kv_heads: config
+                .num_key_value_heads
+                .unwrap_or(config.num_attention_heads),
             head_dim,
             rms_eps: config.rms_norm_eps.unwrap_or(1e-6) as f32,
             tied_head: config.tie_word_embeddings.unwrap_or(false),
@@ -158,7 +165,9 @@ impl Arch {
 fn refuse_unsupported(config: &Config) -> Result<(), String> {
     let act = config.hidden_act.as_deref().unwrap_or("silu");
     if act != "silu" {
-        return Err(format!("hidden_act `{act}` is not supported; supported: silu"));
+        return Err(format!(
+            "hidden_act `{act}` is not supported; supported: silu"
+        ));
     }
     let flags = [
         ("attention_bias", config.attention_bias),
@@ -201,9 +210,9 @@ fn inverse_frequencies(config: &Config, head_dim: usize) -> Result<Vec<f32>, Str
             };
             Ok(plain.map(|f| rule.scale(f) as f32).collect())
         }
-        other => {
-            Err(format!("rope type `{other}` is not supported; supported: default, linear, llama3"))
-        }
+        other => Err(format!(
+            "rope type `{other}` is not supported; supported: default, linear, llama3"
+        )),
     }
 }
 
@@ -251,7 +260,10 @@ mod tests {
             r#", "rope_parameters": {{"rope_theta": 500.0, "rope_type": "llama3", {scaling}}}"#
         );
 
-        let (old, new) = (Arch::parse(&config(&old)).unwrap(), Arch::parse(&config(&new)).unwrap());
+        let (old, new) = (
+            Arch::parse(&config(&old)).unwrap(),
+            Arch::parse(&config(&new)).unwrap(),
+        );
 
         assert_eq!(old, new);
         assert_eq!(old.inverse_frequencies[0], 1.0);
@@ -261,11 +273,23 @@ mod tests {
     #[test]
     fn what_cannot_be_computed_is_refused_by_name() {
         let cases = [
-            (config("").replace("Llama", "Mamba"), "architecture `MambaForCausalLM` is not supported"),
-            (config(r#", "rope_scaling": {"type": "yarn"}"#), "rope type `yarn` is not supported"),
-            (config(r#", "hidden_act": "gelu""#), "hidden_act `gelu` is not supported"),
+            (
+                config("").replace("Llama", "Mamba"),
+                "architecture `MambaForCausalLM` is not supported",
+            ),
+            (
+                config(r#", "rope_scaling": {"type": "yarn"}"#),
+                "rope type `yarn` is not supported",
+            ),
+            (
+                config(r#", "hidden_act": "gelu""#),
+                "hidden_act `gelu` is not supported",
+            ),
             (config(r#", "mlp_bias": true"#), "mlp_bias is not supported"),
-            (config(r#", "num_key_value_heads": 3"#), "4 query heads cannot share 3 key heads"),
+            (
+                config(r#", "num_key_value_heads": 3"#),
+                "4 query heads cannot share 3 key heads",
+            ),
             (config(r#", "head_dim": 5"#), "head_dim 5 is odd"),
             (config("").replace("32", "0"), "vocab_size is 0"),
             ("{".into(), "EOF while parsing"),

@@ -8,6 +8,8 @@ pub mod arch;
 pub mod backend;
 mod cpu;
 pub mod error;
+pub mod fake;
+pub mod generate;
 pub mod load;
 pub mod loss;
 pub mod optim;
@@ -17,5 +19,11 @@ pub mod sampler;
 pub use adapter::{AdapterState, HostTensor, LoraSpec};
 pub use backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu};
 pub use error::{Error, Result};
+pub use fake::{FakeBackend, load_fake};
+pub use generate::{
+    FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, Sample, StopCheck,
+    StopReason,
+};
 pub use loss::{Loss, TrainSequence};
 pub use optim::{AdamW, OptimReport};
+pub use sampler::Sampling;

@@ -43,9 +43,16 @@ impl Weights {
     /// If there is neither, or a file is not valid safetensors.
     pub fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
-        let paths = if single.exists() { vec![single] } else { shards(dir)? };
-        let mut weights =
-            Self { dir: dir.to_path_buf(), files: Vec::new(), index: BTreeMap::new() };
+        let paths = if single.exists() {
+            vec![single]
+        } else {
+            shards(dir)?
+        };
+        let mut weights = Self {
+            dir: dir.to_path_buf(),
+            files: Vec::new(),
+            index: BTreeMap::new(),
+        };
         for path in paths {
             weights.add_file(path)?;
         }
@@ -53,7 +60,10 @@ impl Weights {
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let refuse = |message: String| Error::Model { path: path.clone(), message };
+        let refuse = |message: String| Error::Model {
+            path: path.clone(),
+            message,
+        };
         let file = File::open(&path).map_err(|e| refuse(e.to_string()))?;
         #[expect(unsafe_code, reason = "mapping a file")]
         // SAFETY: the file must not change while it is mapped; model files are written once, and
@@ -95,22 +105,39 @@ impl Weights {
             message: format!("tensor `{name}` is missing"),
         })?;
         let (path, map) = &self.files[entry.file];
-        let refuse = |message: String| Error::Model { path: path.clone(), message };
+        let refuse = |message: String| Error::Model {
+            path: path.clone(),
+            message,
+        };
         if entry.shape != shape {
             let found = &entry.shape;
-            return Err(refuse(format!("tensor `{name}` has shape {found:?}, config.json asks for {shape:?}")));
+            return Err(refuse(format!(
+                "tensor `{name}` has shape {found:?}, config.json asks for {shape:?}"
+            )));
         }
         let width = match entry.dtype {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
-            other => return Err(refuse(format!("tensor `{name}` is {other:?}; supported: F32, F16, BF16"))),
+            other => {
+                return Err(refuse(format!(
+                    "tensor `{name}` is {other:?}; supported: F32, F16, BF16"
+                )));
+            }
         };
         let n: usize = shape.iter().product();
         let bytes = &map[entry.start..entry.end];
         if bytes.len() != n * width {
-            return Err(refuse(format!("tensor `{name}` has {} bytes for {n} values", bytes.len())));
+            return Err(refuse(format!(
+                "tensor `{name}` has {} bytes for {n} values",
+                bytes.len()
+            )));
         }
-        Ok(Tensor { name: name.to_owned(), path, dtype: entry.dtype, bytes })
+        Ok(Tensor {
+            name: name.to_owned(),
+            path,
+            dtype: entry.dtype,
+            bytes,
+        })
     }
 
     /// Reads a whole small tensor, such as a norm's weight.
@@ -126,17 +153,26 @@ impl Weights {
 
 fn shards(dir: &Path) -> Result<Vec<PathBuf>> {
     let path = dir.join("model.safetensors.index.json");
-    let refuse = |message: String| Error::Model { path: path.clone(), message };
+    let refuse = |message: String| Error::Model {
+        path: path.clone(),
+        message,
+    };
     if !path.exists() {
         let message = "has neither model.safetensors nor model.safetensors.index.json".to_owned();
-        return Err(Error::Model { path: dir.to_path_buf(), message });
+        return Err(Error::Model {
+            path: dir.to_path_buf(),
+            message,
+        });
     }
     let text = std::fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
     let index: ShardIndex = serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))?;
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort();
     names.dedup();
-    if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+    if let Some(name) = names
+        .iter()
+        .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+    {
         return Err(refuse(format!("shard `{name}` is not a plain file name")));
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
@@ -166,7 +202,12 @@ impl Tensor<'_> {
             None => Ok(()),
             Some(i) => Err(Error::Model {
                 path: self.path.to_path_buf(),
-                message: format!("tensor `{}` holds {} at index {}", self.name, out[i], start + i),
+                message: format!(
+                    "tensor `{}` holds {} at index {}",
+                    self.name,
+                    out[i],
+                    start + i
+                ),
             }),
         }
     }

@@ -81,25 +81,46 @@ impl Loss {
             Self::CrossEntropy { weights } => {
                 let w = weights[i];
                 // A weight of 0 silences a target that cannot occur (`l` of minus infinity).
-                if w == 0.0 { (0.0, 0.0) } else { (-wide(w) * wide(l), -w) }
+                if w == 0.0 {
+                    (0.0, 0.0)
+                } else {
+                    (-wide(w) * wide(l), -w)
+                }
             }
-            Self::ImportanceSampling { logprobs, advantages } => {
+            Self::ImportanceSampling {
+                logprobs,
+                advantages,
+            } => {
                 let ra = (wide(l) - wide(logprobs[i])).exp() * wide(advantages[i]);
                 (-ra, -ra as f32)
             }
-            Self::Ppo { logprobs, advantages, clip_low, clip_high } => {
+            Self::Ppo {
+                logprobs,
+                advantages,
+                clip_low,
+                clip_high,
+            } => {
                 let (r, a) = ((wide(l) - wide(logprobs[i])).exp(), wide(advantages[i]));
                 let (low, high) = (wide(*clip_low), wide(*clip_high));
                 let value = (r * a).min(r.clamp(low, high) * a);
                 let clipped = (a > 0.0 && r > high) || (a < 0.0 && r < low);
                 (-value, if clipped { 0.0 } else { (-r * a) as f32 })
             }
-            Self::Cispo { logprobs, advantages, clip_low, clip_high } => {
+            Self::Cispo {
+                logprobs,
+                advantages,
+                clip_low,
+                clip_high,
+            } => {
                 let (r, a) = ((wide(l) - wide(logprobs[i])).exp(), wide(advantages[i]));
                 let ratio = r.clamp(wide(*clip_low), wide(*clip_high));
                 (-ratio * wide(l) * a, (-ratio * a) as f32)
             }
-            Self::Dro { logprobs, advantages, beta } => {
+            Self::Dro {
+                logprobs,
+                advantages,
+                beta,
+            } => {
                 let (l, a, beta) = (wide(l), wide(advantages[i]), wide(*beta));
                 let difference = l - wide(logprobs[i]);
                 let value = l * a - 0.5 * beta * difference * difference;
@@ -112,18 +133,45 @@ impl Loss {
     fn inputs(&self) -> Vec<(&'static str, usize)> {
         match self {
             Self::CrossEntropy { weights } => vec![("weights", weights.len())],
-            Self::ImportanceSampling { logprobs, advantages }
-            | Self::Ppo { logprobs, advantages, .. }
-            | Self::Cispo { logprobs, advantages, .. }
-            | Self::Dro { logprobs, advantages, .. } => {
-                vec![("logprobs", logprobs.len()), ("advantages", advantages.len())]
+            Self::ImportanceSampling {
+                logprobs,
+                advantages,
+            }
+            | Self::Ppo {
+                logprobs,
+                advantages,
+                ..
+            }
+            | Self::Cispo {
+                logprobs,
+                advantages,
+                ..
+            }
+            | Self::Dro {
+                logprobs,
+                advantages,
+                ..
+            } => {
+                vec![
+                    ("logprobs", logprobs.len()),
+                    ("advantages", advantages.len()),
+                ]
             }
         }
     }
 
     /// Checks the numbers that are not per target; the error is a message.
     fn check(&self, k: usize) -> Result<(), String> {
-        if let Self::Ppo { clip_low, clip_high, .. } | Self::Cispo { clip_low, clip_high, .. } = self
+        if let Self::Ppo {
+            clip_low,
+            clip_high,
+            ..
+        }
+        | Self::Cispo {
+            clip_low,
+            clip_high,
+            ..
+        } = self
             && !(clip_low <= clip_high)
         {
             return Err(format!("clip range {clip_low} to {clip_high} is empty"));
@@ -134,7 +182,9 @@ impl Loss {
             return Err(format!("beta is {beta}, it must be at least 0"));
         }
         if k != 1 && !matches!(self, Self::CrossEntropy { .. }) {
-            return Err(format!("{k} targets per token; only cross entropy takes more than 1"));
+            return Err(format!(
+                "{k} targets per token; only cross entropy takes more than 1"
+            ));
         }
         Ok(())
     }
@@ -156,10 +206,17 @@ impl TrainSequence {
         }
         let mut all = self.tokens.iter().chain(&self.targets);
         if let Some(token) = all.find(|t| **t as usize >= vocab_size) {
-            return Err(format!("token {token} is not below the vocabulary size {vocab_size}"));
+            return Err(format!(
+                "token {token} is not below the vocabulary size {vocab_size}"
+            ));
         }
         let targets = self.targets.len();
-        if let Some((name, len)) = self.loss.inputs().into_iter().find(|(_, len)| *len != targets) {
+        if let Some((name, len)) = self
+            .loss
+            .inputs()
+            .into_iter()
+            .find(|(_, len)| *len != targets)
+        {
             return Err(format!("{len} {name} for {targets} targets"));
         }
         self.loss.check(self.k)
@@ -182,7 +239,10 @@ mod tests {
         let total: f64 = terms.iter().map(|t| t.0).sum();
         assert!((total - value).abs() < 1e-6, "{loss:?}: {total}");
         for ((_, c), expected) in terms.iter().zip(gradient) {
-            assert!((f64::from(*c) - expected).abs() < 1e-6, "{loss:?}: {terms:?}");
+            assert!(
+                (f64::from(*c) - expected).abs() < 1e-6,
+                "{loss:?}: {terms:?}"
+            );
         }
     }
 
@@ -190,8 +250,15 @@ mod tests {
     fn values_and_gradients_match_the_golden_vector() {
         let (logprobs, advantages) = (logprobs(), ADVANTAGES.to_vec());
         let weights = vec![0.0, 1.0, 1.0, 0.5];
-        check(&Loss::CrossEntropy { weights }, 3.25, [0.0, -1.0, -1.0, -0.5]);
-        let is = Loss::ImportanceSampling { logprobs: logprobs.clone(), advantages: advantages.clone() };
+        check(
+            &Loss::CrossEntropy { weights },
+            3.25,
+            [0.0, -1.0, -1.0, -0.5],
+        );
+        let is = Loss::ImportanceSampling {
+            logprobs: logprobs.clone(),
+            advantages: advantages.clone(),
+        };
         check(&is, 1.178_148_317, [-1.221_403, -0.818_731, 0.5, 2.718_282]);
         let (clip_low, clip_high) = (0.8, 1.2);
         let ppo = Loss::Ppo {
@@ -202,13 +269,31 @@ mod tests {
         };
         check(&ppo, 1.199_551_075, [0.0, -0.818_731, 0.5, 2.718_282]);
         for (clip_low, clip_high, value, gradient) in [
-            (0.0, 4.0, 0.321_350_1, [-1.221_403, -0.818_731, 0.5, 2.718_282]),
+            (
+                0.0,
+                4.0,
+                0.321_350_1,
+                [-1.221_403, -0.818_731, 0.5, 2.718_282],
+            ),
             (0.8, 1.2, 0.462_476_904, [-1.2, -0.818_731, 0.5, 1.2]),
         ] {
             let (logprobs, advantages) = (logprobs.clone(), advantages.clone());
-            check(&Loss::Cispo { logprobs, advantages, clip_low, clip_high }, value, gradient);
+            check(
+                &Loss::Cispo {
+                    logprobs,
+                    advantages,
+                    clip_low,
+                    clip_high,
+                },
+                value,
+                gradient,
+            );
         }
-        let dro = Loss::Dro { logprobs, advantages, beta: 0.05 };
+        let dro = Loss::Dro {
+            logprobs,
+            advantages,
+            beta: 0.05,
+        };
         check(&dro, 0.627, [-0.99, -1.01, 0.5, 1.05]);
     }
 }

@@ -32,16 +32,43 @@ impl AdamW {
     /// Checks every hyper-parameter against its range.
     pub(crate) fn check(&self) -> Result<()> {
         let rules = [
-            ("learning_rate", self.learning_rate, self.learning_rate >= 0.0, "at least 0"),
-            ("beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "in [0, 1)"),
-            ("beta2", self.beta2, (0.0..1.0).contains(&self.beta2), "in [0, 1)"),
+            (
+                "learning_rate",
+                self.learning_rate,
+                self.learning_rate >= 0.0,
+                "at least 0",
+            ),
+            (
+                "beta1",
+                self.beta1,
+                (0.0..1.0).contains(&self.beta1),
+                "in [0, 1)",
+            ),
+            (
+                "beta2",
+                self.beta2,
+                (0.0..1.0).contains(&self.beta2),
+                "in [0, 1)",
+            ),
             ("eps", self.eps, self.eps > 0.0, "above 0"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0, "at least 0"),
-            ("grad_clip_norm", self.grad_clip_norm, self.grad_clip_norm >= 0.0, "at least 0"),
+            (
+                "weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0,
+                "at least 0",
+            ),
+            (
+                "grad_clip_norm",
+                self.grad_clip_norm,
+                self.grad_clip_norm >= 0.0,
+                "at least 0",
+            ),
         ];
         for (name, value, holds, range) in rules {
             if !holds || !value.is_finite() {
-                return Err(Error::Invalid(format!("{name} is {value}, it must be {range}")));
+                return Err(Error::Invalid(format!(
+                    "{name} is {value}, it must be {range}"
+                )));
             }
         }
         Ok(())

@@ -31,8 +31,11 @@ mod tests {
         assert_eq!([bits(0, 0), bits(0, 1), bits(1, 0)], EXPECTED);
     }
 
-    const EXPECTED: [u64; 3] =
-        [5_199_774_590_669_546_748, 10_257_114_587_443_610_966, 4_158_004_636_484_536_377];
+    const EXPECTED: [u64; 3] = [
+        5_199_774_590_669_546_748,
+        10_257_114_587_443_610_966,
+        4_158_004_636_484_536_377,
+    ];
 
     #[test]
     fn draws_of_neighbouring_seeds_and_counters_are_uniform() {
@@ -40,10 +43,15 @@ mod tests {
             let mut bins = [0u32; 16];
             (0..16_000).for_each(|i| bins[(draw(i) * 16.0) as usize] += 1);
 
-            let chi_square: f64 =
-                bins.iter().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
+            let chi_square: f64 = bins
+                .iter()
+                .map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0)
+                .sum();
 
-            assert!(chi_square < 37.7, "15 degrees of freedom, p = 0.001: {chi_square}");
+            assert!(
+                chi_square < 37.7,
+                "15 degrees of freedom, p = 0.001: {chi_square}"
+            );
         }
     }
 }

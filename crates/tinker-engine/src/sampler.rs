@@ -37,7 +37,11 @@ impl Sampling {
     /// # Errors
     /// [`Error::Invalid`] naming the parameter and its value.
     pub fn check(&self) -> Result<()> {
-        let Self { temperature, top_k, top_p } = *self;
+        let Self {
+            temperature,
+            top_k,
+            top_p,
+        } = *self;
         if !(temperature.is_finite() && temperature >= 0.0) {
             let message = format!("temperature is {temperature}, it must be at least 0");
             return Err(Error::Invalid(message));
@@ -46,7 +50,9 @@ impl Sampling {
             return Err(Error::Invalid("top_k is 0, it must be at least 1".into()));
         }
         if !(0.0..=1.0).contains(&top_p) {
-            return Err(Error::Invalid(format!("top_p is {top_p}, it must be in [0, 1]")));
+            return Err(Error::Invalid(format!(
+                "top_p is {top_p}, it must be in [0, 1]"
+            )));
         }
         Ok(())
     }
@@ -63,7 +69,10 @@ pub fn sample(logits: &[f32], sampling: &Sampling, seed: u64, step: u64) -> Resu
     } else {
         draw(logits, sampling, rng::uniform(seed, step))
     };
-    Ok(Draw { token: token as u32, logprob: log_prob(logits[token], log_sum) })
+    Ok(Draw {
+        token: token as u32,
+        logprob: log_prob(logits[token], log_sum),
+    })
 }
 
 /// The `n` most likely tokens with their log-probabilities, most likely first, lower ids first among
@@ -76,7 +85,10 @@ pub fn most_likely(logits: &[f32], n: usize) -> Result<Vec<(u32, f32)>> {
     let mut candidates = all_candidates(logits);
     keep_largest(&mut candidates, n);
     sort(&mut candidates);
-    Ok(candidates.into_iter().map(|c| (c.id, log_prob(c.weight, log_sum))).collect())
+    Ok(candidates
+        .into_iter()
+        .map(|c| (c.id, log_prob(c.weight, log_sum)))
+        .collect())
 }
 
 /// Natural-log probability of `token`.
@@ -85,7 +97,10 @@ pub fn most_likely(logits: &[f32], n: usize) -> Result<Vec<(u32, f32)>> {
 /// As [`sample`], and if the token is outside the vocabulary.
 pub fn logprob_of(logits: &[f32], token: u32) -> Result<f32> {
     let logit = logits.get(token as usize).ok_or_else(|| {
-        Error::Invalid(format!("token {token} is not below the vocabulary size {}", logits.len()))
+        Error::Invalid(format!(
+            "token {token} is not below the vocabulary size {}",
+            logits.len()
+        ))
     })?;
     Ok(log_prob(*logit, checked_log_sum(logits)?))
 }
@@ -95,7 +110,9 @@ fn checked_log_sum(logits: &[f32]) -> Result<f32> {
     if log_sum.is_finite() {
         return Ok(log_sum);
     }
-    Err(Error::NotFinite(format!("the model's logits are not finite (log of their sum {log_sum})")))
+    Err(Error::NotFinite(format!(
+        "the model's logits are not finite (log of their sum {log_sum})"
+    )))
 }
 
 /// A token and its logit or weight.
@@ -106,7 +123,13 @@ struct Candidate {
 }
 
 fn all_candidates(weights: &[f32]) -> Vec<Candidate> {
-    (0..).zip(weights).map(|(id, weight)| Candidate { weight: *weight, id }).collect()
+    (0..)
+        .zip(weights)
+        .map(|(id, weight)| Candidate {
+            weight: *weight,
+            id,
+        })
+        .collect()
 }
 
 /// Heavier first, then lower ids.
@@ -179,17 +202,25 @@ fn walk(weights: impl Iterator<Item = (usize, f64)>, target: f64) -> usize {
 mod tests {
     use super::*;
 
-    const ALL: Sampling = Sampling { temperature: 1.0, top_k: None, top_p: 1.0 };
+    const ALL: Sampling = Sampling {
+        temperature: 1.0,
+        top_k: None,
+        top_p: 1.0,
+    };
 
     /// Logits of a 300-token distribution with a long tail.
     fn logits() -> Vec<f32> {
-        (0..300).map(|i| -((i * 7 % 300) as f32 + 1.0).ln() * 1.2).collect()
+        (0..300)
+            .map(|i| -((i * 7 % 300) as f32 + 1.0).ln() * 1.2)
+            .collect()
     }
 
     /// What the definition of the parameters says, in double precision.
     fn distribution(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
-        let scaled: Vec<f64> =
-            logits.iter().map(|x| (f64::from(*x) / f64::from(sampling.temperature)).exp()).collect();
+        let scaled: Vec<f64> = logits
+            .iter()
+            .map(|x| (f64::from(*x) / f64::from(sampling.temperature)).exp())
+            .collect();
         let mut ids: Vec<usize> = (0..logits.len()).collect();
         ids.sort_by(|a, b| scaled[*b].total_cmp(&scaled[*a]).then(a.cmp(b)));
         ids.truncate(sampling.top_k.unwrap_or(usize::MAX));
@@ -234,40 +265,76 @@ mod tests {
         let degrees = f64::from(bins - 1);
         let spread = 2.0 / (9.0 * degrees);
         let z = ((chi_square / degrees).cbrt() - (1.0 - spread)) / spread.sqrt();
-        assert!(z < 3.1, "{sampling:?}: chi-square {chi_square} with {degrees} degrees, z {z}");
+        assert!(
+            z < 3.1,
+            "{sampling:?}: chi-square {chi_square} with {degrees} degrees, z {z}"
+        );
     }
 
     #[test]
     fn frequencies_follow_temperature_top_k_and_top_p() {
         check_frequencies(&ALL);
-        check_frequencies(&Sampling { temperature: 0.6, ..ALL });
-        check_frequencies(&Sampling { temperature: 1.7, ..ALL });
-        check_frequencies(&Sampling { top_k: Some(20), ..ALL });
+        check_frequencies(&Sampling {
+            temperature: 0.6,
+            ..ALL
+        });
+        check_frequencies(&Sampling {
+            temperature: 1.7,
+            ..ALL
+        });
+        check_frequencies(&Sampling {
+            top_k: Some(20),
+            ..ALL
+        });
         check_frequencies(&Sampling { top_p: 0.8, ..ALL });
-        check_frequencies(&Sampling { temperature: 1.3, top_k: Some(50), top_p: 0.7 });
+        check_frequencies(&Sampling {
+            temperature: 1.3,
+            top_k: Some(50),
+            top_p: 0.7,
+        });
     }
 
     #[test]
     fn temperature_zero_and_top_k_one_and_top_p_zero_take_the_best() {
         let logits = [0.0, 3.0, 1.0, 3.0];
         let greedy = [
-            Sampling { temperature: 0.0, ..ALL },
-            Sampling { top_k: Some(1), ..ALL },
+            Sampling {
+                temperature: 0.0,
+                ..ALL
+            },
+            Sampling {
+                top_k: Some(1),
+                ..ALL
+            },
             Sampling { top_p: 0.0, ..ALL },
         ];
         for sampling in greedy {
             for seed in 0..50 {
-                assert_eq!(sample(&logits, &sampling, seed, 0).unwrap().token, 1, "{sampling:?}");
+                assert_eq!(
+                    sample(&logits, &sampling, seed, 0).unwrap().token,
+                    1,
+                    "{sampling:?}"
+                );
             }
         }
-        let cold = Sampling { temperature: 1e-9, ..ALL };
+        let cold = Sampling {
+            temperature: 1e-9,
+            ..ALL
+        };
         assert_eq!(sample(&[0.0, 3.0, 2.9999], &cold, 1, 0).unwrap().token, 1);
     }
 
     #[test]
     fn the_logprob_is_raw_whatever_the_parameters() {
         let logits = logits();
-        for sampling in [ALL, Sampling { temperature: 0.3, top_k: Some(3), top_p: 0.5 }] {
+        for sampling in [
+            ALL,
+            Sampling {
+                temperature: 0.3,
+                top_k: Some(3),
+                top_p: 0.5,
+            },
+        ] {
             let draw = sample(&logits, &sampling, 9, 9).unwrap();
 
             let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
@@ -281,7 +348,9 @@ mod tests {
     fn seeds_and_steps_decide_alone() {
         let logits = logits();
         let draws = |seed| -> Vec<u32> {
-            (0..40).map(|step| sample(&logits, &ALL, seed, step).unwrap().token).collect()
+            (0..40)
+                .map(|step| sample(&logits, &ALL, seed, step).unwrap().token)
+                .collect()
         };
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));
@@ -298,10 +367,31 @@ mod tests {
     fn what_cannot_be_sampled_is_refused() {
         assert!(sample(&[0.0, f32::NAN], &ALL, 0, 0).is_err());
         let cases = [
-            (Sampling { temperature: -1.0, ..ALL }, "temperature is -1, it must be at least 0"),
-            (Sampling { temperature: f32::NAN, ..ALL }, "temperature is NaN, it must be at least 0"),
-            (Sampling { top_k: Some(0), ..ALL }, "top_k is 0, it must be at least 1"),
-            (Sampling { top_p: 1.5, ..ALL }, "top_p is 1.5, it must be in [0, 1]"),
+            (
+                Sampling {
+                    temperature: -1.0,
+                    ..ALL
+                },
+                "temperature is -1, it must be at least 0",
+            ),
+            (
+                Sampling {
+                    temperature: f32::NAN,
+                    ..ALL
+                },
+                "temperature is NaN, it must be at least 0",
+            ),
+            (
+                Sampling {
+                    top_k: Some(0),
+                    ..ALL
+                },
+                "top_k is 0, it must be at least 1",
+            ),
+            (
+                Sampling { top_p: 1.5, ..ALL },
+                "top_p is 1.5, it must be in [0, 1]",
+            ),
         ];
         for (sampling, expected) in cases {
             assert_eq!(sampling.check().unwrap_err().to_string(), expected);

@@ -23,7 +23,11 @@ pub(crate) struct Heads {
 
 impl Heads {
     pub(crate) fn of(arch: &Arch) -> Self {
-        Self { n: arch.n_heads, n_kv: arch.n_kv_heads, size: arch.head_dim }
+        Self {
+            n: arch.n_heads,
+            n_kv: arch.n_kv_heads,
+            size: arch.head_dim,
+        }
     }
 
     /// Width of a row of queries.
@@ -79,7 +83,12 @@ impl<'a> KeysValues<'a> {
 
     /// `V [n, size]` of a value head.
     fn values(&self, heads: &Heads, kv_head: usize, n: usize) -> Cols<'a> {
-        Cols::row_major(&self.values[kv_head * heads.size..], n, heads.size, heads.kv_width())
+        Cols::row_major(
+            &self.values[kv_head * heads.size..],
+            n,
+            heads.size,
+            heads.kv_width(),
+        )
     }
 }
 
@@ -118,11 +127,20 @@ pub(crate) fn forward(
             let block = score_block(heads, first + row, log.len());
             scratch.scores.reserve(block.rows * block.stride);
             let at = row * width + head * heads.size;
-            scores(heads, kv.keys(heads, kv_head, block.keys), &q[at..], block, &mut scratch.scores);
+            scores(
+                heads,
+                kv.keys(heads, kv_head, block.keys),
+                &q[at..],
+                block,
+                &mut scratch.scores,
+            );
             elementwise::softmax(&mut scratch.scores, block, log);
             let right = kv.values(heads, kv_head, block.keys);
             let products = &mut [Product::new(right, &mut out[at..], width, Store::Replace)];
-            let left = Rows::RowMajor { data: &scratch.scores, stride: block.stride };
+            let left = Rows::RowMajor {
+                data: &scratch.scores,
+                stride: block.stride,
+            };
             matmul(block.rows, block.keys, left, products);
         }
     });
@@ -130,13 +148,22 @@ pub(crate) fn forward(
 
 fn score_block(heads: &Heads, first: usize, rows: usize) -> ScoreBlock {
     let keys = first + rows;
-    ScoreBlock { stride: round_up(keys, 16), rows, first, keys, scale: heads.scale() }
+    ScoreBlock {
+        stride: round_up(keys, 16),
+        rows,
+        first,
+        keys,
+        scale: heads.scale(),
+    }
 }
 
 /// `Q K^T` of one block.
 fn scores(heads: &Heads, keys: Cols<'_>, q: &[f32], block: ScoreBlock, out: &mut [f32]) {
     let products = &mut [Product::new(keys, out, block.stride, Store::Replace)];
-    let left = Rows::RowMajor { data: q, stride: heads.q_width() };
+    let left = Rows::RowMajor {
+        data: q,
+        stride: heads.q_width(),
+    };
     matmul(block.rows, heads.size, left, products);
 }
 
@@ -190,9 +217,19 @@ pub(crate) fn backward(
 /// Packs `V^T [size, n]` of a value head into panels.
 fn pack_values(heads: &Heads, attended: &Attended<'_>, kv_head: usize, panels: &mut Buffer) {
     panels.reserve(round_up(attended.rows, PANEL) * heads.size);
-    let one = Heads { n: 1, n_kv: 1, size: heads.size };
+    let one = Heads {
+        n: 1,
+        n_kv: 1,
+        size: heads.size,
+    };
     let width = heads.kv_width();
-    for (position, row) in attended.kv.values.chunks_exact(width).take(attended.rows).enumerate() {
+    for (position, row) in attended
+        .kv
+        .values
+        .chunks_exact(width)
+        .take(attended.rows)
+        .enumerate()
+    {
         one.pack_keys(&row[kv_head * heads.size..][..heads.size], position, panels);
     }
 }
@@ -230,14 +267,29 @@ fn backward_block(
     // dV += P^T dO; dK += dS^T Q; dQ = dS K
     let right = Cols::row_major(d_out_block, rows, size, q_width);
     let left = Rows::Transposed { data: p, stride };
-    let products = &mut [Product::new(right, &mut gradients.v[kv_at..], kv_width, Store::Add)];
+    let products = &mut [Product::new(
+        right,
+        &mut gradients.v[kv_at..],
+        kv_width,
+        Store::Add,
+    )];
     matmul(keys, rows, left, products);
     let right = Cols::row_major(q, rows, size, q_width);
     let left = Rows::Transposed { data: dp, stride };
-    let products = &mut [Product::new(right, &mut gradients.k[kv_at..], kv_width, Store::Add)];
+    let products = &mut [Product::new(
+        right,
+        &mut gradients.k[kv_at..],
+        kv_width,
+        Store::Add,
+    )];
     matmul(keys, rows, left, products);
     let right = Cols::row_major(&attended.k[kv_at..], keys, size, kv_width);
     let left = Rows::RowMajor { data: dp, stride };
-    let products = &mut [Product::new(right, &mut gradients.q[q_at..], q_width, Store::Replace)];
+    let products = &mut [Product::new(
+        right,
+        &mut gradients.q[q_at..],
+        q_width,
+        Store::Replace,
+    )];
     matmul(rows, keys, left, products);
 }

@@ -20,7 +20,10 @@ pub(crate) struct Angles {
 impl Angles {
     /// The angles of rows at `positions`.
     pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize>) -> Self {
-        let mut angles = Self { cos: Vec::new(), sin: Vec::new() };
+        let mut angles = Self {
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
         for position in positions {
             for frequency in &arch.inverse_frequencies {
                 let (sin, cos) = (position as f32 * frequency).sin_cos();
@@ -101,7 +104,12 @@ impl Activations {
         let heads = Heads::of(arch);
         let (hidden, mlp) = (rows * arch.hidden_size, rows * arch.intermediate_size);
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
-        for buffer in [&mut self.x, &mut self.normed, &mut self.middle, &mut self.mlp_normed] {
+        for buffer in [
+            &mut self.x,
+            &mut self.normed,
+            &mut self.middle,
+            &mut self.mlp_normed,
+        ] {
             buffer.reserve(hidden);
         }
         for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
@@ -134,7 +142,11 @@ pub(crate) struct Block<'a> {
 
 impl<'a> Block<'a> {
     pub(crate) fn of(model: &'a Model, index: usize) -> Self {
-        Self { arch: &model.arch, layer: &model.layers[index], index }
+        Self {
+            arch: &model.arch,
+            layer: &model.layers[index],
+            index,
+        }
     }
 
     fn site(&self, projection: Projection) -> Site {
@@ -158,29 +170,76 @@ impl<'a> Block<'a> {
         elementwise::rms_norm(x, norm, eps, &mut acts.normed, &mut acts.inverse[0][..rows]);
         let [u_q, u_k, u_v, ..] = &mut acts.u;
         let mut outputs = [
-            Output { linear: &self.layer.q, site: self.site(Projection::Q), y: &mut acts.q, u: u_q },
-            Output { linear: &self.layer.k, site: self.site(Projection::K), y: &mut acts.k, u: u_k },
-            Output { linear: &self.layer.v, site: self.site(Projection::V), y: &mut acts.v, u: u_v },
+            Output {
+                linear: &self.layer.q,
+                site: self.site(Projection::Q),
+                y: &mut acts.q,
+                u: u_q,
+            },
+            Output {
+                linear: &self.layer.k,
+                site: self.site(Projection::K),
+                y: &mut acts.k,
+                u: u_k,
+            },
+            Output {
+                linear: &self.layer.v,
+                site: self.site(Projection::V),
+                y: &mut acts.v,
+                u: u_v,
+            },
         ];
         batch.forward(&acts.normed[..rows * hidden], hidden, &mut outputs);
         if let Some((q_norm, k_norm)) = &self.layer.qk_norm {
             acts.q_raw[..q_len].copy_from_slice(&acts.q[..q_len]);
             acts.k_raw[..kv_len].copy_from_slice(&acts.k[..kv_len]);
             let (q, k) = (&acts.q_raw[..q_len], &acts.k_raw[..kv_len]);
-            elementwise::rms_norm(q, q_norm, eps, &mut acts.q, &mut acts.q_inverse[..rows * heads.n]);
-            elementwise::rms_norm(k, k_norm, eps, &mut acts.k, &mut acts.k_inverse[..rows * heads.n_kv]);
+            elementwise::rms_norm(
+                q,
+                q_norm,
+                eps,
+                &mut acts.q,
+                &mut acts.q_inverse[..rows * heads.n],
+            );
+            elementwise::rms_norm(
+                k,
+                k_norm,
+                eps,
+                &mut acts.k,
+                &mut acts.k_inverse[..rows * heads.n_kv],
+            );
         }
         let (cos, sin) = (&angles.cos, &angles.sin);
-        elementwise::rope(&mut acts.q[..q_len], heads.q_width(), heads.size, cos, sin, 1.0);
-        elementwise::rope(&mut acts.k[..kv_len], heads.kv_width(), heads.size, cos, sin, 1.0);
+        elementwise::rope(
+            &mut acts.q[..q_len],
+            heads.q_width(),
+            heads.size,
+            cos,
+            sin,
+            1.0,
+        );
+        elementwise::rope(
+            &mut acts.k[..kv_len],
+            heads.kv_width(),
+            heads.size,
+            cos,
+            sin,
+            1.0,
+        );
     }
 
     /// Attention of a whole sequence to itself, keeping what its backward pass needs.
     pub(crate) fn attend_sequence(&self, rows: usize, acts: &mut Activations) {
         let heads = Heads::of(self.arch);
         heads.pack_keys(&acts.k[..rows * heads.kv_width()], 0, &mut acts.panels);
-        let kv = KeysValues { keys: &acts.panels, values: &acts.v };
-        for (head, log) in acts.log_normaliser[..rows * heads.n].chunks_exact_mut(rows).enumerate() {
+        let kv = KeysValues {
+            keys: &acts.panels,
+            values: &acts.v,
+        };
+        for (head, log) in acts.log_normaliser[..rows * heads.n]
+            .chunks_exact_mut(rows)
+            .enumerate()
+        {
             attention::forward(&heads, head, 0, &acts.q, kv, &mut acts.attended, log);
         }
     }
@@ -199,22 +258,48 @@ impl<'a> Block<'a> {
         let (x, branch) = (&mut x[..rows * hidden], &mut branch[..rows * hidden]);
         let [_, _, _, u_o, u_gate, u_up, u_down] = &mut acts.u;
         let site = self.site(Projection::O);
-        let output = Output { linear: &self.layer.o, site, y: branch, u: u_o };
+        let output = Output {
+            linear: &self.layer.o,
+            site,
+            y: branch,
+            u: u_o,
+        };
         batch.forward(&acts.attended[..rows * q_width], q_width, &mut [output]);
         elementwise::add(branch, x);
         acts.middle[..x.len()].copy_from_slice(x);
         let (eps, norm) = (self.arch.rms_eps, &self.layer.mlp_norm);
-        elementwise::rms_norm(x, norm, eps, &mut acts.mlp_normed, &mut acts.inverse[1][..rows]);
+        elementwise::rms_norm(
+            x,
+            norm,
+            eps,
+            &mut acts.mlp_normed,
+            &mut acts.inverse[1][..rows],
+        );
         let (gate, up) = (self.site(Projection::Gate), self.site(Projection::Up));
         let mut outputs = [
-            Output { linear: &self.layer.gate, site: gate, y: &mut acts.gate, u: u_gate },
-            Output { linear: &self.layer.up, site: up, y: &mut acts.up, u: u_up },
+            Output {
+                linear: &self.layer.gate,
+                site: gate,
+                y: &mut acts.gate,
+                u: u_gate,
+            },
+            Output {
+                linear: &self.layer.up,
+                site: up,
+                y: &mut acts.up,
+                u: u_up,
+            },
         ];
         batch.forward(&acts.mlp_normed[..rows * hidden], hidden, &mut outputs);
         let n = rows * mlp;
         elementwise::swiglu(&acts.gate[..n], &acts.up[..n], &mut acts.activated[..n]);
         let site = self.site(Projection::Down);
-        let output = Output { linear: &self.layer.down, site, y: branch, u: u_down };
+        let output = Output {
+            linear: &self.layer.down,
+            site,
+            y: branch,
+            u: u_down,
+        };
         batch.forward(&acts.activated[..n], mlp, &mut [output]);
         elementwise::add(branch, x);
     }
@@ -255,7 +340,8 @@ impl Deltas {
         let heads = Heads::of(arch);
         self.x.reserve(rows * arch.hidden_size);
         self.normed.reserve(rows * arch.hidden_size);
-        self.wide.reserve(rows * arch.intermediate_size.max(heads.q_width()));
+        self.wide
+            .reserve(rows * arch.intermediate_size.max(heads.q_width()));
         self.q.reserve(rows * heads.q_width());
         self.k.reserve(rows * heads.kv_width());
         self.v.reserve(rows * heads.kv_width());
@@ -308,8 +394,19 @@ impl Block<'_> {
         ];
         for (linear, projection, dy, store) in branches {
             let (lora, u) = (lora(projection), &acts.u[u(projection)]);
-            let branch = Backward { linear, lora, x: &acts.mlp_normed, u, dy };
-            branch.run(rows, Some((&mut *deltas.normed, store)), gradient, &mut deltas.u);
+            let branch = Backward {
+                linear,
+                lora,
+                x: &acts.mlp_normed,
+                u,
+                dy,
+            };
+            branch.run(
+                rows,
+                Some((&mut *deltas.normed, store)),
+                gradient,
+                &mut deltas.u,
+            );
         }
         elementwise::rms_norm_backward(
             &acts.middle[..hidden],
@@ -338,17 +435,28 @@ impl Block<'_> {
             u: &acts.u[Projection::O as usize],
             dy: &deltas.x,
         };
-        o.run(rows, Some((&mut *deltas.wide, Store::Replace)), gradient, &mut deltas.u);
+        o.run(
+            rows,
+            Some((&mut *deltas.wide, Store::Replace)),
+            gradient,
+            &mut deltas.u,
+        );
         let attended = Attended {
             rows,
             q: &acts.q,
             k: &acts.k,
-            kv: KeysValues { keys: &acts.panels, values: &acts.v },
+            kv: KeysValues {
+                keys: &acts.panels,
+                values: &acts.v,
+            },
             out: &acts.attended,
             log_normaliser: &acts.log_normaliser,
         };
-        let mut gradients =
-            Gradients { q: &mut deltas.q, k: &mut deltas.k, v: &mut deltas.v };
+        let mut gradients = Gradients {
+            q: &mut deltas.q,
+            k: &mut deltas.k,
+            v: &mut deltas.v,
+        };
         attention::backward(&heads, attended, &deltas.wide, &mut gradients);
         self.backward_rotation(rows, &heads, angles, acts, deltas);
         let is_first = self.index == 0;
@@ -359,7 +467,13 @@ impl Block<'_> {
         ];
         for (linear, projection, dy, store) in branches {
             let (lora, u) = (lora(projection), &acts.u[projection as usize]);
-            let branch = Backward { linear, lora, x: &acts.normed, u, dy };
+            let branch = Backward {
+                linear,
+                lora,
+                x: &acts.normed,
+                u,
+                dy,
+            };
             let into = (!is_first).then_some((&mut *deltas.normed, store));
             branch.run(rows, into, gradient, &mut deltas.u);
         }
@@ -386,12 +500,42 @@ impl Block<'_> {
     ) {
         let (q_len, kv_len) = (rows * heads.q_width(), rows * heads.kv_width());
         let (cos, sin) = (&angles.cos, &angles.sin);
-        elementwise::rope(&mut deltas.q[..q_len], heads.q_width(), heads.size, cos, sin, -1.0);
-        elementwise::rope(&mut deltas.k[..kv_len], heads.kv_width(), heads.size, cos, sin, -1.0);
-        let Some((q_norm, k_norm)) = &self.layer.qk_norm else { return };
+        elementwise::rope(
+            &mut deltas.q[..q_len],
+            heads.q_width(),
+            heads.size,
+            cos,
+            sin,
+            -1.0,
+        );
+        elementwise::rope(
+            &mut deltas.k[..kv_len],
+            heads.kv_width(),
+            heads.size,
+            cos,
+            sin,
+            -1.0,
+        );
+        let Some((q_norm, k_norm)) = &self.layer.qk_norm else {
+            return;
+        };
         let sides = [
-            (q_norm, &acts.q_raw, &acts.q_inverse, &mut acts.q, &mut deltas.q, q_len),
-            (k_norm, &acts.k_raw, &acts.k_inverse, &mut acts.k, &mut deltas.k, kv_len),
+            (
+                q_norm,
+                &acts.q_raw,
+                &acts.q_inverse,
+                &mut acts.q,
+                &mut deltas.q,
+                q_len,
+            ),
+            (
+                k_norm,
+                &acts.k_raw,
+                &acts.k_inverse,
+                &mut acts.k,
+                &mut deltas.k,
+                kv_len,
+            ),
         ];
         for (norm, raw, inverse, scratch, delta, len) in sides {
             // The rotated values are not needed any more; the gradient is built in their place.

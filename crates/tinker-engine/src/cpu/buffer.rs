@@ -35,7 +35,10 @@ impl Buffer {
     /// `len` zeros.
     pub(crate) fn zeros(len: usize) -> Self {
         let lines = vec![Line([0.0; LINE]); len.div_ceil(LINE)];
-        Self { memory: Memory::Lines(lines), len }
+        Self {
+            memory: Memory::Lines(lines),
+            len,
+        }
     }
 
     /// `len` zeros on huge pages where the system has them; for weights, which are streamed.
@@ -45,12 +48,18 @@ impl Buffer {
         if bytes < HUGE_PAGE_BYTES {
             return Self::zeros(len);
         }
-        match MmapOptions::new().len(round_up(bytes, HUGE_PAGE_BYTES)).map_anon() {
+        match MmapOptions::new()
+            .len(round_up(bytes, HUGE_PAGE_BYTES))
+            .map_anon()
+        {
             Ok(pages) => {
                 // Advice only: without huge pages the buffer works all the same.
                 #[cfg(target_os = "linux")]
                 let _ = pages.advise(memmap2::Advice::HugePage);
-                Self { memory: Memory::Pages(pages), len }
+                Self {
+                    memory: Memory::Pages(pages),
+                    len,
+                }
             }
             Err(_) => Self::zeros(len),
         }

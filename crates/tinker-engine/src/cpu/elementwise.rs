@@ -21,11 +21,21 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     let f = madd::<FMA>(n, -0.693_359_4, x);
     let f = madd::<FMA>(n, 2.121_944_4e-4, f);
     let mut p = 1.987_569_1e-4;
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [
+        1.398_2e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        5.000_000_1e-1,
+    ] {
         p = madd::<FMA>(p, f, c);
     }
     let p = madd::<FMA>(p * f, f, f) + 1.0;
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    let exponent = shifted
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .wrapping_add(127)
+        << 23;
     f32::from_bits(exponent) * p
 }
 
@@ -56,10 +66,17 @@ fn max_row(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for j in 0..LANES {
-            lanes[j] = if chunk[j] > lanes[j] { chunk[j] } else { lanes[j] };
+            lanes[j] = if chunk[j] > lanes[j] {
+                chunk[j]
+            } else {
+                lanes[j]
+            };
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, x| max.max(*x))
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |max, x| max.max(*x))
 }
 
 /// `x = exp(x * scale - max)`; returns the sum.
@@ -349,7 +366,10 @@ mod tests {
         let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 1.3).cos() * 9.0).collect();
         for isa in Isa::available() {
             let mut copy = x.clone();
-            assert_eq!(log_sum_exp_at(isa, &x), exp_and_log_sum_at(isa, &mut copy).0);
+            assert_eq!(
+                log_sum_exp_at(isa, &x),
+                exp_and_log_sum_at(isa, &mut copy).0
+            );
         }
     }
 

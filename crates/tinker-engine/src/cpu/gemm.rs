@@ -55,7 +55,10 @@ impl Panels {
         for j in 0..n {
             column(j, &mut line)?;
             let panel = &mut data[j / PANEL * k * PANEL..][..k * PANEL];
-            for (value, slot) in line.iter().zip(panel[j % PANEL..].iter_mut().step_by(PANEL)) {
+            for (value, slot) in line
+                .iter()
+                .zip(panel[j % PANEL..].iter_mut().step_by(PANEL))
+            {
                 *slot = *value;
             }
         }
@@ -88,7 +91,10 @@ impl Panels {
 
     /// Copies row `t` to `out`, `[n]`.
     pub(crate) fn row(&self, t: usize, out: &mut [f32]) {
-        for (out, panel) in out.chunks_mut(PANEL).zip(self.data.chunks_exact(self.k * PANEL)) {
+        for (out, panel) in out
+            .chunks_mut(PANEL)
+            .zip(self.data.chunks_exact(self.k * PANEL))
+        {
             out.copy_from_slice(&panel[t * PANEL..][..out.len()]);
         }
     }
@@ -119,12 +125,26 @@ pub(crate) struct Cols<'a> {
 impl<'a> Cols<'a> {
     /// A row-major `[k, n]` matrix whose rows start `stride` apart.
     pub(crate) fn row_major(data: &'a [f32], k: usize, n: usize, stride: usize) -> Self {
-        Self { data, k, n, row_stride: stride, panel_stride: PANEL, padded: false }
+        Self {
+            data,
+            k,
+            n,
+            row_stride: stride,
+            panel_stride: PANEL,
+            padded: false,
+        }
     }
 
     /// Panels `[k][32]` that lie `panel_stride` apart.
     pub(crate) fn panels(data: &'a [f32], k: usize, n: usize, panel_stride: usize) -> Self {
-        Self { data, k, n, row_stride: PANEL, panel_stride, padded: true }
+        Self {
+            data,
+            k,
+            n,
+            row_stride: PANEL,
+            panel_stride,
+            padded: true,
+        }
     }
 
     /// Inner dimension.
@@ -140,7 +160,11 @@ impl<'a> Cols<'a> {
     /// One past the last element that a kernel reads.
     fn end(&self) -> usize {
         let last_panel = (self.n - 1) / PANEL;
-        let columns = if self.padded { PANEL } else { self.n - last_panel * PANEL };
+        let columns = if self.padded {
+            PANEL
+        } else {
+            self.n - last_panel * PANEL
+        };
         last_panel * self.panel_stride + (self.k - 1) * self.row_stride + columns
     }
 
@@ -170,21 +194,31 @@ pub(crate) enum Rows<'a> {
 impl<'a> Rows<'a> {
     /// A row-major matrix of rows of `width`.
     pub(crate) fn row_major(data: &'a [f32], width: usize) -> Self {
-        Rows::RowMajor { data, stride: width }
+        Rows::RowMajor {
+            data,
+            stride: width,
+        }
     }
 
     /// A matrix whose transpose has rows of `width`.
     pub(crate) fn transposed(data: &'a [f32], width: usize) -> Self {
-        Rows::Transposed { data, stride: width }
+        Rows::Transposed {
+            data,
+            stride: width,
+        }
     }
 
     /// The rows from `row` on.
     fn from_row(self, row: usize) -> Self {
         match self {
-            Rows::RowMajor { data, stride } => {
-                Rows::RowMajor { data: &data[row * stride..], stride }
-            }
-            Rows::Transposed { data, stride } => Rows::Transposed { data: &data[row..], stride },
+            Rows::RowMajor { data, stride } => Rows::RowMajor {
+                data: &data[row * stride..],
+                stride,
+            },
+            Rows::Transposed { data, stride } => Rows::Transposed {
+                data: &data[row..],
+                stride,
+            },
         }
     }
 }
@@ -210,7 +244,12 @@ pub(crate) struct Product<'a> {
 impl<'a> Product<'a> {
     /// `C [m, n]` with rows `stride` apart, from right factor `b`.
     pub(crate) fn new(b: Cols<'a>, c: &'a mut [f32], stride: usize, store: Store) -> Self {
-        Self { b, c, stride, store }
+        Self {
+            b,
+            c,
+            stride,
+            store,
+        }
     }
 }
 
@@ -223,7 +262,10 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
-        Self { rows: Buffer::zeros(ROW_BLOCK * INNER_BLOCK), tails: Buffer::zeros(0) }
+        Self {
+            rows: Buffer::zeros(ROW_BLOCK * INNER_BLOCK),
+            tails: Buffer::zeros(0),
+        }
     }
 }
 
@@ -294,7 +336,11 @@ unsafe impl Sync for Jobs {}
 impl Jobs {
     fn from_row(&self, row: usize) -> Vec<Job> {
         let jobs = self.0.iter();
-        jobs.map(|job| Job { c: job.c.wrapping_add(row * job.stride), ..*job }).collect()
+        jobs.map(|job| Job {
+            c: job.c.wrapping_add(row * job.stride),
+            ..*job
+        })
+        .collect()
     }
 
     fn columns(&self, part: usize, parts: usize) -> Vec<Job> {
@@ -304,7 +350,12 @@ impl Jobs {
             let end = (panels * (part + 1) / parts * PANEL).min(job.n);
             let n = end.checked_sub(start * PANEL).filter(|n| *n > 0)?;
             let b = job.b.wrapping_add(start * job.panel_stride);
-            Some(Job { b, n, c: job.c.wrapping_add(start * PANEL), ..*job })
+            Some(Job {
+                b,
+                n,
+                c: job.c.wrapping_add(start * PANEL),
+                ..*job
+            })
         });
         jobs.collect()
     }
@@ -314,21 +365,18 @@ impl Jobs {
 ///
 /// # Safety
 /// As for [`tile::run`]; `a` holds `[m, k]`.
-unsafe fn run(
-    isa: Isa,
-    m: usize,
-    k: usize,
-    a: Rows<'_>,
-    jobs: Vec<Job>,
-    packed: &mut Buffer,
-) {
+unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, packed: &mut Buffer) {
     // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
         match a {
             Rows::RowMajor { data, stride } if m <= NARROW => {
                 packed.reserve(m * k);
                 pack(data, stride, m, k, m, packed);
-                let left = Left { data: packed.as_ptr(), group_stride: 0, step: m };
+                let left = Left {
+                    data: packed.as_ptr(),
+                    group_stride: 0,
+                    step: m,
+                };
                 tile::run(isa, left, m, k, &jobs);
             }
             Rows::RowMajor { data, stride } => {
@@ -336,7 +384,11 @@ unsafe fn run(
                 run_blocks(isa, m, k, (data, stride), jobs, packed);
             }
             Rows::Transposed { data, stride } => {
-                let left = Left { data: data.as_ptr(), group_stride: ROWS, step: stride };
+                let left = Left {
+                    data: data.as_ptr(),
+                    group_stride: ROWS,
+                    step: stride,
+                };
                 tile::run(isa, left, m, k, &jobs);
             }
         }
@@ -365,7 +417,11 @@ unsafe fn run_blocks(
                 let target = &mut packed[group * depth..];
                 pack(source, stride, ROWS.min(rows - group), depth, ROWS, target);
             }
-            let left = Left { data: packed.as_ptr(), group_stride: ROWS * depth, step: ROWS };
+            let left = Left {
+                data: packed.as_ptr(),
+                group_stride: ROWS * depth,
+                step: ROWS,
+            };
             for (job, add) in jobs.iter_mut().zip(&add) {
                 job.add = *add || inner > 0;
             }
@@ -419,12 +475,25 @@ fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) ->
     for product in products.iter_mut().filter(|p| p.b.n > 0) {
         let b = product.b;
         assert!(b.k == k, "inner dimensions {k} and {}", b.k);
-        assert!(b.end() <= b.data.len(), "right factor ends at {} of {}", b.end(), b.data.len());
+        assert!(
+            b.end() <= b.data.len(),
+            "right factor ends at {} of {}",
+            b.end(),
+            b.data.len()
+        );
         let end = (m - 1) * product.stride + b.n;
-        assert!(end <= product.c.len(), "output ends at {end} of {}", product.c.len());
+        assert!(
+            end <= product.c.len(),
+            "output ends at {end} of {}",
+            product.c.len()
+        );
         let full = Job {
             b: b.data.as_ptr(),
-            n: if b.has_tail() { b.n / PANEL * PANEL } else { b.n },
+            n: if b.has_tail() {
+                b.n / PANEL * PANEL
+            } else {
+                b.n
+            },
             row_stride: b.row_stride,
             panel_stride: b.panel_stride,
             c: product.c.as_mut_ptr(),
@@ -436,7 +505,14 @@ fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) ->
             b.copy_tail(tail);
             let c = full.c.wrapping_add(full.n);
             let n = b.n - full.n;
-            jobs.push(Job { b: tail.as_ptr(), n, row_stride: PANEL, panel_stride: 0, c, ..full });
+            jobs.push(Job {
+                b: tail.as_ptr(),
+                n,
+                row_stride: PANEL,
+                panel_stride: 0,
+                c,
+                ..full
+            });
         }
         jobs.push(full);
     }

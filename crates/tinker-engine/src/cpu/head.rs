@@ -41,7 +41,11 @@ pub(crate) struct HeadGradients<'a> {
 
 impl HeadScratch {
     pub(crate) fn new() -> Self {
-        Self { logits: Buffer::zeros(0), u: Buffer::zeros(0), du: Buffer::zeros(0) }
+        Self {
+            logits: Buffer::zeros(0),
+            u: Buffer::zeros(0),
+            du: Buffer::zeros(0),
+        }
     }
 
     fn reserve(&mut self, vocab: usize, rank: usize) {
@@ -56,10 +60,23 @@ impl Pass<'_> {
     fn logits(&self, hidden: &[f32], logits: &mut [f32], u: &mut [f32]) {
         let width = self.model.arch.hidden_size;
         let rows = hidden.len() / width;
-        let run = [Run { rows: 0..rows, adapter: self.adapter }];
+        let run = [Run {
+            rows: 0..rows,
+            adapter: self.adapter,
+        }];
         let rank = self.adapter.map_or(0, Adapter::padded_rank);
-        let batch = Batch { rows, runs: &run, rank, pool: self.pool };
-        let output = Output { linear: &self.model.head, site: Site::Head, y: logits, u };
+        let batch = Batch {
+            rows,
+            runs: &run,
+            rank,
+            pool: self.pool,
+        };
+        let output = Output {
+            linear: &self.model.head,
+            site: Site::Head,
+            y: logits,
+            u,
+        };
         batch.forward(hidden, width, &mut [output]);
     }
 
@@ -139,7 +156,11 @@ fn row_backward(
 ) -> bool {
     let range = row * sequence.k..(row + 1) * sequence.k;
     let first = logprobs.len();
-    logprobs.extend(sequence.targets[range.clone()].iter().map(|t| logits[*t as usize]));
+    logprobs.extend(
+        sequence.targets[range.clone()]
+            .iter()
+            .map(|t| logits[*t as usize]),
+    );
     let (log_sum, total) = elementwise::exp_and_log_sum(logits);
     let mut sum = 0.0;
     for (i, logprob) in range.clone().zip(&mut logprobs[first..]) {

@@ -48,9 +48,17 @@ struct Cache {
 
 impl Slot {
     pub(crate) fn new(arch: &Arch, adapter: Option<Arc<Adapter>>, capacity: usize) -> Self {
-        let cache = || Cache { keys: Buffer::zeros(0), values: Buffer::zeros(0) };
+        let cache = || Cache {
+            keys: Buffer::zeros(0),
+            values: Buffer::zeros(0),
+        };
         let layers = (0..arch.n_layers).map(|_| cache()).collect();
-        Self { adapter, capacity, len: 0, layers }
+        Self {
+            adapter,
+            capacity,
+            len: 0,
+            layers,
+        }
     }
 
     /// Makes room for `n` more tokens in steps of panels, doubling so that growth stays cheap.
@@ -134,14 +142,20 @@ impl Inference<'_> {
         let mut last = vec![0.0; width];
         for start in (0..tokens.len()).step_by(CHUNK) {
             let rows = CHUNK.min(tokens.len() - start);
-            self.extend(&mut [Segment { slot, tokens: &tokens[start..start + rows] }]);
+            self.extend(&mut [Segment {
+                slot,
+                tokens: &tokens[start..start + rows],
+            }]);
             last.copy_from_slice(&self.scratch.normed[(rows - 1) * width..][..width]);
             if wants_logprobs {
                 let targets = &tokens[start + 1..tokens.len().min(start + rows + 1)];
                 self.score(slot.adapter.as_deref(), targets, &mut logprobs);
             }
         }
-        let run = [Run { rows: 0..1, adapter: slot.adapter.as_deref() }];
+        let run = [Run {
+            rows: 0..1,
+            adapter: slot.adapter.as_deref(),
+        }];
         (logprobs, self.logits(&last, &run))
     }
 
@@ -159,10 +173,16 @@ impl Inference<'_> {
             tokens: Vec::new(),
             targets: targets.to_vec(),
             k: 1,
-            loss: Loss::CrossEntropy { weights: vec![0.0; n] },
+            loss: Loss::CrossEntropy {
+                weights: vec![0.0; n],
+            },
         };
         let hidden = &self.scratch.normed[..n * self.model.arch.hidden_size];
-        let pass = Pass { model: self.model, adapter, pool: Some(self.pool) };
+        let pass = Pass {
+            model: self.model,
+            adapter,
+            pool: Some(self.pool),
+        };
         pass.run(&sequence, hidden, &mut self.scratch.head, logprobs, None);
     }
 
@@ -173,9 +193,19 @@ impl Inference<'_> {
         let rank = widest(runs);
         self.scratch.u.reserve(rows * rank);
         let mut logits = vec![0.0; rows * vocab];
-        let batch = Batch { rows, runs, rank, pool: Some(self.pool) };
+        let batch = Batch {
+            rows,
+            runs,
+            rank,
+            pool: Some(self.pool),
+        };
         let (y, u) = (&mut logits[..], &mut self.scratch.u[..]);
-        let output = Output { linear: &self.model.head, site: Site::Head, y, u };
+        let output = Output {
+            linear: &self.model.head,
+            site: Site::Head,
+            y,
+            u,
+        };
         batch.forward(hidden, width, &mut [output]);
         logits
     }
@@ -190,33 +220,55 @@ impl Inference<'_> {
             segment.slot.grow(&heads, segment.tokens.len());
         }
         let tokens: Vec<u32> = segments.iter().flat_map(|s| s.tokens).copied().collect();
-        let positions =
-            segments.iter().flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
+        let positions = segments
+            .iter()
+            .flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
         let angles = Angles::new(arch, positions);
         {
             let mut caches: Vec<(usize, usize, &mut [Cache])> = Vec::new();
             let mut owners: Vec<(usize, Option<&Adapter>)> = Vec::new();
             for segment in segments.iter_mut() {
-                let Slot { adapter, len, layers, .. } = &mut *segment.slot;
+                let Slot {
+                    adapter,
+                    len,
+                    layers,
+                    ..
+                } = &mut *segment.slot;
                 owners.push((segment.tokens.len(), adapter.as_deref()));
                 caches.push((*len, segment.tokens.len(), layers));
             }
             let runs = runs_of(&owners);
             let rank = widest(&runs);
             scratch.reserve(arch, rows, rank);
-            let batch = Batch { rows, runs: &runs, rank, pool: Some(self.pool) };
+            let batch = Batch {
+                rows,
+                runs: &runs,
+                rank,
+                pool: Some(self.pool),
+            };
             self.model.embed(&tokens, &mut scratch.x);
             for layer in 0..arch.n_layers {
                 let block = Block::of(self.model, layer);
                 block.project(&batch, &scratch.x, &angles, &mut scratch.acts);
                 attend(self.pool, &heads, layer, &mut caches, &mut scratch.acts);
-                block.finish(&batch, &mut scratch.x, &mut scratch.branch, &mut scratch.acts);
+                block.finish(
+                    &batch,
+                    &mut scratch.x,
+                    &mut scratch.branch,
+                    &mut scratch.acts,
+                );
             }
         }
         let n = rows * arch.hidden_size;
         let inverse = &mut scratch.inverse[..rows];
         let norm = &self.model.final_norm;
-        elementwise::rms_norm(&scratch.x[..n], norm, arch.rms_eps, &mut scratch.normed, inverse);
+        elementwise::rms_norm(
+            &scratch.x[..n],
+            norm,
+            arch.rms_eps,
+            &mut scratch.normed,
+            inverse,
+        );
         for segment in segments {
             segment.slot.len += segment.tokens.len();
         }
@@ -254,7 +306,10 @@ fn attend(
         let (row, n, first, cache): (usize, usize, usize, &Cache) = tasks[i];
         // SAFETY: tasks write different rows of the output, which outlives them.
         let out = unsafe { out.slice(row * q_width, n * q_width) };
-        let kv = KeysValues { keys: &cache.keys, values: &cache.values };
+        let kv = KeysValues {
+            keys: &cache.keys,
+            values: &cache.values,
+        };
         let mut log = [0.0; TASK_ROWS];
         for head in 0..heads.n {
             let q = &q[row * q_width..];
@@ -269,8 +324,10 @@ fn attend(
 }
 
 fn runs<'a>(segments: &'a [Segment<'_>]) -> Vec<Run<'a>> {
-    let owners: Vec<_> =
-        segments.iter().map(|s| (s.tokens.len(), s.slot.adapter.as_deref())).collect();
+    let owners: Vec<_> = segments
+        .iter()
+        .map(|s| (s.tokens.len(), s.slot.adapter.as_deref()))
+        .collect();
     runs_of(&owners)
 }
 
@@ -286,7 +343,10 @@ fn runs_of<'a>(owners: &[(usize, Option<&'a Adapter>)]) -> Vec<Run<'a>> {
         };
         match runs.last_mut() {
             Some(last) if same(last) => last.rows.end += n,
-            _ => runs.push(Run { rows: row..row + n, adapter: *adapter }),
+            _ => runs.push(Run {
+                rows: row..row + n,
+                adapter: *adapter,
+            }),
         }
         row += n;
     }
@@ -294,5 +354,9 @@ fn runs_of<'a>(owners: &[(usize, Option<&'a Adapter>)]) -> Vec<Run<'a>> {
 }
 
 fn widest(runs: &[Run<'_>]) -> usize {
-    runs.iter().filter_map(|r| r.adapter).map(Adapter::padded_rank).max().unwrap_or(0)
+    runs.iter()
+        .filter_map(|r| r.adapter)
+        .map(Adapter::padded_rank)
+        .max()
+        .unwrap_or(0)
 }

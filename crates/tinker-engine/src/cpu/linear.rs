@@ -105,7 +105,9 @@ impl Batch<'_> {
 
     /// `y += u B^T` for one run.
     fn up_project(&self, run: &Run<'_>, output: &mut Output<'_>) {
-        let Some(lora) = run.lora(output.site) else { return };
+        let Some(lora) = run.lora(output.site) else {
+            return;
+        };
         let rows = run.rows.len();
         let out = lora.b_t.len() / lora.rank;
         let u = &mut output.u[run.rows.start * self.rank..][..rows * lora.rank];

@@ -24,8 +24,15 @@ pub(crate) enum Projection {
 }
 
 impl Projection {
-    const ALL: [Self; 7] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    const ALL: [Self; 7] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -46,7 +53,10 @@ impl Projection {
     /// Input and output width.
     fn widths(self, arch: &Arch) -> (usize, usize) {
         let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
-        let (q, kv) = (arch.n_heads * arch.head_dim, arch.n_kv_heads * arch.head_dim);
+        let (q, kv) = (
+            arch.n_heads * arch.head_dim,
+            arch.n_kv_heads * arch.head_dim,
+        );
         match self {
             Self::Q => (hidden, q),
             Self::K | Self::V => (hidden, kv),
@@ -83,18 +93,29 @@ impl Layout {
     fn new(arch: &Arch, spec: &LoraSpec) -> Result<Self> {
         if spec.rank == 0 || spec.rank > arch.hidden_size {
             let (rank, hidden) = (spec.rank, arch.hidden_size);
-            return Err(Error::Invalid(format!("LoRA rank {rank} is not in 1..={hidden}")));
+            return Err(Error::Invalid(format!(
+                "LoRA rank {rank} is not in 1..={hidden}"
+            )));
         }
         if !(spec.train_attn || spec.train_mlp || spec.train_unembed) {
             let message = "LoRA needs one of train_attn, train_mlp and train_unembed";
             return Err(Error::Invalid(message.into()));
         }
         let rank = round_up(spec.rank, 16);
-        let mut layout =
-            Self { rank, modules: Vec::new(), layers: Vec::new(), head: None, len: 0 };
+        let mut layout = Self {
+            rank,
+            modules: Vec::new(),
+            layers: Vec::new(),
+            head: None,
+            len: 0,
+        };
         for i in 0..arch.n_layers {
             let places = Projection::ALL.map(|p| {
-                let wanted = if p.is_attention() { spec.train_attn } else { spec.train_mlp };
+                let wanted = if p.is_attention() {
+                    spec.train_attn
+                } else {
+                    spec.train_mlp
+                };
                 let name = format!("model.layers.{i}.{}", p.name());
                 wanted.then(|| layout.push(name, p.widths(arch)))
             });
@@ -109,7 +130,12 @@ impl Layout {
 
     fn push(&mut self, name: String, (inner, out): (usize, usize)) -> usize {
         let name = format!("base_model.model.{name}");
-        self.modules.push(Module { name, inner, out, start: self.len });
+        self.modules.push(Module {
+            name,
+            inner,
+            out,
+            start: self.len,
+        });
         self.len += round_up(self.rank * inner, 16) + round_up(self.rank * out, 16);
         self.modules.len() - 1
     }
@@ -170,12 +196,16 @@ impl TensorPlace {
         let [rows, columns] = self.shape;
         if values.len() != rows * columns {
             let (name, n) = (&self.name, values.len());
-            return Err(Error::Invalid(format!("`{name}` has {n} values, not {rows} x {columns}")));
+            return Err(Error::Invalid(format!(
+                "`{name}` has {n} values, not {rows} x {columns}"
+            )));
         }
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
             return Err(Error::Invalid(format!("`{}` holds {value}", self.name)));
         }
-        self.indices().zip(values).for_each(|(i, value)| flat[i] = *value);
+        self.indices()
+            .zip(values)
+            .for_each(|(i, value)| flat[i] = *value);
         Ok(())
     }
 }
@@ -246,7 +276,8 @@ impl Adapter {
             if let Some(tensor) = state.weights.get(&place.name) {
                 if tensor.shape != place.shape {
                     let (name, shape, wanted) = (&place.name, &tensor.shape, place.shape);
-                    let message = format!("`{name}` has shape {shape:?}, the base model asks for {wanted:?}");
+                    let message =
+                        format!("`{name}` has shape {shape:?}, the base model asks for {wanted:?}");
                     return Err(Error::Invalid(message));
                 }
                 place.scatter(&tensor.data, &mut adapter.weights)?;
@@ -275,15 +306,22 @@ impl Adapter {
         };
         for place in self.layout.tensors(self.spec.rank) {
             let data = place.gather(&self.weights);
-            let tensor = HostTensor { shape: place.shape.to_vec(), data };
+            let tensor = HostTensor {
+                shape: place.shape.to_vec(),
+                data,
+            };
             state.weights.insert(place.name.clone(), tensor);
             if !self.first_moment.is_empty() {
-                let moments =
-                    (place.gather(&self.first_moment), place.gather(&self.second_moment));
+                let moments = (
+                    place.gather(&self.first_moment),
+                    place.gather(&self.second_moment),
+                );
                 state.moments.insert(place.name.clone(), moments);
             }
             if !self.gradient.is_empty() {
-                state.gradient.insert(place.name.clone(), place.gather(&self.gradient));
+                state
+                    .gradient
+                    .insert(place.name.clone(), place.gather(&self.gradient));
             }
         }
         state
@@ -305,8 +343,10 @@ impl Adapter {
         for module in &self.layout.modules {
             for (start, len) in self.layout.factors(module) {
                 let width = len / rank;
-                let (source, target) =
-                    (&self.weights[start..][..len], &mut self.turned[start..][..len]);
+                let (source, target) = (
+                    &self.weights[start..][..len],
+                    &mut self.turned[start..][..len],
+                );
                 for (j, row) in target.chunks_exact_mut(rank).enumerate() {
                     for (value, column) in row.iter_mut().zip(source.chunks_exact(width)) {
                         *value = column[j];
@@ -323,7 +363,9 @@ impl Adapter {
 
     /// The module of a projection, if it is trained.
     pub(crate) fn lora(&self, layer: usize, projection: Projection) -> Option<Lora<'_>> {
-        self.layout.find(layer, projection).map(|module| self.view(module))
+        self.layout
+            .find(layer, projection)
+            .map(|module| self.view(module))
     }
 
     /// The module of the head, if it is trained.
@@ -359,7 +401,9 @@ impl Adapter {
         }
         let grad_norm = norm(&self.gradient, pool);
         if !grad_norm.is_finite() {
-            return Err(Error::NotFinite(format!("the gradient norm is {grad_norm}")));
+            return Err(Error::NotFinite(format!(
+                "the gradient norm is {grad_norm}"
+            )));
         }
         if self.first_moment.is_empty() {
             self.first_moment = Buffer::zeros(len);
@@ -382,13 +426,21 @@ impl Adapter {
             let start = i * CHUNK;
             let n = CHUNK.min(len - start);
             // SAFETY: chunks do not overlap and lie inside the buffers, which outlive the call.
-            let (w, m, v) =
-                unsafe { (weights.slice(start, n), first.slice(start, n), second.slice(start, n)) };
+            let (w, m, v) = unsafe {
+                (
+                    weights.slice(start, n),
+                    first.slice(start, n),
+                    second.slice(start, n),
+                )
+            };
             elementwise::adamw(step, w, &gradient[start..][..n], m, v);
         });
         self.gradient = Buffer::zeros(0);
         self.turn();
-        Ok(OptimReport { step: self.step, grad_norm })
+        Ok(OptimReport {
+            step: self.step,
+            grad_norm,
+        })
     }
 }
 
@@ -419,10 +471,18 @@ fn check_names<'a>(
     }
     let known: std::collections::BTreeSet<&str> = places.iter().map(|p| p.name.as_str()).collect();
     if let Some(name) = names.clone().find(|name| !known.contains(name.as_str())) {
-        return Err(Error::Invalid(format!("{what} `{name}` is of no module that the adapter trains")));
+        return Err(Error::Invalid(format!(
+            "{what} `{name}` is of no module that the adapter trains"
+        )));
     }
-    match places.iter().find(|p| !names.clone().any(|name| *name == p.name)) {
-        Some(place) => Err(Error::Invalid(format!("{what} of `{}` is missing", place.name))),
+    match places
+        .iter()
+        .find(|p| !names.clone().any(|name| *name == p.name))
+    {
+        Some(place) => Err(Error::Invalid(format!(
+            "{what} of `{}` is missing",
+            place.name
+        ))),
         None => {
             debug_assert!(names.next().is_some());
             Ok(())

@@ -1,5 +1,8 @@
 //! The CPU backend: hand-written forward and backward passes over a small set of kernels.
-#![expect(unsafe_code, reason = "vector instructions and memory shared between workers")]
+#![expect(
+    unsafe_code,
+    reason = "vector instructions and memory shared between workers"
+)]
 
 mod attention;
 mod block;
@@ -95,7 +98,10 @@ impl Cpu {
     }
 
     fn adapter(&self, id: AdapterId) -> Result<&Arc<Adapter>> {
-        self.adapters.get(&id).ok_or(Error::Unknown { kind: "adapter", id: id.0 })
+        self.adapters.get(&id).ok_or(Error::Unknown {
+            kind: "adapter",
+            id: id.0,
+        })
     }
 
     fn optional_adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>> {
@@ -115,7 +121,10 @@ impl Cpu {
 }
 
 fn unknown_slot(id: SlotId) -> Error {
-    Error::Unknown { kind: "slot", id: id.0 }
+    Error::Unknown {
+        kind: "slot",
+        id: id.0,
+    }
 }
 
 fn check_room(slot: &Slot, n: usize) -> Result<()> {
@@ -161,7 +170,11 @@ impl Backend for Cpu {
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
         let adapter = self.optional_adapter(adapter)?;
-        let training = Training { model: &self.model, pool: &self.pool, sequences };
+        let training = Training {
+            model: &self.model,
+            pool: &self.pool,
+            sequences,
+        };
         training.check()?;
         training.forward(adapter.as_deref(), &mut self.workspaces)
     }
@@ -171,9 +184,16 @@ impl Backend for Cpu {
         adapter: AdapterId,
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
-        let known = Error::Unknown { kind: "adapter", id: adapter.0 };
+        let known = Error::Unknown {
+            kind: "adapter",
+            id: adapter.0,
+        };
         let adapter = Arc::make_mut(self.adapters.get_mut(&adapter).ok_or(known)?);
-        let training = Training { model: &self.model, pool: &self.pool, sequences };
+        let training = Training {
+            model: &self.model,
+            pool: &self.pool,
+            sequences,
+        };
         training.check()?;
         let mut gradient = std::mem::replace(&mut adapter.gradient, Buffer::zeros(0));
         let outputs = training.forward_backward(adapter, &mut self.workspaces, &mut gradient);
@@ -182,7 +202,10 @@ impl Backend for Cpu {
     }
 
     fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport> {
-        let unknown = Error::Unknown { kind: "adapter", id: adapter.0 };
+        let unknown = Error::Unknown {
+            kind: "adapter",
+            id: adapter.0,
+        };
         let adapter = self.adapters.get_mut(&adapter).ok_or(unknown)?;
         Arc::make_mut(adapter).optim_step(params, &self.pool)
     }
@@ -190,7 +213,9 @@ impl Backend for Cpu {
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {
         let max = self.info.max_context;
         if capacity == 0 || capacity > max {
-            return Err(Error::Invalid(format!("slot capacity {capacity} is not in 1..={max}")));
+            return Err(Error::Invalid(format!(
+                "slot capacity {capacity} is not in 1..={max}"
+            )));
         }
         let adapter = self.optional_adapter(adapter)?;
         let slot = Slot::new(&self.model.arch, adapter, capacity);
@@ -198,7 +223,11 @@ impl Backend for Cpu {
     }
 
     fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId> {
-        let copy = self.slots.get(&slot).ok_or_else(|| unknown_slot(slot))?.clone();
+        let copy = self
+            .slots
+            .get(&slot)
+            .ok_or_else(|| unknown_slot(slot))?
+            .clone();
         Ok(self.add_slot(copy))
     }
 
@@ -211,12 +240,21 @@ impl Backend for Cpu {
             return Err(Error::Invalid("there are no tokens to append".into()));
         }
         self.check_tokens(tokens.iter().copied())?;
-        let held = self.slots.get_mut(&slot).ok_or_else(|| unknown_slot(slot))?;
+        let held = self
+            .slots
+            .get_mut(&slot)
+            .ok_or_else(|| unknown_slot(slot))?;
         check_room(held, tokens.len())?;
-        let mut inference =
-            Inference { model: &self.model, pool: &self.pool, scratch: &mut self.scratch };
+        let mut inference = Inference {
+            model: &self.model,
+            pool: &self.pool,
+            scratch: &mut self.scratch,
+        };
         let (prompt_logprobs, next_logits) = inference.prefill(held, tokens, prompt_logprobs);
-        Ok(Prefill { prompt_logprobs, next_logits })
+        Ok(Prefill {
+            prompt_logprobs,
+            next_logits,
+        })
     }
 
     fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>> {
@@ -236,12 +274,21 @@ impl Backend for Cpu {
         let mut segments: Vec<Segment<'_>> = taken
             .iter_mut()
             .zip(rows)
-            .map(|((_, slot), (_, token))| Segment { slot, tokens: std::slice::from_ref(token) })
+            .map(|((_, slot), (_, token))| Segment {
+                slot,
+                tokens: std::slice::from_ref(token),
+            })
             .collect();
-        let mut inference =
-            Inference { model: &self.model, pool: &self.pool, scratch: &mut self.scratch };
-        let logits =
-            if segments.is_empty() { Vec::new() } else { inference.decode(&mut segments) };
+        let mut inference = Inference {
+            model: &self.model,
+            pool: &self.pool,
+            scratch: &mut self.scratch,
+        };
+        let logits = if segments.is_empty() {
+            Vec::new()
+        } else {
+            inference.decode(&mut segments)
+        };
         self.slots.extend(taken);
         Ok(logits)
     }

@@ -24,8 +24,14 @@ impl Linear {
     fn load(weights: &Weights, name: &str, out: usize, inner: usize, bias: bool) -> Result<Self> {
         let tensor = weights.tensor(&format!("{name}.weight"), &[out, inner])?;
         let forward = Panels::from_columns(inner, out, |j, row| tensor.read(j * inner, row))?;
-        let bias = bias.then(|| weights.vector(&format!("{name}.bias"), out)).transpose()?;
-        Ok(Self { forward, backward: OnceLock::new(), bias })
+        let bias = bias
+            .then(|| weights.vector(&format!("{name}.bias"), out))
+            .transpose()?;
+        Ok(Self {
+            forward,
+            backward: OnceLock::new(),
+            bias,
+        })
     }
 
     /// `W` as right factor, for gradients.
@@ -67,24 +73,41 @@ impl Model {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
-        let layers =
-            (0..arch.n_layers).map(|i| load_layer(&arch, &weights, i)).collect::<Result<Vec<_>>>()?;
+        let layers = (0..arch.n_layers)
+            .map(|i| load_layer(&arch, &weights, i))
+            .collect::<Result<Vec<_>>>()?;
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
-            (Linear::load(&weights, embedding, vocab, hidden, false)?, None)
+            (
+                Linear::load(&weights, embedding, vocab, hidden, false)?,
+                None,
+            )
         } else {
             let tensor = weights.tensor(&format!("{embedding}.weight"), &[vocab, hidden])?;
             let mut rows = Buffer::zeros_huge(vocab * hidden);
             tensor.read(0, &mut rows)?;
-            (Linear::load(&weights, "lm_head", vocab, hidden, false)?, Some(rows))
+            (
+                Linear::load(&weights, "lm_head", vocab, hidden, false)?,
+                Some(rows),
+            )
         };
         let final_norm = weights.vector("model.norm.weight", hidden)?;
         let beyond = arch.n_layers;
         if weights.contains(&format!("model.layers.{beyond}.mlp.down_proj.weight")) {
-            let message = format!("has weights of layer {beyond}, but config.json has {beyond} layers");
-            return Err(Error::Model { path: dir.to_path_buf(), message });
+            let message =
+                format!("has weights of layer {beyond}, but config.json has {beyond} layers");
+            return Err(Error::Model {
+                path: dir.to_path_buf(),
+                message,
+            });
         }
-        Ok(Self { arch, layers, final_norm, head, embedding })
+        Ok(Self {
+            arch,
+            layers,
+            final_norm,
+            head,
+            embedding,
+        })
     }
 
     /// Writes the embedding of each token to `out`, `[tokens, hidden]`.
@@ -125,14 +148,20 @@ impl Linear {
 
 fn load_layer(arch: &Arch, weights: &Weights, i: usize) -> Result<Layer> {
     let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
-    let (q, kv) = (arch.n_heads * arch.head_dim, arch.n_kv_heads * arch.head_dim);
+    let (q, kv) = (
+        arch.n_heads * arch.head_dim,
+        arch.n_kv_heads * arch.head_dim,
+    );
     let name = |part: &str| format!("model.layers.{i}.{part}");
     let linear = |part: &str, out: usize, inner: usize, bias: bool| {
         Linear::load(weights, &name(part), out, inner, bias)
     };
     let head_norm = |part: &str| weights.vector(&name(part), arch.head_dim);
     let qk_norm = if arch.qk_norm {
-        Some((head_norm("self_attn.q_norm.weight")?, head_norm("self_attn.k_norm.weight")?))
+        Some((
+            head_norm("self_attn.q_norm.weight")?,
+            head_norm("self_attn.k_norm.weight")?,
+        ))
     } else {
         None
     };

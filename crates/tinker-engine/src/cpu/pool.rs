@@ -64,7 +64,10 @@ impl Pool {
             // Without a thread the others do its work.
             worker.spawn(move || shared.work()).ok()
         });
-        Self { workers: workers.collect(), shared }
+        Self {
+            workers: workers.collect(),
+            shared,
+        }
     }
 
     /// Threads that work on a call.
@@ -93,7 +96,10 @@ impl Pool {
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }
-        assert!(!shared.panicked.swap(false, Ordering::AcqRel), "a worker of the engine panicked");
+        assert!(
+            !shared.panicked.swap(false, Ordering::AcqRel),
+            "a worker of the engine panicked"
+        );
     }
 }
 
@@ -113,7 +119,9 @@ impl Shared {
     fn publish<'a>(&self, task: &'a (dyn Fn(usize) + Sync + 'a), n_tasks: usize) {
         // SAFETY: only the lifetime changes; `run` returns after every worker has left the job.
         let task: *const (dyn Fn(usize) + Sync) = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + 'a), *const (dyn Fn(usize) + Sync)>(task)
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + 'a), *const (dyn Fn(usize) + Sync)>(
+                task,
+            )
         };
         *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(Job { task, n_tasks });
         self.next.store(0, Ordering::Release);
@@ -139,12 +147,9 @@ impl Shared {
         let mut last = 0;
         while let Some(state) = self.wait_for_job(last) {
             last = state / JOB;
-            let joined = self.state.compare_exchange(
-                state,
-                state + 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            let joined =
+                self.state
+                    .compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Acquire);
             if joined.is_err() {
                 // Another worker joined in between, or the job closed: look again.
                 last -= 1;
@@ -187,7 +192,10 @@ impl Shared {
                 return Some(state);
             }
             *sleeping += 1;
-            sleeping = self.wake.wait(sleeping).unwrap_or_else(PoisonError::into_inner);
+            sleeping = self
+                .wake
+                .wait(sleeping)
+                .unwrap_or_else(PoisonError::into_inner);
             *sleeping -= 1;
         }
     }

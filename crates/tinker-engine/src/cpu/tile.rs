@@ -100,7 +100,12 @@ unsafe fn run_job<
                 job.fetch_weights(k, column + width, row / V::TILE_ROWS, tiles);
                 job.fetch_output(m, row + rows, column, columns);
                 let a = left.data.add(row / ROWS * left.group_stride + row % ROWS);
-                let at = At { a, step: left.step, row, column };
+                let at = At {
+                    a,
+                    step: left.step,
+                    row,
+                    column,
+                };
                 if columns == width {
                     tile_of_rows::<V, C>(rows, k, job, at, job.c_at(row, column), job.stride);
                 } else {
@@ -159,7 +164,10 @@ impl Job {
     #[inline(always)]
     unsafe fn b_at(&self, column: usize) -> *const f32 {
         // SAFETY: the caller stays inside the panels.
-        unsafe { self.b.add(column / PANEL * self.panel_stride + column % PANEL) }
+        unsafe {
+            self.b
+                .add(column / PANEL * self.panel_stride + column % PANEL)
+        }
     }
 }
 
@@ -188,7 +196,12 @@ unsafe fn stream<V: Vector, const R: usize, const S: usize>(
     for column in (0..done).step_by(width) {
         // SAFETY: passed on to the caller; the tile is inside the output.
         unsafe {
-            let at = At { a: left.data, step: left.step, row: 0, column };
+            let at = At {
+                a: left.data,
+                step: left.step,
+                row: 0,
+                column,
+            };
             tile::<V, R, S>(k, job, at, job.c_at(0, column), job.stride);
         }
     }
@@ -334,7 +347,14 @@ pub(super) fn pack_quad(data: &[f32], stride: usize, depth: usize, step: usize, 
     #[cfg(target_arch = "x86_64")]
     for t in (0..done).step_by(4) {
         // SAFETY: the assertion covers rows 0 to 3 up to `depth`, and four floats at each step.
-        unsafe { x86::pack_4x4(data.as_ptr().add(t), stride, out.as_mut_ptr().add(t * step), step) };
+        unsafe {
+            x86::pack_4x4(
+                data.as_ptr().add(t),
+                stride,
+                out.as_mut_ptr().add(t * step),
+                step,
+            )
+        };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let done = done - done;
@@ -426,8 +446,24 @@ mod x86 {
         };
     }
 
-    vector!(__m512, 16, 12, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
-        |p: *const f32| _mm512_set1_ps(*p));
-    vector!(__m256, 8, 6, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps,
-        |p: *const f32| _mm256_broadcast_ss(&*p));
+    vector!(
+        __m512,
+        16,
+        12,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        |p: *const f32| _mm512_set1_ps(*p)
+    );
+    vector!(
+        __m256,
+        8,
+        6,
+        _mm256_setzero_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        |p: *const f32| _mm256_broadcast_ss(&*p)
+    );
 }

@@ -51,7 +51,9 @@ impl Workspace {
         while self.acts.len() < wanted {
             self.acts.push(Activations::new());
         }
-        self.acts[..wanted].iter_mut().for_each(|a| a.reserve(arch, rows, rank));
+        self.acts[..wanted]
+            .iter_mut()
+            .for_each(|a| a.reserve(arch, rows, rank));
         if keeps_all {
             self.deltas.reserve(arch, rows, rank);
         }
@@ -74,8 +76,16 @@ impl Workspace {
         let rank = adapter.map_or(0, Adapter::padded_rank);
         let keeps_all = gradient.is_some();
         self.reserve(model, rows, rank, keeps_all);
-        let run = [Run { rows: 0..rows, adapter }];
-        let batch = Batch { rows, runs: &run, rank, pool: None };
+        let run = [Run {
+            rows: 0..rows,
+            adapter,
+        }];
+        let batch = Batch {
+            rows,
+            runs: &run,
+            rank,
+            pool: None,
+        };
         model.embed(&sequence.tokens, &mut self.x);
         for layer in 0..model.arch.n_layers {
             let block = Block::of(model, layer);
@@ -86,15 +96,27 @@ impl Workspace {
         }
         let n = rows * hidden;
         let (eps, norm) = (model.arch.rms_eps, &model.final_norm);
-        elementwise::rms_norm(&self.x[..n], norm, eps, &mut self.normed, &mut self.inverse[..rows]);
-        let pass = Pass { model, adapter, pool: None };
+        elementwise::rms_norm(
+            &self.x[..n],
+            norm,
+            eps,
+            &mut self.normed,
+            &mut self.inverse[..rows],
+        );
+        let pass = Pass {
+            model,
+            adapter,
+            pool: None,
+        };
         let mut logprobs = Vec::with_capacity(sequence.targets.len());
         let normed = &self.normed[..n];
         let loss = match (gradient, adapter) {
             (Some(gradient), Some(adapter)) => {
-                let head = HeadGradients { d_hidden: &mut self.branch, adapter: &mut *gradient };
-                let loss =
-                    pass.run(sequence, normed, &mut self.head, &mut logprobs, Some(head));
+                let head = HeadGradients {
+                    d_hidden: &mut self.branch,
+                    adapter: &mut *gradient,
+                };
+                let loss = pass.run(sequence, normed, &mut self.head, &mut logprobs, Some(head));
                 self.backward(model, adapter, angles, rows, gradient);
                 loss
             }
@@ -116,10 +138,23 @@ impl Workspace {
         let dx = &mut self.deltas.x[..n];
         dx.fill(0.0);
         let inverse = &self.inverse[..rows];
-        elementwise::rms_norm_backward(&self.x[..n], &model.final_norm, inverse, &self.branch[..n], dx);
+        elementwise::rms_norm_backward(
+            &self.x[..n],
+            &model.final_norm,
+            inverse,
+            &self.branch[..n],
+            dx,
+        );
         for layer in (0..model.arch.n_layers).rev() {
             let block = Block::of(model, layer);
-            block.backward(rows, adapter, angles, &mut self.acts[layer], &mut self.deltas, gradient);
+            block.backward(
+                rows,
+                adapter,
+                angles,
+                &mut self.acts[layer],
+                &mut self.deltas,
+                gradient,
+            );
         }
     }
 }
@@ -158,7 +193,10 @@ impl Training<'_> {
         let outputs = Slots::new(self.sequences.len());
         self.each_sequence(workspaces, &|workspace, i| {
             let sequence = &self.sequences[i];
-            outputs.set(i, workspace.run(self.model, adapter, &angles, sequence, None));
+            outputs.set(
+                i,
+                workspace.run(self.model, adapter, &angles, sequence, None),
+            );
             true
         });
         outputs.into_results(|i, output| check_finite(i, &output).map(|()| output))
@@ -204,19 +242,20 @@ impl Training<'_> {
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let shared = SharedMut::new(workspaces);
-        self.pool.run(workspaces.len().min(self.sequences.len()), &|worker| {
-            // SAFETY: each task uses the workspace of its own number.
-            let workspace = unsafe { &mut shared.slice(worker, 1)[0] };
-            while !stop.load(Ordering::Acquire) {
-                let i = next.fetch_add(1, Ordering::AcqRel);
-                if i >= self.sequences.len() {
-                    break;
+        self.pool
+            .run(workspaces.len().min(self.sequences.len()), &|worker| {
+                // SAFETY: each task uses the workspace of its own number.
+                let workspace = unsafe { &mut shared.slice(worker, 1)[0] };
+                while !stop.load(Ordering::Acquire) {
+                    let i = next.fetch_add(1, Ordering::AcqRel);
+                    if i >= self.sequences.len() {
+                        break;
+                    }
+                    if !work(workspace, i) {
+                        stop.store(true, Ordering::Release);
+                    }
                 }
-                if !work(workspace, i) {
-                    stop.store(true, Ordering::Release);
-                }
-            }
-        });
+            });
     }
 }
 
@@ -224,14 +263,19 @@ fn check_finite(i: usize, output: &SequenceOutput) -> Result<()> {
     if output.loss.is_finite() {
         return Ok(());
     }
-    Err(Error::NotFinite(format!("sequence {i}: the loss is {}", output.loss)))
+    Err(Error::NotFinite(format!(
+        "sequence {i}: the loss is {}",
+        output.loss
+    )))
 }
 
 fn check_gradient(i: usize, gradient: &[f32]) -> Result<()> {
     if elementwise::sum_of_squares(gradient).is_finite() {
         return Ok(());
     }
-    Err(Error::NotFinite(format!("sequence {i}: its gradient is not finite")))
+    Err(Error::NotFinite(format!(
+        "sequence {i}: its gradient is not finite"
+    )))
 }
 
 /// Results that workers leave by index.
@@ -250,7 +294,8 @@ impl<T> Slots<T> {
     fn into_results<U>(self, mut finish: impl FnMut(usize, T) -> Result<U>) -> Result<Vec<U>> {
         let slots = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         let done = slots.into_iter().enumerate();
-        done.filter_map(|(i, slot)| slot.map(|value| finish(i, value))).collect()
+        done.filter_map(|(i, slot)| slot.map(|value| finish(i, value)))
+            .collect()
     }
 }
 
@@ -279,7 +324,10 @@ impl OrderedSum {
             free: Vec::new(),
             allowance: n_buffers,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// A buffer for sequence `i`. Waits if too many are in use, except for the sequence that all
@@ -294,7 +342,10 @@ impl OrderedSum {
                 state.allowance = state.allowance.saturating_sub(1);
                 return Buffer::zeros(state.total.len());
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -303,7 +354,9 @@ impl OrderedSum {
         state.waiting.insert(i, gradient);
         loop {
             let next = state.next;
-            let Some(gradient) = state.waiting.remove(&next) else { break };
+            let Some(gradient) = state.waiting.remove(&next) else {
+                break;
+            };
             elementwise::add(&gradient, &mut state.total);
             state.next += 1;
             state.free.push(gradient);
@@ -312,6 +365,9 @@ impl OrderedSum {
     }
 
     fn into_total(self) -> Buffer {
-        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).total
+        self.state
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .total
     }
 }

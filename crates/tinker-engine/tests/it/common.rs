@@ -12,7 +12,9 @@ use tinker_engine::{
 pub const MODELS: [&str; 2] = ["llama", "qwen3"];
 
 pub fn dir(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics").join(model)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures/numerics")
+        .join(model)
 }
 
 pub fn load(model: &str, threads: usize) -> Box<dyn Backend> {
@@ -24,14 +26,29 @@ pub fn tensors(path: &Path) -> BTreeMap<String, HostTensor> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.tensors().into_iter().map(|(name, view)| {
-        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-        (name, HostTensor { shape: view.shape().to_vec(), data: data.collect() })
+        let data = view
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        (
+            name,
+            HostTensor {
+                shape: view.shape().to_vec(),
+                data: data.collect(),
+            },
+        )
     });
     tensors.collect()
 }
 
 pub fn all_modules(rank: usize) -> LoraSpec {
-    LoraSpec { rank, seed: 1, train_attn: true, train_mlp: true, train_unembed: true }
+    LoraSpec {
+        rank,
+        seed: 1,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: true,
+    }
 }
 
 /// What PyTorch computed for a model.
@@ -44,7 +61,10 @@ impl Reference {
     pub fn of(model: &str) -> Self {
         let dir = dir(model).join("reference");
         let text = std::fs::read_to_string(dir.join("reference.json")).unwrap();
-        Self { json: serde_json::from_str(&text).unwrap(), dir }
+        Self {
+            json: serde_json::from_str(&text).unwrap(),
+            dir,
+        }
     }
 
     pub fn tensors(&self, name: &str) -> BTreeMap<String, HostTensor> {
@@ -73,7 +93,11 @@ impl Reference {
         let sequence = |row: &Value| TrainSequence {
             tokens: tokens(&row["tokens"]),
             targets: tokens(&row[if soft { "targets_k" } else { "targets" }]),
-            k: if soft { self.json["k"].as_u64().unwrap() as usize } else { 1 },
+            k: if soft {
+                self.json["k"].as_u64().unwrap() as usize
+            } else {
+                1
+            },
             loss: self.loss(name, row),
         };
         rows.iter().map(sequence).collect()
@@ -83,39 +107,80 @@ impl Reference {
         let (logprobs, advantages) = (floats(&row["logprobs"]), floats(&row["advantages"]));
         let setting = |key: &str| self.json[name][key].as_f64().unwrap() as f32;
         match name {
-            "cross_entropy" => Loss::CrossEntropy { weights: floats(&row["weights"]) },
-            "cross_entropy_k" => Loss::CrossEntropy { weights: floats(&row["weights_k"]) },
-            "importance_sampling" => Loss::ImportanceSampling { logprobs, advantages },
+            "cross_entropy" => Loss::CrossEntropy {
+                weights: floats(&row["weights"]),
+            },
+            "cross_entropy_k" => Loss::CrossEntropy {
+                weights: floats(&row["weights_k"]),
+            },
+            "importance_sampling" => Loss::ImportanceSampling {
+                logprobs,
+                advantages,
+            },
             "ppo" | "cispo" => {
                 let (clip_low, clip_high) = (setting("clip_low"), setting("clip_high"));
                 if name == "ppo" {
-                    Loss::Ppo { logprobs, advantages, clip_low, clip_high }
+                    Loss::Ppo {
+                        logprobs,
+                        advantages,
+                        clip_low,
+                        clip_high,
+                    }
                 } else {
-                    Loss::Cispo { logprobs, advantages, clip_low, clip_high }
+                    Loss::Cispo {
+                        logprobs,
+                        advantages,
+                        clip_low,
+                        clip_high,
+                    }
                 }
             }
-            "dro" => Loss::Dro { logprobs, advantages, beta: setting("beta") },
+            "dro" => Loss::Dro {
+                logprobs,
+                advantages,
+                beta: setting("beta"),
+            },
             other => panic!("no loss {other}"),
         }
     }
 }
 
-pub const LOSSES: [&str; 6] =
-    ["cross_entropy", "cross_entropy_k", "importance_sampling", "ppo", "cispo", "dro"];
+pub const LOSSES: [&str; 6] = [
+    "cross_entropy",
+    "cross_entropy_k",
+    "importance_sampling",
+    "ppo",
+    "cispo",
+    "dro",
+];
 
 pub fn tokens(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t.as_u64().unwrap() as u32)
+        .collect()
 }
 
 pub fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap() as f32)
+        .collect()
 }
 
 /// `|a - b| / |b|`.
 pub fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f64| x * x;
-    let off: f64 = a.iter().zip(b).map(|(x, y)| square(f64::from(*x) - f64::from(*y))).sum();
+    let off: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(x, y)| square(f64::from(*x) - f64::from(*y)))
+        .sum();
     let size: f64 = b.iter().map(|y| square(f64::from(*y))).sum();
     off.sqrt() / size.sqrt().max(1e-30)
 }

@@ -39,7 +39,10 @@ fn threads_do_not_change_a_training_step() {
         let batch = batch(model);
         let one = train(1, model, &[&batch]);
         for threads in [2, 3, 5] {
-            assert!(train(threads, model, &[&batch]) == one, "{model}, {threads} threads");
+            assert!(
+                train(threads, model, &[&batch]) == one,
+                "{model}, {threads} threads"
+            );
         }
     }
 }
@@ -65,7 +68,10 @@ fn batch_mates_do_not_change_a_sequence() {
         let adapter = Reference::of(model).import(&mut *backend);
         for (sequence, expected) in batch.iter().zip(&together) {
             let one = std::slice::from_ref(sequence);
-            assert_eq!(backend.forward(Some(adapter), one).unwrap()[0].logprobs, *expected);
+            assert_eq!(
+                backend.forward(Some(adapter), one).unwrap()[0].logprobs,
+                *expected
+            );
         }
     }
 }
@@ -108,7 +114,10 @@ fn export_and_import_in_mid_accumulation_continue_bit_for_bit() {
             backend.forward_backward(adapter, &batch[4..]).unwrap();
             backend.optim_step(adapter, &STEP).unwrap();
         }
-        let (a, b) = (backend.export_adapter(first), elsewhere.export_adapter(second));
+        let (a, b) = (
+            backend.export_adapter(first),
+            elsewhere.export_adapter(second),
+        );
         assert_eq!(a.unwrap(), b.unwrap());
     }
 }
@@ -132,7 +141,10 @@ fn chunks_of_a_prompt_and_single_tokens_give_the_bits_of_the_whole() {
             for tokens in prompt.chunks(chunk) {
                 next_logits = backend.prefill(slot, tokens, false).unwrap().next_logits;
             }
-            assert_eq!(next_logits, expected.next_logits, "{model}, chunks of {chunk}");
+            assert_eq!(
+                next_logits, expected.next_logits,
+                "{model}, chunks of {chunk}"
+            );
         }
         let slot = backend.open_slot(adapter, 300).unwrap();
         backend.prefill(slot, &prompt[..100], false).unwrap();
@@ -155,7 +167,9 @@ fn scoring_a_sequence_gives_the_bits_of_its_prompt_logprobs() {
             tokens: prompt[..n].to_vec(),
             targets: prompt[1..].to_vec(),
             k: 1,
-            loss: tinker_engine::Loss::CrossEntropy { weights: vec![1.0; n] },
+            loss: tinker_engine::Loss::CrossEntropy {
+                weights: vec![1.0; n],
+            },
         };
 
         let scored = backend.forward(adapter, &[sequence]).unwrap();
@@ -175,18 +189,35 @@ fn rows_of_a_decode_step_do_not_see_each_other() {
         let owners = [tuned, None, other, tuned, None, tuned, tuned, other, None];
         let mut open = |adapter, i: usize| {
             let slot = backend.open_slot(adapter, 300).unwrap();
-            backend.prefill(slot, &prompt()[..3 + 11 * i], false).unwrap();
+            backend
+                .prefill(slot, &prompt()[..3 + 11 * i], false)
+                .unwrap();
             slot
         };
-        let slots: Vec<_> = owners.iter().enumerate().map(|(i, a)| open(*a, i)).collect();
-        let twins: Vec<_> = slots.iter().map(|s| backend.fork_slot(*s).unwrap()).collect();
-        let rows: Vec<_> = slots.iter().zip(5..).map(|(slot, token)| (*slot, token)).collect();
+        let slots: Vec<_> = owners
+            .iter()
+            .enumerate()
+            .map(|(i, a)| open(*a, i))
+            .collect();
+        let twins: Vec<_> = slots
+            .iter()
+            .map(|s| backend.fork_slot(*s).unwrap())
+            .collect();
+        let rows: Vec<_> = slots
+            .iter()
+            .zip(5..)
+            .map(|(slot, token)| (*slot, token))
+            .collect();
 
         let together = backend.decode_step(&rows).unwrap();
 
         let vocab = backend.info().vocab_size;
         for ((twin, (_, token)), logits) in twins.iter().zip(&rows).zip(together.chunks(vocab)) {
-            assert_eq!(backend.decode_step(&[(*twin, *token)]).unwrap(), logits, "{model}");
+            assert_eq!(
+                backend.decode_step(&[(*twin, *token)]).unwrap(),
+                logits,
+                "{model}"
+            );
         }
     }
 }
@@ -202,5 +233,11 @@ fn a_forked_slot_goes_its_own_way() {
     let logits = backend.decode_step(&[(slot, 1)]).unwrap();
 
     let fresh = backend.open_slot(None, 50).unwrap();
-    assert_eq!(backend.prefill(fresh, &[3, 1, 4, 1], false).unwrap().next_logits, logits);
+    assert_eq!(
+        backend
+            .prefill(fresh, &[3, 1, 4, 1], false)
+            .unwrap()
+            .next_logits,
+        logits
+    );
 }

@@ -3,5 +3,6 @@
 mod bad_input;
 mod common;
 mod finite_differences;
+mod generating;
 mod invariance;
 mod pytorch;

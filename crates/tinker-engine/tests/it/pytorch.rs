@@ -17,21 +17,32 @@ fn losses_logprobs_and_gradients_agree() {
             let adapter = reference.import(&mut *backend);
             let expected = &reference.json["losses"][loss];
 
-            let outputs = backend.forward_backward(adapter, &reference.batch(loss)).unwrap();
+            let outputs = backend
+                .forward_backward(adapter, &reference.batch(loss))
+                .unwrap();
 
             let total: f64 = outputs.iter().map(|o| o.loss).sum();
             let wanted = expected["loss"].as_f64().unwrap();
-            assert!((total - wanted).abs() / wanted.abs() < TOLERANCE, "{model} {loss}: {total}");
+            assert!(
+                (total - wanted).abs() / wanted.abs() < TOLERANCE,
+                "{model} {loss}: {total}"
+            );
             for (i, output) in outputs.iter().enumerate() {
                 let off = relative(&output.logprobs, &floats(&expected["logprobs"][i]));
-                assert!(off < TOLERANCE, "{model} {loss} sequence {i}: log-probs off by {off:e}");
+                assert!(
+                    off < TOLERANCE,
+                    "{model} {loss} sequence {i}: log-probs off by {off:e}"
+                );
             }
             let gradient = backend.export_adapter(adapter).unwrap().gradient;
             let references = reference.tensors(&format!("grad_{loss}"));
             assert_eq!(gradient.len(), references.len());
             for (name, tensor) in references {
                 let off = relative(&gradient[&name], &tensor.data);
-                assert!(off < TOLERANCE, "{model} {loss} {name}: gradient off by {off:e}");
+                assert!(
+                    off < TOLERANCE,
+                    "{model} {loss} {name}: gradient off by {off:e}"
+                );
             }
         }
     }
@@ -64,7 +75,11 @@ fn an_adamw_step_with_clipping_and_decay_agrees() {
         let report = backend.optim_step(adapter, &adamw(settings)).unwrap();
 
         let norm = settings["steps"][0]["grad_norm"].as_f64().unwrap();
-        assert!((report.grad_norm - norm).abs() / norm < 1e-6, "{model}: {}", report.grad_norm);
+        assert!(
+            (report.grad_norm - norm).abs() / norm < 1e-6,
+            "{model}: {}",
+            report.grad_norm
+        );
         let weights = backend.export_adapter(adapter).unwrap().weights;
         for (name, tensor) in reference.tensors("adamw_1") {
             let off = relative(&weights[&name].data, &tensor.data);
@@ -88,8 +103,14 @@ fn three_steps_of_training_agree() {
             let loss: f64 = outputs.iter().map(|o| o.loss).sum();
             let wanted = step["loss"].as_f64().unwrap();
             let norm = step["grad_norm"].as_f64().unwrap();
-            assert!((loss - wanted).abs() / wanted < 1e-4, "{model} step {i}: {loss}");
-            assert!((report.grad_norm - norm).abs() / norm < 1e-4, "{model} step {i}: {report:?}");
+            assert!(
+                (loss - wanted).abs() / wanted < 1e-4,
+                "{model} step {i}: {loss}"
+            );
+            assert!(
+                (report.grad_norm - norm).abs() / norm < 1e-4,
+                "{model} step {i}: {report:?}"
+            );
         }
         let weights = backend.export_adapter(adapter).unwrap().weights;
         for (name, tensor) in reference.tensors("adamw_3") {
@@ -108,11 +129,16 @@ fn greedy_decoding_gives_the_same_tokens_and_logprobs() {
         let greedy = &reference.json["greedy"];
         let (prompt, expected) = (tokens(&greedy["prompt"]), tokens(&greedy["tokens"]));
         let (logprobs, gaps) = (floats(&greedy["logprobs"]), floats(&greedy["gaps"]));
-        let slot = backend.open_slot(Some(adapter), prompt.len() + expected.len()).unwrap();
+        let slot = backend
+            .open_slot(Some(adapter), prompt.len() + expected.len())
+            .unwrap();
 
         let prefill = backend.prefill(slot, &prompt, true).unwrap();
 
-        let off = relative(&prefill.prompt_logprobs, &floats(&greedy["prompt_logprobs"]));
+        let off = relative(
+            &prefill.prompt_logprobs,
+            &floats(&greedy["prompt_logprobs"]),
+        );
         assert!(off < TOLERANCE, "{model}: prompt log-probs off by {off:e}");
         let mut logits = prefill.next_logits;
         for (i, token) in expected.iter().enumerate() {
@@ -121,15 +147,24 @@ fn greedy_decoding_gives_the_same_tokens_and_logprobs() {
             }
             let (best, logprob) = best(&logits);
             assert_eq!(best, *token, "{model}: token {i}");
-            assert!((logprob - f64::from(logprobs[i])).abs() < 1e-4, "{model}: token {i}");
+            assert!(
+                (logprob - f64::from(logprobs[i])).abs() < 1e-4,
+                "{model}: token {i}"
+            );
             logits = backend.decode_step(&[(slot, *token)]).unwrap();
         }
     }
 }
 
 fn best(logits: &[f32]) -> (u32, f64) {
-    let (token, max) =
-        logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("a vocabulary");
-    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - f64::from(*max)).exp()).sum();
+    let (token, max) = logits
+        .iter()
+        .enumerate()
+        .max_by(|a, b| a.1.total_cmp(b.1))
+        .expect("a vocabulary");
+    let sum: f64 = logits
+        .iter()
+        .map(|x| (f64::from(*x) - f64::from(*max)).exp())
+        .sum();
     (token as u32, -sum.ln())
 }

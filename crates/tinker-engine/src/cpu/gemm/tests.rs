@@ -26,7 +26,9 @@ fn product(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &[f32]) -> Vec
 }
 
 fn transpose(rows: usize, columns: usize, a: &[f32]) -> Vec<f32> {
-    (0..rows * columns).map(|i| a[i % rows * columns + i / rows]).collect()
+    (0..rows * columns)
+        .map(|i| a[i % rows * columns + i / rows])
+        .collect()
 }
 
 const SHAPES: [(usize, usize, usize); 12] = [
@@ -56,14 +58,26 @@ fn agrees_with_the_definition_for_every_shape_and_instruction_set() {
             })
             .unwrap();
             let a_t = transpose(m, k, &a);
-            let lefts = [Rows::RowMajor { data: &a, stride: k }, Rows::Transposed { data: &a_t, stride: m }];
+            let lefts = [
+                Rows::RowMajor {
+                    data: &a,
+                    stride: k,
+                },
+                Rows::Transposed {
+                    data: &a_t,
+                    stride: m,
+                },
+            ];
             for left in lefts {
                 for right in [panels.cols(), Cols::row_major(&b, k, n, n)] {
                     let mut out = c.clone();
                     let mut products = [Product::new(right, &mut out, n, Store::Add)];
                     matmul_at(isa, m, k, left, &mut products);
                     for (x, y) in out.iter().zip(&expected) {
-                        assert!((f64::from(*x) - y).abs() < 1e-4, "{isa:?} {m} {n} {k}: {x} {y}");
+                        assert!(
+                            (f64::from(*x) - y).abs() < 1e-4,
+                            "{isa:?} {m} {n} {k}: {x} {y}"
+                        );
                     }
                 }
             }
@@ -86,7 +100,10 @@ fn a_row_has_the_same_bits_whatever_stands_beside_it() {
         };
         let all = run(m, &a);
         for (row, rows) in [(0, 1), (17, 2), (40, 5), (100, 6), (120, 7), (130, 100)] {
-            assert_eq!(run(rows, &a[row * k..(row + rows) * k]), all[row * n..(row + rows) * n]);
+            assert_eq!(
+                run(rows, &a[row * k..(row + rows) * k]),
+                all[row * n..(row + rows) * n]
+            );
         }
     }
 }
@@ -97,9 +114,26 @@ fn writes_nothing_outside_its_columns() {
     let (a, b) = (values(m * k, 6), values(k * n, 7));
     for isa in Isa::available() {
         let mut out = vec![7.0; m * stride];
-        let mut products = [Product::new(Cols::row_major(&b, k, n, n), &mut out, stride, Store::Replace)];
-        matmul_at(isa, m, k, Rows::RowMajor { data: &a, stride: k }, &mut products);
-        assert!(out.chunks(stride).all(|row| row[n..].iter().all(|x| *x == 7.0)));
+        let mut products = [Product::new(
+            Cols::row_major(&b, k, n, n),
+            &mut out,
+            stride,
+            Store::Replace,
+        )];
+        matmul_at(
+            isa,
+            m,
+            k,
+            Rows::RowMajor {
+                data: &a,
+                stride: k,
+            },
+            &mut products,
+        );
+        assert!(
+            out.chunks(stride)
+                .all(|row| row[n..].iter().all(|x| *x == 7.0))
+        );
     }
 }
 

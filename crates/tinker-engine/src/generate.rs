@@ -1,0 +1,553 @@
+//! Continuous batching: prompts and samples of any number of requests over one [`Backend`].
+//!
+//! Each step prefills at most one prompt and appends one token to every running sample, so requests
+//! come and go between steps. What a sample gives depends on its request and seed alone; who else is
+//! running decides only when it is done.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
+use crate::error::{Error, Result};
+use crate::sampler::{self, Draw, Sampling};
+
+/// A request that a [`Generator`] has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GenerationId(pub u64);
+
+/// Decides on stopping by text or anything else that lies above tokens; one per sample.
+pub trait StopCheck: Send {
+    /// Takes the next sampled token; returns whether the sample ends with it.
+    fn push(&mut self, token: u32) -> bool;
+}
+
+/// Makes one [`StopCheck`] for each sample.
+pub type StopFactory = Box<dyn Fn() -> Box<dyn StopCheck> + Send>;
+
+/// What to generate.
+pub struct GenerateRequest {
+    /// Adapter to sample with; `None` is the base model.
+    pub adapter: Option<AdapterId>,
+    /// Tokens to continue, at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens of a sample; `None` is what the context has room for.
+    pub max_tokens: Option<usize>,
+    /// See [`Sampling::temperature`].
+    pub temperature: f32,
+    /// See [`Sampling::top_k`].
+    pub top_k: Option<usize>,
+    /// See [`Sampling::top_p`].
+    pub top_p: f32,
+    /// One seed per sample, at least one.
+    pub seeds: Vec<u64>,
+    /// A sample ends with any of these.
+    pub stop_tokens: Vec<u32>,
+    /// Further reasons to stop.
+    pub stop: Option<StopFactory>,
+    /// Whether to return the log-probability of each prompt token.
+    pub prompt_logprobs: bool,
+    /// Most likely tokens to return at each prompt token; above 0 the prompt goes through token by
+    /// token, at the speed of decoding.
+    pub topk_prompt_logprobs: usize,
+    /// Most likely tokens to return at each sampled token.
+    pub topk_sample_logprobs: usize,
+}
+
+/// The most likely tokens at a position, with natural-log probabilities, most likely first.
+pub type TopLogprobs = Vec<(u32, f32)>;
+
+/// Why a sample ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// By a stop token or a [`StopCheck`]; the tokens that completed the stop are included.
+    Stop,
+    /// At its most tokens.
+    Length,
+}
+
+/// One finished sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Sampled tokens.
+    pub tokens: Vec<u32>,
+    /// `[tokens]`, natural log, at most 0, of the raw distribution (temperature 1, nothing cut off).
+    pub logprobs: Vec<f32>,
+    /// Why it ended.
+    pub stop_reason: StopReason,
+    /// `[tokens]` if asked for, else empty.
+    pub top_logprobs: Vec<TopLogprobs>,
+}
+
+/// A finished request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// One per seed, in order.
+    pub samples: Vec<Sample>,
+    /// `[prompt]` if asked for, else empty: the first is `None`, as nothing comes before it.
+    pub prompt_logprobs: Vec<Option<f32>>,
+    /// `[prompt]` if asked for, else empty; the first is `None`.
+    pub top_prompt_logprobs: Vec<Option<TopLogprobs>>,
+}
+
+/// A request that has ended, well or not.
+#[derive(Debug)]
+pub struct FinishedGeneration {
+    /// Which.
+    pub id: GenerationId,
+    /// Its samples, or why it could not be finished.
+    pub outcome: Result<Generation>,
+}
+
+/// Most samples that run at a time, unless set otherwise.
+pub const MAX_ROWS: usize = 64;
+
+/// Runs generation requests in batches that change from step to step.
+#[derive(Debug)]
+pub struct Generator {
+    vocab_size: usize,
+    max_context: usize,
+    max_rows: usize,
+    next_id: u64,
+    /// Requests in the order they came; those at the front may have samples running.
+    active: VecDeque<Active>,
+    /// Slots of cancelled requests, closed by the next step.
+    orphans: Vec<SlotId>,
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Active {
+    id: GenerationId,
+    request: GenerateRequest,
+    max_tokens: usize,
+    prompt: Option<Prompt>,
+    /// Samples not yet started are `None`.
+    samples: Vec<Option<Running>>,
+}
+
+/// A prompt that went through the model.
+#[derive(Debug)]
+struct Prompt {
+    /// `None` once the last sample took it over.
+    slot: Option<SlotId>,
+    next_logits: Vec<f32>,
+    logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<TopLogprobs>>,
+}
+
+/// A sample that has begun.
+struct Running {
+    slot: Option<SlotId>,
+    check: Option<Box<dyn StopCheck>>,
+    ended: Option<StopReason>,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    top_logprobs: Vec<TopLogprobs>,
+}
+
+impl Generator {
+    /// A generator for backends that run `base`.
+    pub fn new(base: &BaseInfo) -> Self {
+        Self {
+            vocab_size: base.vocab_size,
+            max_context: base.max_context,
+            max_rows: MAX_ROWS,
+            next_id: 0,
+            active: VecDeque::new(),
+            orphans: Vec::new(),
+        }
+    }
+
+    /// Runs at most `max_rows` samples at a time, at least one; more wait in order.
+    #[must_use]
+    pub fn with_max_rows(mut self, max_rows: usize) -> Self {
+        self.max_rows = max_rows.max(1);
+        self
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    /// If the prompt is empty or has a token outside the vocabulary, prompt and `max_tokens` together
+    /// exceed the context, there is no seed, or a sampling parameter is out of range.
+    pub fn admit(&mut self, request: GenerateRequest) -> Result<GenerationId> {
+        let max_tokens = self.check(&request)?;
+        self.next_id += 1;
+        let id = GenerationId(self.next_id);
+        let samples = request.seeds.iter().map(|_| None).collect();
+        self.active.push_back(Active {
+            id,
+            request,
+            max_tokens,
+            prompt: None,
+            samples,
+        });
+        Ok(id)
+    }
+
+    /// Forgets a request; ids that are not (or no longer) known are ignored.
+    pub fn cancel(&mut self, id: GenerationId) {
+        if let Some(i) = self.active.iter().position(|a| a.id == id)
+            && let Some(active) = self.active.remove(i)
+        {
+            self.orphans.extend(active.slots());
+        }
+    }
+
+    /// Whether there is nothing to do. A cancelled request is work until a step has closed its slots.
+    pub fn is_idle(&self) -> bool {
+        self.active.is_empty() && self.orphans.is_empty()
+    }
+
+    /// Whether an unfinished request samples with `adapter`.
+    pub fn uses(&self, adapter: AdapterId) -> bool {
+        self.active
+            .iter()
+            .any(|a| a.request.adapter == Some(adapter))
+    }
+
+    /// Prefills a prompt if there is room for its samples, appends a token to every running sample,
+    /// and returns what ended by that.
+    ///
+    /// # Errors
+    /// If the backend cannot decode. Every request under way is lost then.
+    pub fn step(&mut self, backend: &mut dyn Backend) -> Result<Vec<FinishedGeneration>> {
+        for slot in self.orphans.drain(..) {
+            backend.close_slot(slot);
+        }
+        let mut finished = self.start_samples(backend);
+        self.decode(backend, &mut finished).inspect_err(|_| {
+            for slot in self.active.drain(..).flat_map(|a| a.slots()) {
+                backend.close_slot(slot);
+            }
+        })?;
+        finished.extend(self.take_finished());
+        Ok(finished)
+    }
+
+    fn check(&self, request: &GenerateRequest) -> Result<usize> {
+        let (n, context) = (request.prompt.len(), self.max_context);
+        if n == 0 {
+            return Err(Error::Invalid("the prompt is empty".into()));
+        }
+        if request.seeds.is_empty() {
+            return Err(Error::Invalid("a request needs at least one sample".into()));
+        }
+        let outside = |t: &&u32| **t as usize >= self.vocab_size;
+        if let Some(token) = request
+            .prompt
+            .iter()
+            .chain(&request.stop_tokens)
+            .find(outside)
+        {
+            let vocab = self.vocab_size;
+            let message = format!("token {token} is not below the vocabulary size {vocab}");
+            return Err(Error::Invalid(message));
+        }
+        request.sampling().check()?;
+        let room = context.checked_sub(n).ok_or_else(|| {
+            Error::Invalid(format!(
+                "a prompt of {n} tokens exceeds the context of {context}"
+            ))
+        })?;
+        match request.max_tokens {
+            Some(max) if max > room => Err(Error::Invalid(format!(
+                "a prompt of {n} tokens and {max} more exceed the context of {context}"
+            ))),
+            max => Ok(max.unwrap_or(room)),
+        }
+    }
+
+    fn n_running(&self) -> usize {
+        self.active
+            .iter()
+            .flat_map(|a| &a.samples)
+            .flatten()
+            .filter(|s| s.ended.is_none())
+            .count()
+    }
+
+    /// Starts waiting samples in order while there is room, with at most one prefill.
+    fn start_samples(&mut self, backend: &mut dyn Backend) -> Vec<FinishedGeneration> {
+        let mut room = self.max_rows.saturating_sub(self.n_running());
+        let mut may_prefill = true;
+        let mut failed = Vec::new();
+        for active in &mut self.active {
+            if room == 0 || (active.prompt.is_none() && !may_prefill) {
+                break;
+            }
+            may_prefill &= active.prompt.is_some();
+            match active.start(backend, room) {
+                Ok(started) => room -= started,
+                Err(error) => failed.push((active.id, error)),
+            }
+        }
+        failed
+            .into_iter()
+            .map(|(id, error)| self.fail(backend, id, error))
+            .collect()
+    }
+
+    fn fail(
+        &mut self,
+        backend: &mut dyn Backend,
+        id: GenerationId,
+        error: Error,
+    ) -> FinishedGeneration {
+        self.cancel(id);
+        for slot in self.orphans.drain(..) {
+            backend.close_slot(slot);
+        }
+        FinishedGeneration {
+            id,
+            outcome: Err(error),
+        }
+    }
+
+    /// Appends one token to every running sample.
+    fn decode(
+        &mut self,
+        backend: &mut dyn Backend,
+        finished: &mut Vec<FinishedGeneration>,
+    ) -> Result<()> {
+        let mut rows = Vec::new();
+        for active in &self.active {
+            for sample in active
+                .samples
+                .iter()
+                .flatten()
+                .filter(|s| s.ended.is_none())
+            {
+                rows.extend(sample.slot.zip(sample.tokens.last().copied()));
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let logits = backend.decode_step(&rows)?;
+        let mut logits = logits.chunks_exact(self.vocab_size);
+        let mut failed = Vec::new();
+        for active in &mut self.active {
+            for i in 0..active.samples.len() {
+                let is_running = |s: &Running| s.ended.is_none();
+                if !active.samples[i].as_ref().is_some_and(is_running) {
+                    continue;
+                }
+                let Some(logits) = logits.next() else { break };
+                match active.push(backend, i, logits) {
+                    Ok(()) => {}
+                    Err(error) => failed.push((active.id, error)),
+                }
+            }
+        }
+        failed.dedup_by_key(|(id, _)| *id);
+        finished.extend(
+            failed
+                .into_iter()
+                .map(|(id, error)| self.fail(backend, id, error)),
+        );
+        Ok(())
+    }
+
+    fn take_finished(&mut self) -> Vec<FinishedGeneration> {
+        let mut finished = Vec::new();
+        for active in std::mem::take(&mut self.active) {
+            if active
+                .samples
+                .iter()
+                .all(|s| s.as_ref().is_some_and(|s| s.ended.is_some()))
+            {
+                finished.push(active.finish());
+            } else {
+                self.active.push_back(active);
+            }
+        }
+        finished
+    }
+}
+
+impl GenerateRequest {
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+        }
+    }
+}
+
+impl fmt::Debug for GenerateRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerateRequest")
+            .field("adapter", &self.adapter)
+            .field("prompt", &self.prompt.len())
+            .field("samples", &self.seeds.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Running({} tokens)", self.tokens.len())
+    }
+}
+
+impl Active {
+    fn slots(self) -> impl Iterator<Item = SlotId> {
+        let prompt = self.prompt.and_then(|p| p.slot);
+        prompt
+            .into_iter()
+            .chain(self.samples.into_iter().flatten().filter_map(|s| s.slot))
+    }
+
+    /// Prefills the prompt if that is still to do and starts at most `room` samples; returns how many.
+    fn start(&mut self, backend: &mut dyn Backend, room: usize) -> Result<usize> {
+        let mut prompt = match self.prompt.take() {
+            Some(prompt) => prompt,
+            None => Prompt::run(backend, &self.request, self.max_tokens)?,
+        };
+        let waiting: Vec<usize> = (0..self.samples.len())
+            .filter(|i| self.samples[*i].is_none())
+            .collect();
+        let started = waiting.len().min(room);
+        let outcome = waiting.iter().take(room).try_for_each(|i| {
+            let is_last = *i + 1 == self.samples.len();
+            let slot = if is_last {
+                prompt.slot.take()
+            } else {
+                prompt
+                    .slot
+                    .map(|slot| backend.fork_slot(slot))
+                    .transpose()?
+            };
+            self.samples[*i] = Some(Running::new(slot, &self.request));
+            self.push(backend, *i, &prompt.next_logits)
+        });
+        self.prompt = Some(prompt);
+        outcome.map(|()| started)
+    }
+
+    /// Draws the next token of sample `i` from the logits after its last.
+    fn push(&mut self, backend: &mut dyn Backend, i: usize, logits: &[f32]) -> Result<()> {
+        let Some(sample) = &mut self.samples[i] else {
+            return Ok(());
+        };
+        if self.max_tokens == 0 {
+            sample.ended = Some(StopReason::Length);
+        } else {
+            let step = sample.tokens.len() as u64;
+            let request = &self.request;
+            let draw = sampler::sample(logits, &request.sampling(), request.seeds[i], step)?;
+            if request.topk_sample_logprobs > 0 {
+                let top = sampler::most_likely(logits, request.topk_sample_logprobs)?;
+                sample.top_logprobs.push(top);
+            }
+            sample.push(draw, request, self.max_tokens);
+        }
+        if sample.ended.is_some()
+            && let Some(slot) = sample.slot.take()
+        {
+            backend.close_slot(slot);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> FinishedGeneration {
+        let samples = self.samples.into_iter().flatten().map(|s| Sample {
+            tokens: s.tokens,
+            logprobs: s.logprobs,
+            stop_reason: s.ended.unwrap_or(StopReason::Length),
+            top_logprobs: s.top_logprobs,
+        });
+        let (prompt_logprobs, top_prompt_logprobs) = self
+            .prompt
+            .map(|p| (p.logprobs, p.top_logprobs))
+            .unwrap_or_default();
+        let samples = samples.collect();
+        let outcome = Ok(Generation {
+            samples,
+            prompt_logprobs,
+            top_prompt_logprobs,
+        });
+        FinishedGeneration {
+            id: self.id,
+            outcome,
+        }
+    }
+}
+
+impl Running {
+    fn new(slot: Option<SlotId>, request: &GenerateRequest) -> Self {
+        Self {
+            slot,
+            check: request.stop.as_ref().map(|make| make()),
+            ended: None,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, draw: Draw, request: &GenerateRequest, max_tokens: usize) {
+        self.tokens.push(draw.token);
+        self.logprobs.push(draw.logprob);
+        // The check sees every token, also one that is a stop by itself.
+        let checked = self
+            .check
+            .as_mut()
+            .is_some_and(|check| check.push(draw.token));
+        if checked || request.stop_tokens.contains(&draw.token) {
+            self.ended = Some(StopReason::Stop);
+        } else if self.tokens.len() == max_tokens {
+            self.ended = Some(StopReason::Length);
+        }
+    }
+}
+
+impl Prompt {
+    fn run(
+        backend: &mut dyn Backend,
+        request: &GenerateRequest,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let capacity = request.prompt.len() + max_tokens;
+        let slot = backend.open_slot(request.adapter, capacity)?;
+        let outcome = Self::fill(backend, request, slot);
+        if outcome.is_err() {
+            backend.close_slot(slot);
+        }
+        outcome
+    }
+
+    fn fill(backend: &mut dyn Backend, request: &GenerateRequest, slot: SlotId) -> Result<Self> {
+        let mut prompt = Self {
+            slot: Some(slot),
+            next_logits: Vec::new(),
+            logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
+        };
+        if request.topk_prompt_logprobs == 0 {
+            let prefill = backend.prefill(slot, &request.prompt, request.prompt_logprobs)?;
+            if request.prompt_logprobs {
+                prompt.logprobs.push(None);
+                prompt
+                    .logprobs
+                    .extend(prefill.prompt_logprobs.into_iter().map(Some));
+            }
+            prompt.next_logits = prefill.next_logits;
+            return Ok(prompt);
+        }
+        for (i, token) in request.prompt.iter().enumerate() {
+            let before = (i > 0).then_some(&prompt.next_logits);
+            let top =
+                before.map(|logits| sampler::most_likely(logits, request.topk_prompt_logprobs));
+            if request.prompt_logprobs {
+                let logprob = before.map(|logits| sampler::logprob_of(logits, *token));
+                prompt.logprobs.push(logprob.transpose()?);
+            }
+            prompt.top_logprobs.push(top.transpose()?);
+            prompt.next_logits = backend.decode_step(&[(slot, *token)])?;
+        }
+        Ok(prompt)
+    }
+}

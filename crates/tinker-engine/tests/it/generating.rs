@@ -1,0 +1,325 @@
+//! Continuous batching: the same samples whoever else is running, and clean ends of every kind.
+
+use tinker_engine::{
+    AdapterId, Backend, FakeBackend, GenerateRequest, Generation, Generator, Loss, StopCheck,
+    StopReason, TrainSequence,
+};
+
+use crate::common::{MODELS, Reference, all_modules, load};
+
+fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
+    GenerateRequest {
+        adapter: None,
+        prompt: prompt.to_vec(),
+        max_tokens: Some(20),
+        temperature: 1.0,
+        top_k: None,
+        top_p: 1.0,
+        seeds: seeds.to_vec(),
+        stop_tokens: Vec::new(),
+        stop: None,
+        prompt_logprobs: false,
+        topk_prompt_logprobs: 0,
+        topk_sample_logprobs: 0,
+    }
+}
+
+/// Runs requests to their end; outcomes in order of admission.
+fn run(
+    backend: &mut dyn Backend,
+    max_rows: usize,
+    requests: Vec<GenerateRequest>,
+) -> Vec<Generation> {
+    let mut generator = Generator::new(backend.info()).with_max_rows(max_rows);
+    let ids: Vec<_> = requests
+        .into_iter()
+        .map(|r| generator.admit(r).unwrap())
+        .collect();
+    let mut finished = Vec::new();
+    while !generator.is_idle() {
+        finished.extend(generator.step(backend).unwrap());
+    }
+    finished.sort_by_key(|f| f.id);
+    assert!(finished.iter().map(|f| f.id).eq(ids));
+    finished.into_iter().map(|f| f.outcome.unwrap()).collect()
+}
+
+fn one(backend: &mut dyn Backend, request: GenerateRequest) -> Generation {
+    run(backend, 64, vec![request]).remove(0)
+}
+
+#[test]
+fn samples_do_not_depend_on_company_or_rows() {
+    for model in MODELS {
+        let mut backend = load(model, 2);
+        let tuned = Some(Reference::of(model).import(&mut *backend));
+        let requests = || -> Vec<GenerateRequest> {
+            let with = |adapter, prompt: &[u32], seeds: &[u64]| GenerateRequest {
+                adapter,
+                ..request(prompt, seeds)
+            };
+            vec![
+                with(tuned, &[5, 6, 7], &[1, 2, 3]),
+                with(None, &[9; 40], &[1]),
+                with(tuned, &[1], &[7, 8]),
+            ]
+        };
+        let together = run(&mut *backend, 64, requests());
+
+        for max_rows in [1, 2, 4] {
+            assert_eq!(
+                run(&mut *backend, max_rows, requests()),
+                together,
+                "{model}"
+            );
+        }
+        for (request, expected) in requests().into_iter().zip(&together) {
+            assert_eq!(one(&mut *backend, request), *expected, "{model}");
+        }
+        let [first, second, third] = &together[0].samples[..] else {
+            panic!("three samples")
+        };
+        assert!(first.tokens != second.tokens && second.tokens != third.tokens);
+    }
+}
+
+#[test]
+fn sampled_logprobs_equal_recomputed_ones_bit_for_bit() {
+    for model in MODELS {
+        let mut backend = load(model, 2);
+        let adapter = Some(Reference::of(model).import(&mut *backend));
+        let prompt = [3, 1, 4, 1, 5];
+        let generation = one(
+            &mut *backend,
+            GenerateRequest {
+                adapter,
+                temperature: 0.7,
+                ..request(&prompt, &[42])
+            },
+        );
+        let sample = &generation.samples[0];
+        let mut all = prompt.to_vec();
+        all.extend(&sample.tokens);
+        let n = all.len() - 1;
+        let loss = Loss::CrossEntropy {
+            weights: vec![0.0; n],
+        };
+        let (tokens, targets) = (all[..n].to_vec(), all[1..].to_vec());
+
+        let scored = backend
+            .forward(
+                adapter,
+                &[TrainSequence {
+                    tokens,
+                    targets,
+                    k: 1,
+                    loss,
+                }],
+            )
+            .unwrap();
+
+        assert_eq!(
+            scored[0].logprobs[prompt.len() - 1..],
+            sample.logprobs,
+            "{model}"
+        );
+    }
+}
+
+#[test]
+fn prompt_logprobs_are_the_same_with_and_without_their_top() {
+    let mut backend = load("qwen3", 2);
+    let ask = |top| GenerateRequest {
+        prompt_logprobs: true,
+        topk_prompt_logprobs: top,
+        topk_sample_logprobs: top,
+        max_tokens: Some(3),
+        temperature: 0.0,
+        ..request(&[10, 20, 30, 40], &[0])
+    };
+
+    let (plain, top) = (one(&mut *backend, ask(0)), one(&mut *backend, ask(5)));
+
+    assert_eq!(plain.prompt_logprobs, top.prompt_logprobs);
+    assert_eq!(plain.prompt_logprobs.len(), 4);
+    assert_eq!(plain.prompt_logprobs[0], None);
+    assert!(plain.top_prompt_logprobs.is_empty() && plain.samples[0].top_logprobs.is_empty());
+    assert!(top.top_prompt_logprobs[0].is_none());
+    assert!(
+        top.top_prompt_logprobs[1..]
+            .iter()
+            .all(|t| t.as_ref().unwrap().len() == 5)
+    );
+    let sample = &top.samples[0];
+    for ((best, token), logprob) in sample
+        .top_logprobs
+        .iter()
+        .zip(&sample.tokens)
+        .zip(&sample.logprobs)
+    {
+        assert_eq!(best[0], (*token, *logprob));
+    }
+}
+
+/// Ends after a number of tokens.
+struct After(usize);
+
+impl StopCheck for After {
+    fn push(&mut self, _token: u32) -> bool {
+        self.0 -= 1;
+        self.0 == 0
+    }
+}
+
+#[test]
+fn samples_end_by_token_check_or_length() {
+    let mut backend = FakeBackend::new(32, 64);
+    let free = one(&mut backend, request(&[1, 2], &[5])).samples.remove(0);
+    assert_eq!(
+        (free.tokens.len(), free.stop_reason),
+        (20, StopReason::Length)
+    );
+
+    let stop = free.tokens[7];
+    let first = free.tokens.iter().position(|t| *t == stop).unwrap();
+    let by_token = GenerateRequest {
+        stop_tokens: vec![stop],
+        ..request(&[1, 2], &[5])
+    };
+    let by_token = one(&mut backend, by_token).samples.remove(0);
+    assert_eq!(by_token.tokens, free.tokens[..=first]);
+    assert_eq!(by_token.stop_reason, StopReason::Stop);
+
+    let stop: Box<dyn Fn() -> Box<dyn StopCheck> + Send> = Box::new(|| Box::new(After(4)));
+    let by_check = GenerateRequest {
+        stop: Some(stop),
+        ..request(&[1, 2], &[5, 6])
+    };
+    for sample in one(&mut backend, by_check).samples {
+        assert_eq!(
+            (sample.tokens.len(), sample.stop_reason),
+            (4, StopReason::Stop)
+        );
+    }
+
+    let to_the_end = GenerateRequest {
+        max_tokens: None,
+        ..request(&[1, 2], &[5])
+    };
+    assert_eq!(one(&mut backend, to_the_end).samples[0].tokens.len(), 62);
+    let nothing = GenerateRequest {
+        max_tokens: Some(0),
+        ..request(&[1, 2], &[5])
+    };
+    assert!(one(&mut backend, nothing).samples[0].tokens.is_empty());
+    assert_eq!(backend.n_slots(), 0);
+}
+
+#[test]
+fn cancelling_frees_everything_and_leaves_the_others() {
+    let mut backend = FakeBackend::new(32, 64);
+    let expected = one(&mut backend, request(&[4], &[1, 2]));
+    let mut generator = Generator::new(backend.info());
+    let doomed = generator.admit(request(&[3], &[1, 2, 3])).unwrap();
+    let kept = generator.admit(request(&[4], &[1, 2])).unwrap();
+    generator.step(&mut backend).unwrap();
+    generator.step(&mut backend).unwrap();
+
+    generator.cancel(doomed);
+
+    let mut finished = Vec::new();
+    while !generator.is_idle() {
+        finished.extend(generator.step(&mut backend).unwrap());
+    }
+    assert_eq!(finished.len(), 1);
+    assert_eq!(finished[0].id, kept);
+    assert_eq!(*finished[0].outcome.as_ref().unwrap(), expected);
+    assert_eq!(backend.n_slots(), 0);
+}
+
+#[test]
+fn a_request_whose_adapter_is_gone_fails_alone() {
+    let mut backend = FakeBackend::new(32, 64);
+    let adapter = backend.create_adapter(&all_modules(2)).unwrap();
+    let mut generator = Generator::new(backend.info());
+    let orphan = GenerateRequest {
+        adapter: Some(adapter),
+        ..request(&[3], &[1])
+    };
+    let doomed = generator.admit(orphan).unwrap();
+    generator.admit(request(&[3], &[1])).unwrap();
+    assert!(generator.uses(adapter) && !generator.uses(AdapterId(99)));
+    backend.drop_adapter(adapter);
+
+    let mut finished = Vec::new();
+    while !generator.is_idle() {
+        finished.extend(generator.step(&mut backend).unwrap());
+    }
+
+    let (failed, done): (Vec<_>, Vec<_>) = finished.into_iter().partition(|f| f.id == doomed);
+    let message = failed[0].outcome.as_ref().unwrap_err().to_string();
+    assert_eq!(message, format!("adapter {} is not loaded", adapter.0));
+    assert!(done[0].outcome.is_ok());
+    assert_eq!(backend.n_slots(), 0);
+}
+
+#[test]
+fn bad_requests_are_refused() {
+    let mut generator = Generator::new(FakeBackend::new(32, 64).info());
+    let base = || request(&[1, 2], &[1]);
+    let cases = [
+        (
+            GenerateRequest {
+                prompt: vec![],
+                ..base()
+            },
+            "the prompt is empty",
+        ),
+        (
+            GenerateRequest {
+                prompt: vec![32],
+                ..base()
+            },
+            "token 32 is not below the vocabulary size 32",
+        ),
+        (
+            GenerateRequest {
+                stop_tokens: vec![40],
+                ..base()
+            },
+            "token 40 is not below the vocabulary size 32",
+        ),
+        (
+            GenerateRequest {
+                seeds: vec![],
+                ..base()
+            },
+            "a request needs at least one sample",
+        ),
+        (
+            GenerateRequest {
+                prompt: vec![1; 65],
+                ..base()
+            },
+            "a prompt of 65 tokens exceeds the context of 64",
+        ),
+        (
+            GenerateRequest {
+                prompt: vec![1; 50],
+                ..base()
+            },
+            "a prompt of 50 tokens and 20 more exceed the context of 64",
+        ),
+        (
+            GenerateRequest {
+                temperature: -0.5,
+                ..base()
+            },
+            "temperature is -0.5, it must be at least 0",
+        ),
+    ];
+    for (request, expected) in cases {
+        assert_eq!(generator.admit(request).unwrap_err().to_string(), expected);
+    }
+    assert!(generator.is_idle());
+}
