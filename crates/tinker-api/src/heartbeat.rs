@@ -7,8 +7,8 @@ use tinker_types::SessionId;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-/// Time between heartbeats.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// Time between heartbeats, unless the service client says otherwise.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 /// Time without a successful heartbeat after which it is worth a warning.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -18,8 +18,17 @@ pub(crate) struct Heartbeat(AbortHandle);
 
 impl Heartbeat {
     /// Starts the task on a runtime.
-    pub(crate) fn start(runtime: &Handle, http: Client, session_id: SessionId) -> Self {
-        Self(runtime.spawn(beat(http, session_id)).abort_handle())
+    pub(crate) fn start(
+        runtime: &Handle,
+        http: Client,
+        session_id: SessionId,
+        interval: Duration,
+    ) -> Self {
+        Self(
+            runtime
+                .spawn(beat(http, session_id, interval))
+                .abort_handle(),
+        )
     }
 
     /// Ends the task.
@@ -34,10 +43,10 @@ impl Drop for Heartbeat {
     }
 }
 
-async fn beat(http: Client, session_id: SessionId) {
+async fn beat(http: Client, session_id: SessionId, interval: Duration) {
     let mut last_success = http.now();
     loop {
-        http.sleep(INTERVAL).await;
+        http.sleep(interval).await;
         match http.session_heartbeat(&session_id).await {
             Ok(()) => last_success = http.now(),
             Err(error) if *error.kind() == ErrorKind::Expired => return,
@@ -53,5 +62,48 @@ async fn beat(http: Client, session_id: SessionId) {
             }
         }
         http.refresh_dynamic_config().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wiremock::matchers::path;
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    use super::*;
+
+    async fn client(heartbeat: ResponseTemplate) -> (MockServer, Client) {
+        let server = MockServer::start().await;
+        let config = ResponseTemplate::new(200).set_body_json(serde_json::json!({}));
+        for (route, answer) in [("client/config", config), ("session_heartbeat", heartbeat)] {
+            Mock::given(path(format!("/api/v1/{route}")))
+                .respond_with(answer)
+                .mount(&server)
+                .await;
+        }
+        let builder = Client::builder(server.uri()).api_key("tml-x".parse().unwrap());
+        let client = builder.build().unwrap();
+        (server, client)
+    }
+
+    #[tokio::test]
+    async fn ends_when_the_session_is_over() {
+        let (_server, http) = client(ResponseTemplate::new(410)).await;
+
+        beat(http, "S1".parse().unwrap(), Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test]
+    async fn ends_when_its_handle_is_dropped() {
+        let (_server, http) = client(ResponseTemplate::new(200)).await;
+        let interval = Duration::from_millis(1);
+        let heartbeat = Heartbeat::start(&Handle::current(), http, "S1".parse().unwrap(), interval);
+        let task = heartbeat.0.clone();
+
+        drop(heartbeat);
+
+        while !task.is_finished() {
+            tokio::task::yield_now().await;
+        }
     }
 }

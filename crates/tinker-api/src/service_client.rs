@@ -110,6 +110,13 @@ impl ServiceClientBuilder {
         self
     }
 
+    /// Time between two heartbeats of the session. Default 10 s; sessions expire without them.
+    #[must_use]
+    pub const fn heartbeat_interval(mut self, interval: Duration) -> Self {
+        self.options.heartbeat_interval = interval;
+        self
+    }
+
     /// How calls are repeated.
     #[must_use]
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {

@@ -1,6 +1,7 @@
 //! A session: what its training runs and samplers share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tinker_http::{Client, PROTOCOL_VERSION};
 use tinker_types::{
@@ -11,15 +12,28 @@ use tokio::runtime::Handle;
 
 use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Heartbeat, INTERVAL};
 
 /// What a session is called and filed under.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct SessionOptions {
+    pub(crate) heartbeat_interval: Duration,
     pub(crate) tags: Vec<String>,
     pub(crate) user_metadata: UserMetadata,
     pub(crate) project_id: Option<ProjectId>,
     pub(crate) display_name: Option<String>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: INTERVAL,
+            tags: Vec::new(),
+            user_metadata: UserMetadata::new(),
+            project_id: None,
+            display_name: None,
+        }
+    }
 }
 
 /// An open session. Its heartbeat ends with the last client that uses it.
@@ -40,6 +54,7 @@ impl Session {
     pub(crate) async fn open(http: Client, options: SessionOptions) -> Result<Self> {
         let runtime = Handle::try_current()
             .map_err(|_| Error::InvalidRequest("the clients need a tokio runtime".into()))?;
+        let interval = options.heartbeat_interval;
         let request = CreateSessionRequest {
             tags: options.tags,
             user_metadata: options.user_metadata,
@@ -61,7 +76,7 @@ impl Session {
             tracing::error!(session.id = %id, "server: {message}");
         }
         Ok(Self {
-            heartbeat: Heartbeat::start(&runtime, http.clone(), id.clone()),
+            heartbeat: Heartbeat::start(&runtime, http.clone(), id.clone(), interval),
             id,
             http,
             runtime,

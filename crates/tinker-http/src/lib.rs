@@ -13,6 +13,7 @@ mod endpoints;
 mod error;
 mod event;
 mod future_driver;
+mod inquiry;
 mod limits;
 pub mod machine;
 mod pools;

@@ -11,6 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Time to make a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time between signs of life on an idle HTTP/2 connection, and for the answer to one.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
 /// Kinds of traffic that do not share connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrafficClass {
@@ -118,6 +121,9 @@ impl Pools {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(self.timeouts.of(class))
             .http2_adaptive_window(true)
+            // Finds dead connections that a network silently dropped.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_timeout(KEEP_ALIVE)
             .tcp_nodelay(true);
         if self.bypass_proxy {
             builder = builder.no_proxy();

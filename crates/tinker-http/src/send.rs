@@ -1,5 +1,7 @@
 //! Sending a call until it succeeds or its policy gives up.
 
+use std::error::Error as _;
+
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use tinker_types::ClientConfig;
@@ -124,7 +126,8 @@ impl Client {
         let result = exchanged.await;
         match &result {
             Ok(_) => self.note_reached(),
-            Err(none) if none.failure == Failure::Local => {}
+            // A slow answer is no sign that the server is gone.
+            Err(none) if matches!(none.failure, Failure::Local | Failure::TimedOut) => {}
             Err(none) => self.note_lost(&none.error.to_string()),
         }
         result
@@ -238,7 +241,7 @@ fn no_answer(error: reqwest::Error) -> NoAnswer {
             ErrorKind::Timeout,
             "the server did not answer in time",
         )
-    } else if error.is_decode() {
+    } else if error.is_decode() && !was_cut_off(&error) {
         (Failure::Local, ErrorKind::Decode, "the answer is corrupt")
     } else if error.is_builder() {
         (
@@ -257,6 +260,21 @@ fn no_answer(error: reqwest::Error) -> NoAnswer {
         failure,
         error: Error::new(kind, message).with_source(error),
     }
+}
+
+/// Whether an answer ended early, which reqwest reports like a corrupt one.
+fn was_cut_off(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        let kind = io.map(std::io::Error::kind);
+        if let Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) = kind {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A call that could not be sent for want of a token; the exchange has had its own retries.

@@ -1,5 +1,7 @@
 //! Sessions: laziness, heartbeat, end, and numbers that samplers and runs share.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tinker_api::{FinishReason, LoraConfig, SamplerKind, SamplingSource};
 
@@ -60,6 +62,33 @@ async fn samplers_of_the_service_and_of_a_run_share_their_numbers() {
     assert_eq!(created["sampling_session_seq_id"], 0);
     assert_eq!(saved["sampling_session_seq_id"], 1);
     assert_eq!(saved["kind"], "inflight");
+}
+
+/// Waits until a route was asked at least `n` times.
+async fn asked(server: &wiremock::MockServer, route: &str, n: usize) {
+    while requests(server, route).await.len() < n {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_kept_alive_by_any_client_and_through_failures() {
+    let server = server().await;
+    answer_with(&server, "session_heartbeat", Some(1), refusal(500)).await;
+    answer_with(&server, "session_heartbeat", None, ok(json!({}))).await;
+    let service = builder(&server)
+        .heartbeat_interval(Duration::from_millis(2))
+        .build()
+        .unwrap();
+    let _trainer = service
+        .create_lora_training_client("tinker/nano", LoraConfig::default())
+        .await
+        .unwrap();
+
+    drop(service);
+
+    let n_before = requests(&server, "session_heartbeat").await.len();
+    asked(&server, "session_heartbeat", n_before + 3).await;
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 
 use reqwest::Method;
 use tinker_types::{
-    ASAMPLE, CREATE_SAMPLING_SESSION, CreateSamplingSessionRequest, CreateSamplingSessionResponse,
-    SAMPLERS, SampleRequest, SamplerInfo, SamplingSessionId, UntypedFuture,
+    ASAMPLE, CREATE_SAMPLING_SESSION, Chunk, CreateSamplingSessionRequest,
+    CreateSamplingSessionResponse, SAMPLERS, SampleRequest, SamplerInfo, SamplingSessionId,
+    UntypedFuture,
 };
 
 use crate::call::{Body, Call};
@@ -11,6 +12,9 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::RetryPolicy;
 use crate::pools::TrafficClass;
+
+/// Prompts above this size in bytes count as large.
+const LARGE_PROMPT: usize = 1 << 20;
 
 /// The server's answer to a sample submission.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +70,7 @@ impl Client {
         request: &SampleRequest,
         policy: RetryPolicy,
     ) -> Result<AsampleReply> {
-        let body = Body::json(request)?;
+        let body = encode(request).await?;
         let url = self.base_url().join(ASAMPLE, []);
         let call = Call::new(self, Method::POST, TrafficClass::Sample, url)
             .body(body)
@@ -81,6 +85,20 @@ impl Client {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Large prompts are encoded beside the runtime, not on it.
+async fn encode(request: &SampleRequest) -> Result<Body> {
+    let chunks = &request.prompt.chunks;
+    if chunks.iter().map(Chunk::estimated_bytes).sum::<usize>() <= LARGE_PROMPT {
+        return Body::json(request);
+    }
+    let request = request.clone();
+    tokio::task::spawn_blocking(move || Body::json(&request))
+        .await
+        .map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, "encoding the prompt stopped").with_source(error)
+        })?
 }
 
 const fn is_backpressure(error: &Error) -> bool {

@@ -71,8 +71,10 @@ pub enum PollEvent {
         /// How long the server asked to wait.
         retry_after: Option<Duration>,
     },
-    /// No answer.
+    /// No connection.
     ConnectionLost,
+    /// The request was held for longer than this client waits.
+    TimedOut,
 }
 
 /// What to do.
@@ -156,6 +158,8 @@ impl FuturePoll {
                 PollStep::ReserveBytes(n_bytes)
             }
             PollEvent::ConnectionLost => self.on_trouble(now, None, draw),
+            // Some servers hold a poll for minutes: that is "not yet", too.
+            PollEvent::TimedOut => self.at_least_every(self.policy.min_interval, now),
             PollEvent::Status {
                 code,
                 empty_body,

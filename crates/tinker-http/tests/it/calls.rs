@@ -1,5 +1,6 @@
 //! Retries, headers, redirects and errors of single calls.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use serde_json::json;
@@ -258,6 +259,43 @@ async fn a_server_that_never_comes_back_is_given_up() {
     assert_eq!(*error.kind(), ErrorKind::Connect);
     assert!(error.attempts() > 1);
     assert!(!format!("{error:?}").contains("tml-secret"));
+}
+
+/// Serves raw answers, one connection each.
+fn serve_raw(answers: Vec<&'static str>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+                if stream.read(&mut request).unwrap() == 0 {
+                    break;
+                }
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_asked_for_again() {
+    let uri = serve_raw(vec![
+        "",
+        "HTTP/1.1 200 OK\r\ncontent-length: 90\r\ncontent-type: application/json\r\n\r\n{",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
+    ]);
+    let policy = RetryPolicy {
+        backoff: quick(),
+        reconnect_timeout: Duration::from_secs(5),
+        ..RetryPolicy::default()
+    };
+    let client = builder(&uri).retry_policy(policy).build().unwrap();
+
+    client.config().await.unwrap();
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use PollEvent::{ConnectionLost, Done, Elapsed, Failed, MetadataOnly, Reserved, Started, TryAgain};
+use PollEvent::{
+    ConnectionLost, Done, Elapsed, Failed, MetadataOnly, Reserved, Started, TimedOut, TryAgain,
+};
 
 const SEND: PollStep = PollStep::Send {
     allow_metadata_only: true,
@@ -50,6 +52,17 @@ fn a_long_poll_that_was_held_is_repeated_at_once() {
         (40_000, TryAgain, SEND),
         (80_000, TryAgain, SEND),
         (81_000, Done, finish(PollEnd::Done)),
+    ]);
+}
+
+#[test]
+fn a_poll_that_is_held_for_too_long_is_repeated_for_as_long_as_it_takes() {
+    check(&[
+        (0, Started, SEND),
+        (45_000, TimedOut, SEND),
+        (90_000, TimedOut, SEND),
+        (9_000_000, TimedOut, SEND),
+        (9_000_010, Done, finish(PollEnd::Done)),
     ]);
 }
 
@@ -188,6 +201,7 @@ fn queue_news_is_told_once_per_state_and_reason_in_any_case() {
 fn any_event() -> impl Strategy<Value = PollEvent> {
     prop_oneof![
         Just(TryAgain),
+        Just(TimedOut),
         Just(ConnectionLost),
         Just(BARE_400),
         Just(MetadataOnly(9)),
