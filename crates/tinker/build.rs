@@ -1,10 +1,5 @@
 //! Puts the git commit into the binary; a source archive without git says `unknown`.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "cargo reads the build script's standard output"
-)]
-
 use std::process::Command;
 
 fn main() {

@@ -29,7 +29,8 @@ fn short<'a>(data: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
 /// The adapter that a finished run left, byte for byte.
 fn adapter(home: &Home, finished: &Finished) -> Vec<u8> {
     let path = finished.json()["sampler_path"].as_str().unwrap().to_owned();
-    let rest = path.strip_prefix("tinker://").unwrap();
+    // Run ids hold colons, which are not for file names.
+    let rest = path.strip_prefix("tinker://").unwrap().replace(':', "_");
     let dir = home.path("home/server/checkpoints").join(rest);
     std::fs::read(dir.join("adapter_model.safetensors")).unwrap()
 }

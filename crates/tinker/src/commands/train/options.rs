@@ -148,7 +148,11 @@ impl Flags {
                 "max_length",
                 self.max_length.map(|v| json!(v)),
             ),
-            ("--truncate", "truncate", self.truncate.then(|| json!(true))),
+            (
+                "--truncate",
+                "truncate",
+                self.truncate.then_some(json!(true)),
+            ),
             (
                 "--grad-clip-norm",
                 "grad_clip_norm",
