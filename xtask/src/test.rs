@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{cargo, check, in_ci, variable};
+use crate::process::{cargo, in_ci, variable};
 use crate::python;
 
 /// Tells the tests which Python has the official SDK.
@@ -27,11 +27,6 @@ pub(crate) struct Args {
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let start = Instant::now();
     let python = official_sdk(root)?;
-    // Contract tests start the real binary. A workspace run builds it for the tests of `tinker`,
-    // with the same features; a run of one package does not.
-    if args.package.as_deref() == Some("tinker-contract") {
-        check(&mut cargo(root, ["build", "--package", "tinker"]))?;
-    }
     let mut command = cargo(root, ["test", "--no-fail-fast"]);
     match &args.package {
         Some(package) => command.args(["--package", package]),
