@@ -28,12 +28,13 @@ def word(rng: Random, family: str, held: bool, longest: int = 12) -> str:
             candidate = made_up(rng, rng.choice((1, 2, 2, 3)))
         else:
             candidate = rng.choice(HELD_OUT if held else TRAIN)
-        real = candidate in ALL_SET
-        if len(candidate) <= longest and (real or held_out(f"{family}/{candidate}") == held):
+        # A made-up word may turn out to be a real one; then it belongs to that one's side.
+        kept = candidate in KEPT if candidate in REAL else held_out(f"{family}/{candidate}")
+        if len(candidate) <= longest and kept == held:
             return candidate
 
 
-ALL_SET = frozenset(ALL)
+REAL, KEPT = frozenset(ALL), frozenset(HELD_OUT)
 
 
 def ask(rng: Random, phrasings: list[str], **values) -> str:
