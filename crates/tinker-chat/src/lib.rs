@@ -2,7 +2,7 @@
 //!
 //! Everything here is pure apart from reading a tokenizer's files. A [`Renderer`] turns a
 //! conversation into the prompt to sample from or into a training example with one weight per
-//! token, and turns sampled tokens back into a message. [`renderer`] finds one by name and
+//! token, and turns sampled tokens back into a message. [`renderer()`] finds one by name and
 //! [`RendererName::recommended`] by model.
 
 mod error;

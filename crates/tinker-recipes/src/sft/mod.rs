@@ -1,7 +1,7 @@
 //! Supervised fine-tuning on chat data.
 //!
 //! The steps, one file each: read the rows ([`Dataset`]), hold some out and render the rest
-//! ([`Prepared`]), put them in order ([`BatchPlan`]), and train ([`train`], [`resume`]).
+//! ([`Prepared`]), put them in order ([`BatchPlan`]), and train ([`train()`], [`resume()`]).
 
 mod batches;
 mod checkpoints;

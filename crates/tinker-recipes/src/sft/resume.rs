@@ -15,7 +15,7 @@ use crate::trainer::{Restored, Trainer};
 /// metrics measured after it. A run that saved none starts over, from the same seed.
 ///
 /// # Errors
-/// As [`super::train`]; [`Error::AlreadyComplete`] if the run ended as planned,
+/// As [`super::train()`]; [`Error::AlreadyComplete`] if the run ended as planned,
 /// [`Error::NoUsableCheckpoint`] if the server can load none of its checkpoints any more.
 pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
     job.plan();
