@@ -64,11 +64,7 @@ impl Dispatch {
             match http.asample(request, policy.clone()).await? {
                 AsampleReply::Accepted(future) => return Ok(future),
                 AsampleReply::Backpressure { reason } => {
-                    let wait = if n_bytes > LARGE_PROMPT {
-                        LONG_PAUSE
-                    } else {
-                        PAUSE
-                    };
+                    let wait = pause_after(n_bytes);
                     tracing::debug!(?reason, ?wait, "the server holds samples back");
                     self.pause().pause(http.now(), wait);
                     http.tell(&Event::SamplingPaused { wait });
@@ -95,6 +91,15 @@ fn closed<E>(_: E) -> Error {
     Error::Stopped("the session's budgets are closed".into())
 }
 
+/// How long to hold back after a prompt of this size was refused.
+const fn pause_after(n_bytes: u64) -> Duration {
+    if n_bytes > LARGE_PROMPT {
+        LONG_PAUSE
+    } else {
+        PAUSE
+    }
+}
+
 /// Size of a prompt as JSON: ten bytes a token.
 fn estimate(prompt: &ModelInput) -> u64 {
     prompt
@@ -105,4 +110,21 @@ fn estimate(prompt: &ModelInput) -> u64 {
             other => other.estimated_bytes() as u64,
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_prompts_cause_longer_pauses() {
+        let pause = |n_tokens: usize| {
+            let prompt = ModelInput::from_tokens(vec![1; n_tokens]);
+            pause_after(estimate(&prompt)).as_secs()
+        };
+
+        assert_eq!(pause(1), 1);
+        assert_eq!(pause(13_107), 1);
+        assert_eq!(pause(13_108), 5);
+    }
 }
