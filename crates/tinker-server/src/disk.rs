@@ -28,6 +28,12 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// As the operating system says; some bytes may have been written.
     fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()>;
 
+    /// Cuts a file back after an append that failed.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()>;
+
     /// Renames a file or directory and syncs the parent of the new name.
     ///
     /// # Errors
@@ -60,6 +66,10 @@ impl Disk for OsDisk {
 
     fn append(&self, file: &mut File, _path: &Path, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
+    }
+
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

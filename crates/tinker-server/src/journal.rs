@@ -3,7 +3,7 @@
 //! An operation is in the log before it is acknowledged, and its result is put there too. After a
 //! crash [`Journal::open`] knows what was promised and what is done already.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -91,6 +91,8 @@ pub(crate) struct Journal {
     log: SegmentLog,
     entries: HashMap<RequestId, Entry>,
     n_pending: usize,
+    /// Results that the disk refused so far, in the order of their numbers.
+    unlogged: BTreeMap<(u64, RequestId), Outcome>,
     /// Operations up to here are done and may have been forgotten; `None` for samples.
     floor: Option<u64>,
 }
@@ -128,6 +130,7 @@ impl Journal {
             log,
             n_pending: entries.values().filter(|e| e.finished.is_none()).count(),
             entries,
+            unlogged: BTreeMap::new(),
             floor: None,
         })
     }
@@ -263,39 +266,63 @@ impl Journal {
     /// Records a result and wakes those who wait for it.
     ///
     /// A disk that refuses the record is no reason to withhold the result: executing the operation
-    /// again after a crash gives the same one.
+    /// again after a crash gives the same one. Results are logged in the order of their numbers, so
+    /// that what a restart finds finished has nothing unfinished before it.
     pub(crate) fn finish(&mut self, id: &RequestId, outcome: Outcome) {
-        let at = now();
-        let header = Header::Finished {
-            request_id: id.clone(),
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        let finished = Finished {
             form: outcome.form,
-            at,
+            location: None,
+            at: now(),
         };
-        let location = match self.log.append(&header, &outcome.body) {
-            Ok(location) => Some(location),
-            Err(error) => {
-                tracing::error!(error = error.with_causes(), request.id = %id, "cannot log a result");
-                None
-            }
-        };
-        if let Some(entry) = self.entries.get_mut(id) {
-            let finished = Finished {
-                form: outcome.form,
-                location,
-                at,
-            };
-            if entry.finished.replace(finished).is_none() {
-                self.n_pending -= 1;
-            }
+        if entry.finished.replace(finished).is_none() {
+            self.n_pending -= 1;
         }
+        self.unlogged
+            .insert((entry.seq, id.clone()), outcome.clone());
+        if let Err(error) = self.log_results() {
+            tracing::error!(error = error.with_causes(), request.id = %id, "cannot log a result");
+        }
+        let location = self.entries.get(id).and_then(|e| e.finished?.location);
         self.futures.complete(id, outcome, location);
+    }
+
+    /// Logs the results that are not in the log yet.
+    fn log_results(&mut self) -> Result<()> {
+        while let Some(next) = self.unlogged.first_entry() {
+            let (_seq, id) = next.key();
+            let Some(entry) = self.entries.get_mut(id) else {
+                next.remove();
+                continue;
+            };
+            let Some(finished) = &mut entry.finished else {
+                next.remove();
+                continue;
+            };
+            let header = Header::Finished {
+                request_id: id.clone(),
+                form: finished.form,
+                at: finished.at,
+            };
+            let location = self.log.append(&header, &next.get().body)?;
+            finished.location = Some(location);
+            self.futures.moved(id, location);
+            next.remove();
+        }
+        Ok(())
     }
 
     /// Starts a new segment; everything before it can go once it is no longer needed.
     ///
+    /// Results that the disk refused before are logged first: a snapshot must not contain an
+    /// operation whose result a restart would not know.
+    ///
     /// # Errors
     /// If the disk refuses.
     pub(crate) fn rotate(&mut self) -> Result<u64> {
+        self.log_results()?;
         self.log.rotate()
     }
 

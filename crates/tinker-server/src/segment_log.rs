@@ -110,11 +110,13 @@ impl SegmentLog {
             return Err(Error::io("write", &path, fault));
         }
         let frame = frame(header, body)?;
-        let mut file: &File = &self.file;
-        // Appending needs `&mut File`; the handle is shared with the syncer, so it is cloned.
-        let mut handle = file.try_clone().map_err(|e| Error::io("write", &path, e))?;
+        // The handle is shared with the syncer, and appending needs one of its own.
+        let mut handle = self
+            .file
+            .try_clone()
+            .map_err(|e| Error::io("write", &path, e))?;
         if let Err(source) = self.disk.append(&mut handle, &path, &frame) {
-            self.broken = file.set_len(self.len).is_err() || file.seek(SeekFrom::End(0)).is_err();
+            self.broken = self.disk.truncate(&handle, self.len).is_err();
             return Err(Error::io("write", &path, source));
         }
         let location = Location {
@@ -131,6 +133,7 @@ impl SegmentLog {
     /// # Errors
     /// If the file cannot be made; the log goes on in the old segment.
     pub(crate) fn rotate(&mut self) -> Result<u64> {
+        self.check_whole()?;
         if self.len == 0 {
             return Ok(self.segment);
         }
@@ -141,8 +144,17 @@ impl SegmentLog {
         self.segment += 1;
         self.file = Arc::new(file);
         self.len = 0;
-        self.broken = false;
         Ok(self.segment)
+    }
+
+    /// Nothing may follow a record that is half written: at the next start it ends the log.
+    fn check_whole(&self) -> Result<()> {
+        if !self.broken {
+            return Ok(());
+        }
+        let fault = std::io::Error::other("an earlier write failed half way; restart the server");
+        let path = segment_path(&self.dir, self.segment);
+        Err(Error::io("write", &path, fault))
     }
 
     /// Removes all segments before `segment`.
@@ -450,6 +462,9 @@ mod tests {
             }
             OsDisk.append(file, path, &bytes[..50])?;
             Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn truncate(&self, file: &File, len: u64) -> std::io::Result<()> {
+            OsDisk.truncate(file, len)
         }
         fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
             OsDisk.rename(from, to)

@@ -58,7 +58,7 @@ impl Worker {
             "loaded a base model"
         );
         Ok(Base {
-            sampling: Sampling::default(),
+            sampling: Sampling::new(backend.info()),
             backend,
             tokenizer,
             weights: HashMap::new(),

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     ForgetWeights(PathBuf),
     /// Finish the running operation, save, and leave.
     Stop,
+    /// Leave at once; what is in the log is enough.
+    Abandon,
 }
 
 /// An accepted operation in the queue.
@@ -101,7 +103,11 @@ impl EngineThread {
 
     /// Finishes the running operation, saves every run that changed, and ends the thread.
     pub(crate) fn stop(&mut self) {
-        self.core.send(Command::Stop);
+        self.end(Command::Stop);
+    }
+
+    fn end(&mut self, command: Command) {
+        self.core.send(command);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -110,12 +116,31 @@ impl EngineThread {
     }
 }
 
+impl Drop for EngineThread {
+    /// Ends the thread as a crash would, after the running operation.
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.end(Command::Abandon);
+        }
+    }
+}
+
+/// Whether the thread goes on.
+enum Next {
+    GoOn,
+    /// Leave, after saving everything or not.
+    Leave {
+        save: bool,
+    },
+}
+
 /// The thread's state.
 #[derive(Debug)]
 struct Worker {
     core: Arc<Core>,
     inbox: Receiver<Command>,
     queue: TrainQueue<Queued>,
+    /// Base models in memory, by name.
     bases: HashMap<String, Base>,
     runs: HashMap<TrainingRunId, ActiveRun>,
     working: Arc<AtomicBool>,
@@ -125,8 +150,10 @@ impl Worker {
     fn run(mut self) {
         let mut swept = Instant::now();
         loop {
-            if !self.take_commands() {
-                self.save_all();
+            if let Next::Leave { save } = self.take_commands() {
+                if save {
+                    self.save_all();
+                }
                 return;
             }
             let started = Instant::now();
@@ -143,28 +170,31 @@ impl Worker {
         }
     }
 
-    /// Reads all commands that are there, waiting for one if there is nothing to do. False: leave.
-    fn take_commands(&mut self) -> bool {
+    /// Reads all commands that are there, waiting for one if there is nothing to do.
+    fn take_commands(&mut self) -> Next {
         let busy = self.queue.has_ready() || self.bases.values().any(Base::is_sampling);
         self.working.store(busy, Ordering::Relaxed);
         if !busy {
             match self.inbox.recv_timeout(HOUSEKEEPING) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-                Ok(command) => self.take(command),
-                Err(RecvTimeoutError::Timeout) => return true,
+                Ok(command) => {
+                    self.working.store(true, Ordering::Relaxed);
+                    if let leave @ Next::Leave { .. } = self.take(command) {
+                        return leave;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return Next::Leave { save: true },
+                Err(RecvTimeoutError::Timeout) => return Next::GoOn,
             }
         }
         while let Ok(command) = self.inbox.try_recv() {
-            if matches!(command, Command::Stop) {
-                return false;
+            if let leave @ Next::Leave { .. } = self.take(command) {
+                return leave;
             }
-            self.take(command);
         }
-        self.working.store(true, Ordering::Relaxed);
-        true
+        Next::GoOn
     }
 
-    fn take(&mut self, command: Command) {
+    fn take(&mut self, command: Command) -> Next {
         match command {
             Command::Operation {
                 run,
@@ -187,9 +217,10 @@ impl Worker {
                     .values_mut()
                     .for_each(|base| base.forget_weights(&dir));
             }
-            // Handled by the caller.
-            Command::Stop => {}
+            Command::Stop => return Next::Leave { save: true },
+            Command::Abandon => return Next::Leave { save: false },
         }
+        Next::GoOn
     }
 
     /// Executes an operation and publishes its result. A panic in the engine fails the operation
@@ -213,10 +244,16 @@ impl Worker {
         self.after_operation(run, seq);
     }
 
+    /// Throws a base model away whose state cannot be trusted; its samples start anew.
     fn discard_base_of(&mut self, run: &TrainingRunId) {
-        if let Ok(row) = self.core.catalog.run(run) {
-            self.bases.remove(&row.base_model);
-            self.runs.retain(|_, active| active.base != row.base_model);
+        let Ok(row) = self.core.catalog.run(run) else {
+            return;
+        };
+        self.runs.retain(|_, active| active.base != row.base_model);
+        if let Some(base) = self.bases.remove(&row.base_model) {
+            for id in base.sampling.requests() {
+                self.admit(&id);
+            }
         }
     }
 

@@ -1,26 +1,452 @@
-//! Samples on the engine.
+//! Samples on the engine: from a logged request to the generator and back to a result.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tinker_engine::AdapterId;
-use tinker_types::RequestId;
+use prost::Message as _;
+use tinker_chat::{StopMatcher, Tokenizer};
+use tinker_engine::generate::{
+    FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, Sample, StopCheck,
+    StopFactory, StopReason as Ended,
+};
+use tinker_engine::{AdapterId, BaseInfo};
+use tinker_types::{
+    ErrorCategory, RequestId, SampleRequest, SampleResponse, SampledSequence, SamplingParams, Stop,
+    StopReason, proto,
+};
 
 use super::Worker;
+use super::base::Base;
+use super::runs::derived_seed;
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::loss_inputs::checked_tokens;
+use crate::operation::{Form, Outcome, decode_sample};
 
-#[derive(Debug, Default)]
-pub(super) struct Sampling {}
+/// A log of samples longer than this is started anew, and what is done is dropped from it.
+const LOG_SEGMENT_BYTES: u64 = 32 << 20;
+/// Most alternatives per token: a table of all of a large vocabulary would fill the memory.
+const MAX_TOPK: u32 = 100;
+
+/// The samples of one base model.
+#[derive(Debug)]
+pub(super) struct Sampling {
+    generator: Generator,
+    running: HashMap<GenerationId, Running>,
+}
+
+/// A request under way, with what its result depends on beyond the generator.
+#[derive(Debug)]
+struct Running {
+    request_id: RequestId,
+    /// Show only this many of the prompt's log-probabilities, the last ones.
+    last_n: Option<usize>,
+}
 
 impl Sampling {
-    pub(super) fn is_active(&self) -> bool {
-        false
+    pub(super) fn new(base: &BaseInfo) -> Self {
+        Self {
+            generator: Generator::new(base),
+            running: HashMap::new(),
+        }
     }
-    pub(super) fn uses(&self, _adapter: AdapterId) -> bool {
-        false
+
+    /// Whether there is something to do.
+    pub(super) fn is_active(&self) -> bool {
+        !self.generator.is_idle()
+    }
+
+    /// Whether samples are being drawn from an adapter.
+    pub(super) fn uses(&self, adapter: AdapterId) -> bool {
+        self.generator.uses(adapter)
+    }
+
+    /// The requests under way.
+    pub(super) fn requests(&self) -> Vec<RequestId> {
+        self.running
+            .values()
+            .map(|r| r.request_id.clone())
+            .collect()
     }
 }
 
 impl Worker {
-    pub(super) fn admit(&mut self, _id: &RequestId) {}
-    pub(super) fn cancel(&mut self, _id: &RequestId) {}
-    pub(super) fn sample_for(&mut self, _share: Duration) {}
+    /// Takes up a logged sample.
+    pub(super) fn admit(&mut self, id: &RequestId) {
+        let body = self.core.samples().body(id);
+        let admitted = body.and_then(|body| {
+            let request = decode_sample(&body).map_err(|e| Error::Invalid(e.to_string()))?;
+            self.start(id, &request)
+        });
+        if let Err(error) = admitted {
+            self.core.samples().finish(id, error.into());
+        }
+    }
+
+    fn start(&mut self, id: &RequestId, request: &SampleRequest) -> Result<()> {
+        let missing = || Error::Invalid("sampling_session_id is missing".into());
+        let sampler_id = request.sampling_session_id.as_ref().ok_or_else(missing)?;
+        let sampler = self.core.live_sampler(sampler_id)?;
+        let dir: Option<PathBuf> = self.core.sampler_dir(&sampler);
+        let base = self.base(&sampler.base_model)?;
+        let adapter = dir.map(|dir| base.weights(&dir)).transpose()?;
+        let seeds = seeds(id, request);
+        let generation = generate_request(base, adapter, request, seeds)?;
+        let number = base.sampling.generator.admit(generation)?;
+        let running = Running {
+            request_id: id.clone(),
+            last_n: request.prompt_logprobs_last_n.map(|n| n as usize),
+        };
+        base.sampling.running.insert(number, running);
+        Ok(())
+    }
+
+    /// Gives up a sample, if it is under way.
+    pub(super) fn cancel(&mut self, id: &RequestId) {
+        for base in self.bases.values_mut() {
+            let found = base
+                .sampling
+                .running
+                .iter()
+                .find(|(_, r)| r.request_id == *id);
+            let Some(number) = found.map(|(number, _)| *number) else {
+                continue;
+            };
+            base.sampling.running.remove(&number);
+            base.sampling.generator.cancel(number);
+            let outcome = Outcome::failed(ErrorCategory::User, "the sample was cancelled");
+            self.core.samples().finish(id, outcome);
+        }
+    }
+
+    /// Runs sampling for about as long as `share`, at least one step of every base model.
+    pub(super) fn sample_for(&mut self, share: Duration) {
+        let started = Instant::now();
+        let core = Arc::clone(&self.core);
+        let mut broken = Vec::new();
+        for (name, base) in self.bases.iter_mut().filter(|(_, base)| base.is_sampling()) {
+            loop {
+                let guarded = std::panic::AssertUnwindSafe(|| step(&core, base));
+                if std::panic::catch_unwind(guarded).is_err() {
+                    broken.push(name.clone());
+                    break;
+                }
+                if !base.is_sampling() || started.elapsed() >= share {
+                    break;
+                }
+            }
+        }
+        for name in broken {
+            self.fail_base(&name);
+        }
+    }
+
+    /// Throws a base model away that failed while sampling, with the samples that ran on it.
+    fn fail_base(&mut self, name: &str) {
+        if let Some(base) = self.bases.remove(name) {
+            self.runs.retain(|_, active| active.base != name);
+            for id in base.sampling.requests() {
+                let outcome = Outcome::failed(
+                    ErrorCategory::Server,
+                    "the engine failed; see the server's log",
+                );
+                self.core.samples().finish(&id, outcome);
+            }
+        }
+    }
+}
+
+/// One step of a base model's generator, publishing what it finished.
+fn step(core: &Core, base: &mut Base) {
+    match base.sampling.generator.step(base.backend.as_mut()) {
+        Ok(finished) => {
+            for generation in finished {
+                publish(core, base, generation);
+            }
+        }
+        Err(error) => {
+            let message = Error::from(error).with_causes();
+            for (_, running) in base.sampling.running.drain() {
+                let outcome = Outcome::failed(ErrorCategory::Server, message.clone());
+                core.samples().finish(&running.request_id, outcome);
+            }
+        }
+    }
+}
+
+fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
+    let Some(running) = base.sampling.running.remove(&finished.id) else {
+        return;
+    };
+    let outcome = match finished.outcome {
+        Ok(generation) => {
+            let message = proto::SampleResponse::from(&response(generation, &running));
+            Outcome {
+                form: Form::SampleProto,
+                body: message.encode_to_vec().into(),
+            }
+        }
+        Err(error) => Error::from(error).into(),
+    };
+    let mut journal = core.samples();
+    journal.finish(&running.request_id, outcome);
+    if journal.segment_bytes() > LOG_SEGMENT_BYTES {
+        let shortened = journal.rotate().and_then(|_| journal.prune(0));
+        if let Err(error) = shortened {
+            tracing::warn!(
+                error = error.with_causes(),
+                "cannot shorten the log of samples"
+            );
+        }
+    }
+}
+
+// From the wire to the generator
+
+/// One seed per sample. Without one in the request it is derived from what names the request, so
+/// that a sample which is executed again after a crash is the same.
+fn seeds(id: &RequestId, request: &SampleRequest) -> Vec<u64> {
+    let given = request.sampling_params.seed.map(|seed| seed.to_string());
+    let kind = if given.is_some() { "seed" } else { "request" };
+    let name = given.as_deref().unwrap_or(id.as_str());
+    (0..request.num_samples)
+        .map(|index| derived_seed(&[kind, name, &index.to_string()]))
+        .collect()
+}
+
+fn generate_request(
+    base: &Base,
+    adapter: Option<AdapterId>,
+    request: &SampleRequest,
+    seeds: Vec<u64>,
+) -> Result<GenerateRequest> {
+    let info = base.backend.info();
+    check_extras(request)?;
+    let prompt = checked_tokens(&request.prompt, info)
+        .map_err(|why| Error::Invalid(format!("prompt: {why}")))?;
+    if let Some(n) = request.prompt_logprobs_last_n
+        && (n == 0 || n as usize >= prompt.len())
+    {
+        return Err(Error::Invalid(format!(
+            "prompt_logprobs_last_n {n} must be between 1 and {} for a prompt of {} tokens",
+            prompt.len().saturating_sub(1),
+            prompt.len()
+        )));
+    }
+    let params = &request.sampling_params;
+    // The context ends a sample just as `max_tokens` does.
+    let room = info.max_context.saturating_sub(prompt.len());
+    let asked = params.max_tokens.map_or(room, |n| n as usize);
+    let (stop_tokens, stop) = stops(base.tokenizer.as_ref(), params.stop.as_ref())?;
+    Ok(GenerateRequest {
+        adapter,
+        prompt,
+        max_tokens: Some(asked.min(room)),
+        temperature: temperature(params)?,
+        top_k: top_k(params)?,
+        top_p: top_p(params)?,
+        seeds,
+        stop_tokens,
+        stop,
+        prompt_logprobs: request.prompt_logprobs.unwrap_or(false),
+        topk_prompt_logprobs: request.topk_prompt_logprobs as usize,
+        topk_sample_logprobs: request.topk_sample_logprobs as usize,
+    })
+}
+
+fn check_extras(request: &SampleRequest) -> Result<()> {
+    let unsupported = if request.target_prompt_logprobs.is_some() {
+        Some("target_prompt_logprobs")
+    } else if request.prompt_alt_tokens_k > 0 {
+        Some("prompt_alt_tokens_k")
+    } else {
+        None
+    };
+    if let Some(name) = unsupported {
+        return Err(Error::Invalid(format!(
+            "{name} is not supported by this server"
+        )));
+    }
+    let counts = [
+        ("topk_prompt_logprobs", request.topk_prompt_logprobs),
+        ("topk_sample_logprobs", request.topk_sample_logprobs),
+    ];
+    match counts.iter().find(|(_, k)| *k > MAX_TOPK) {
+        Some((name, k)) => Err(Error::Invalid(format!("{name} {k} is above {MAX_TOPK}"))),
+        None => Ok(()),
+    }
+}
+
+fn temperature(params: &SamplingParams) -> Result<f32> {
+    let temperature = params.temperature as f32;
+    if temperature.is_finite() && temperature >= 0.0 {
+        return Ok(temperature);
+    }
+    Err(Error::Invalid(format!(
+        "temperature {} must be at least 0",
+        params.temperature
+    )))
+}
+
+fn top_k(params: &SamplingParams) -> Result<Option<usize>> {
+    match params.top_k {
+        -1 => Ok(None),
+        k => match usize::try_from(k) {
+            Ok(k) if k > 0 => Ok(Some(k)),
+            _ => Err(Error::Invalid(format!(
+                "top_k {k} must be at least 1, or -1 for all"
+            ))),
+        },
+    }
+}
+
+fn top_p(params: &SamplingParams) -> Result<f32> {
+    if params.top_p > 0.0 && params.top_p <= 1.0 {
+        return Ok(params.top_p as f32);
+    }
+    Err(Error::Invalid(format!(
+        "top_p {} must be above 0 and at most 1",
+        params.top_p
+    )))
+}
+
+/// Stop tokens and a check for stop strings. Absent stops mean the end-of-sequence tokens; a list,
+/// even an empty one, takes their place.
+fn stops(
+    tokenizer: Option<&Arc<Tokenizer>>,
+    stop: Option<&Stop>,
+) -> Result<(Vec<u32>, Option<StopFactory>)> {
+    let texts = match stop {
+        None => {
+            let eos = tokenizer.map_or(Vec::new(), |t| t.eos_token_ids().to_vec());
+            return Ok((eos, None));
+        }
+        Some(Stop::Tokens(tokens)) => return Ok((tokens.clone(), None)),
+        Some(Stop::Text(text)) => vec![text.clone()],
+        Some(Stop::Texts(texts)) => texts.clone(),
+    };
+    if let Some(i) = texts.iter().position(String::is_empty) {
+        return Err(Error::Invalid(format!("stop string {i} is empty")));
+    }
+    let Some(tokenizer) = tokenizer.cloned() else {
+        return Err(Error::Invalid(
+            "this base model has no tokenizer: stop by token ids instead of strings".into(),
+        ));
+    };
+    let make = move || -> Box<dyn StopCheck> {
+        Box::new(StopTexts(StopMatcher::new(
+            Arc::clone(&tokenizer),
+            texts.clone(),
+        )))
+    };
+    Ok((Vec::new(), Some(Box::new(make))))
+}
+
+/// Stop strings as the generator checks them.
+struct StopTexts(StopMatcher);
+
+impl StopCheck for StopTexts {
+    fn push(&mut self, token: u32) -> bool {
+        // Text that cannot be decoded contains no stop string.
+        self.0.push(token).unwrap_or(false)
+    }
+}
+
+// From the generator to the wire
+
+fn response(generation: Generation, running: &Running) -> SampleResponse {
+    let has_logprobs = !generation.prompt_logprobs.is_empty();
+    let has_top = !generation.top_prompt_logprobs.is_empty();
+    let mut prompt_logprobs = generation.prompt_logprobs;
+    if let Some(n) = running.last_n {
+        let n_hidden = prompt_logprobs.len().saturating_sub(n);
+        prompt_logprobs
+            .iter_mut()
+            .take(n_hidden)
+            .for_each(|logprob| *logprob = None);
+    }
+    SampleResponse {
+        sequences: generation.samples.into_iter().map(sequence).collect(),
+        prompt_logprobs: has_logprobs.then_some(prompt_logprobs),
+        topk_prompt_logprobs: has_top.then_some(generation.top_prompt_logprobs),
+        target_prompt_logprobs: None,
+        prompt_alt_tokens: None,
+        prompt_cache_hit_tokens: 0,
+    }
+}
+
+fn sequence(sample: Sample) -> SampledSequence {
+    let top = sample.top_logprobs;
+    SampledSequence {
+        stop_reason: match sample.stop_reason {
+            Ended::Stop => StopReason::Stop,
+            Ended::Length => StopReason::Length,
+        },
+        tokens: sample.tokens,
+        logprobs: Some(sample.logprobs),
+        topk_logprobs: (!top.is_empty()).then(|| top.into_iter().map(Some).collect()),
+        sequence_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(json: &str) -> SampleRequest {
+        let body =
+            format!(r#"{{"prompt":{{"chunks":[]}},"sampling_params":{{}},"num_samples":3{json}}}"#);
+        serde_json::from_str(&body).unwrap()
+    }
+
+    #[test]
+    fn seeds_depend_on_request_or_seed_and_on_the_index() {
+        let (a, b): (RequestId, RequestId) = ("s:op:1".parse().unwrap(), "s:op:2".parse().unwrap());
+        let plain = request("");
+        let mut seeded = request("");
+        seeded.sampling_params.seed = Some(4);
+
+        assert_eq!(seeds(&a, &plain), seeds(&a, &plain));
+        assert_ne!(seeds(&a, &plain), seeds(&b, &plain));
+        assert_eq!(seeds(&a, &seeded), seeds(&b, &seeded));
+        let all = seeds(&a, &seeded);
+        assert!(all[0] != all[1] && all[1] != all[2]);
+    }
+
+    #[test]
+    fn parameters_out_of_range_are_named() {
+        let params = SamplingParams {
+            temperature: -1.0,
+            top_k: 0,
+            top_p: 1.5,
+            ..SamplingParams::default()
+        };
+
+        assert!(
+            temperature(&params)
+                .unwrap_err()
+                .to_string()
+                .contains("temperature -1")
+        );
+        assert!(top_k(&params).unwrap_err().to_string().contains("top_k 0"));
+        assert!(
+            top_p(&params)
+                .unwrap_err()
+                .to_string()
+                .contains("top_p 1.5")
+        );
+    }
+
+    #[test]
+    fn stop_strings_need_a_tokenizer_and_an_empty_list_stops_nothing() {
+        let text = Stop::Text("x".into());
+        let Err(error) = stops(None, Some(&text)) else {
+            panic!("a stop string without a tokenizer was taken");
+        };
+        assert!(error.to_string().contains("no tokenizer"));
+        let (tokens, check) = stops(None, Some(&Stop::Tokens(Vec::new()))).unwrap();
+        assert!(tokens.is_empty() && check.is_none());
+    }
 }

@@ -44,6 +44,9 @@ impl Disk for Faulty {
         refuse(&self.no_appends)?;
         OsDisk.append(file, path, bytes)
     }
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        OsDisk.truncate(file, len)
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         refuse(&self.no_renames)?;
         OsDisk.rename(from, to)

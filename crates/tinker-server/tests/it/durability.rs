@@ -1,11 +1,14 @@
 //! A server that ends without a word and comes back: same futures, same bytes.
 
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use serde_json::json;
-use tinker_server::{ApiToken, App, AppOptions};
+use tinker_server::{ApiToken, App, AppOptions, Disk, OsDisk};
 
-use crate::harness::{Harness, TOKEN, create_body, options};
+use crate::harness::{Harness, TOKEN, create_body, datum, fb, optim, options};
 
 /// Copies a data directory as a killed process would leave it: whatever was handed to the
 /// operating system, and nothing else.
@@ -57,36 +60,149 @@ async fn save_final(server: &Harness, run: &str, seq: u64) {
     assert!(server.result(&id).await.json()["path"].is_string());
 }
 
-#[tokio::test]
-async fn killed_after_any_operation_the_run_ends_with_the_same_bytes() {
-    const N: u64 = 11;
-    let undisturbed = tempfile::tempdir().unwrap();
-    let server = Harness::open(undisturbed.path());
-    let session = server.session().await;
-    let run = server.run(&session, 0).await;
-    let mut images = Vec::new();
-    for seq in 1..=N {
-        let id = operate(&server, &run, seq).await;
-        // Half of the images are taken while the operation may be running.
-        if seq % 3 != 0 {
-            server.result(&id).await;
-        }
-        images.push((seq, image(undisturbed.path())));
-    }
-    save_final(&server, &run, N + 1).await;
-    let expected = weights(undisturbed.path(), &run, "final");
+/// A disk that dies after a number of writes, the last of them half done.
+#[derive(Debug)]
+struct DyingDisk {
+    writes_left: AtomicI64,
+}
 
-    for (killed_at, home) in images {
-        let server = Harness::open(home.path());
-        for seq in 1..=N {
-            // The client sends everything again that it had no answer to, here simply everything.
-            let id = operate(&server, &run, seq).await;
-            server.result(&id).await;
+impl DyingDisk {
+    fn after(writes: i64) -> Arc<Self> {
+        Arc::new(Self {
+            writes_left: AtomicI64::new(writes),
+        })
+    }
+
+    fn used(&self) -> i64 {
+        i64::MAX - self.writes_left.load(Ordering::SeqCst)
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        if self.writes_left.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Ok(());
         }
-        save_final(&server, &run, N + 1).await;
+        Err(std::io::ErrorKind::Other.into())
+    }
+}
+
+impl Disk for DyingDisk {
+    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+        self.write()?;
+        OsDisk.create_dir_all(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let alive = self.write();
+        let n = if alive.is_ok() {
+            bytes.len()
+        } else {
+            bytes.len() / 2
+        };
+        OsDisk.write_new(path, &bytes[..n])?;
+        alive
+    }
+    fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let alive = self.write();
+        // Only the first refused write leaves something behind: then the process is dead.
+        let torn = self.writes_left.load(Ordering::SeqCst) == -1;
+        let n = match (&alive, torn) {
+            (Ok(()), _) => bytes.len(),
+            (Err(_), true) => bytes.len() / 2,
+            (Err(_), false) => 0,
+        };
+        OsDisk.append(file, path, &bytes[..n])?;
+        alive
+    }
+    fn truncate(&self, _file: &File, _len: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Other.into())
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.write()?;
+        OsDisk.rename(from, to)
+    }
+}
+
+const N_OPERATIONS: u64 = 11;
+
+/// Sends the whole script, as a client does that goes on until everything is answered. False: the
+/// server stopped taking requests.
+async fn play(server: &Harness, run: &str) -> bool {
+    for seq in 1..=N_OPERATIONS {
+        let answer = if seq % 2 == 1 {
+            let tokens = [seq as u32 % 32, 3, 5];
+            server.post_proto(&fb(run, seq, vec![datum(&tokens)])).await
+        } else {
+            server.post("/optim_step", optim(run, seq)).await
+        };
+        if answer.status != 200 {
+            return false;
+        }
+        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+        loop {
+            let answer = server.poll(&id).await;
+            match answer.status {
+                408 => {}
+                // A repeated client may ask for what it has had long ago.
+                200 | 410 => break,
+                other => panic!("{other}: {}", String::from_utf8_lossy(&answer.body)),
+            }
+        }
+    }
+    let body = json!({"model_id": run, "seq_id": N_OPERATIONS + 1, "path": "final"});
+    let answer = server.post("/save_weights", body).await;
+    if answer.status != 200 {
+        return false;
+    }
+    let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+    server.result(&id).await.json()["path"].is_string()
+}
+
+#[tokio::test]
+async fn killed_at_any_write_the_run_ends_with_the_same_bytes() {
+    let undisturbed = tempfile::tempdir().unwrap();
+    let disk = DyingDisk::after(i64::MAX);
+    let server = Harness::with(AppOptions {
+        disk: disk.clone(),
+        ..options(undisturbed.path())
+    });
+    let session = server.session().await;
+    let created = image(undisturbed.path());
+    let run = server.run(&session, 0).await;
+    let before = disk.used();
+    assert!(play(&server, &run).await);
+    let n_writes = disk.used();
+    let expected = weights(undisturbed.path(), &run, "final");
+    assert!(
+        n_writes - before > 50,
+        "too few writes to be a test: {n_writes}"
+    );
+
+    for kill_at in 1..n_writes {
+        let home = image(created.path());
+        let dying = AppOptions {
+            disk: DyingDisk::after(kill_at),
+            ..options(home.path())
+        };
+        if let Ok(app) = App::open(dying) {
+            let server = Harness::over(app);
+            if server
+                .post("/create_model", create_body(&session, 0))
+                .await
+                .status
+                == 200
+            {
+                play(&server, &run).await;
+            }
+        }
+        let server = Harness::open(home.path());
+        server.run(&session, 0).await;
+        if !play(&server, &run).await {
+            // The save was answered before the kill: with an error, which stays its answer.
+            save_final(&server, &run, N_OPERATIONS + 2).await;
+        }
+        let actual = weights(home.path(), &run, "final");
         assert!(
-            weights(home.path(), &run, "final") == expected,
-            "killed after {killed_at}"
+            actual == expected,
+            "killed at write {kill_at} of {n_writes}"
         );
     }
 }

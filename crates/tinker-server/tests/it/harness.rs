@@ -62,7 +62,11 @@ impl Harness {
     }
 
     pub(crate) fn with(options: AppOptions) -> Self {
-        let app = Arc::new(App::open(options).unwrap());
+        Self::over(App::open(options).unwrap())
+    }
+
+    pub(crate) fn over(app: App) -> Self {
+        let app = Arc::new(app);
         Self {
             router: router(Arc::clone(&app)),
             app,
