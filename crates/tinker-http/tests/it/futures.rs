@@ -212,7 +212,10 @@ async fn passes_are_asked_for_in_protobuf_and_understood_in_json_too() {
 async fn dropping_the_wait_ends_the_asking() {
     let server = answers([status(408)]).await;
     let client = client(&server);
-    let polling = tokio::spawn(async move { client.retrieve_optim_step(&id(), None).await });
+    let polling = tokio::spawn({
+        let client = client.clone();
+        async move { client.retrieve_optim_step(&id(), None).await }
+    });
     while requests(&server, RETRIEVE).await.len() < 2 {
         tokio::task::yield_now().await;
     }
@@ -220,9 +223,11 @@ async fn dropping_the_wait_ends_the_asking() {
     polling.abort();
     polling.await.unwrap_err();
 
-    // One request may have been on its way.
+    // A hundred round trips leave time for dozens of asks; one may have been on its way.
     let n_before = requests(&server, RETRIEVE).await.len();
-    server.reset().await;
-    let n_after = server.received_requests().await.unwrap().len();
-    assert!(n_before >= 2 && n_after <= 1, "{n_before} {n_after}");
+    for _ in 0..100 {
+        client.healthz().await.unwrap_err();
+    }
+    let n_after = requests(&server, RETRIEVE).await.len();
+    assert!(n_after <= n_before + 1, "{n_before} {n_after}");
 }
