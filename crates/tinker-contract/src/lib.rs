@@ -1,7 +1,8 @@
 //! The agreement that client and server must both keep, as tests.
 //!
 //! [`mock`] is a scripted double of the service for tests of the client; [`target`] starts our own
-//! server for tests of both; [`python`] runs the official SDK against it.
+//! server, in this process or in one that can be killed; [`suite`] is what every server must do for
+//! our client; [`python`] runs the official SDK against a server.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,4 +13,5 @@
 
 pub mod mock;
 pub mod python;
+pub mod suite;
 pub mod target;

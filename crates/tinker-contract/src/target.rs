@@ -1,9 +1,14 @@
 //! Our own server to test against, and the tiny base model it serves.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use tinker_api::{PollPolicy, RetryPolicy, ServiceClient};
+use tinker_http::machine::Backoff;
 use tinker_server::{ServeOptions, Server};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -46,6 +51,12 @@ impl Target {
         }
     }
 
+    /// A client of it with a session of its own.
+    #[must_use]
+    pub fn service(&self) -> ServiceClient {
+        service(&self.base_url, &self.api_key)
+    }
+
     /// The data directory.
     #[must_use]
     pub fn home(&self) -> &Path {
@@ -62,6 +73,98 @@ impl Target {
                 .expect("an orderly end");
         }
     }
+}
+
+/// A server in a process of its own, which can be killed and started again at the same address.
+#[derive(Debug)]
+pub struct ServerProcess {
+    /// Where it listens, without a trailing slash.
+    pub base_url: String,
+    /// The key it asks for.
+    pub api_key: String,
+    child: Child,
+}
+
+impl ServerProcess {
+    /// Starts the `contract-server` at `program` and waits until it listens; port 0 takes any.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start(program: &Path, home: &Path, model: &Path, port: u16, threads: usize) -> Self {
+        let mut child = Command::new(program)
+            .args([home, model])
+            .args([port.to_string(), threads.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("a line of text");
+        let (base_url, api_key) = line
+            .trim()
+            .split_once(' ')
+            .unwrap_or_else(|| panic!("the server said {line:?}"));
+        Self {
+            base_url: base_url.to_owned(),
+            api_key: api_key.to_owned(),
+            child,
+        }
+    }
+
+    /// Kills it with signal 9 and waits for its end.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a running server");
+        self.child.wait().expect("its end");
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        let port = self
+            .base_url
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok());
+        port.expect("an address with a port")
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client that waits milliseconds between attempts, and a minute for a server that is gone.
+#[must_use]
+pub fn service(base_url: &str, api_key: &str) -> ServiceClient {
+    let backoff = Backoff {
+        base_delay: Duration::from_millis(5),
+        max_delay: Duration::from_millis(50),
+        jitter: 0.25,
+    };
+    let patience = Duration::from_secs(60);
+    ServiceClient::builder(base_url)
+        .api_key(api_key.parse().expect("a key"))
+        .retry_policy(RetryPolicy {
+            max_attempts: u32::MAX,
+            backoff: backoff.clone(),
+            total_timeout: patience,
+            ..RetryPolicy::default()
+        })
+        .poll_policy(PollPolicy {
+            backoff,
+            ..PollPolicy::default()
+        })
+        .wait_for_server(patience)
+        .build()
+        .expect("valid settings")
 }
 
 /// How the tests serve a data directory: one engine thread, the tiny model on offer.

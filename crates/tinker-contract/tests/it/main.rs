@@ -11,7 +11,9 @@ mod client_futures;
 mod client_http;
 mod client_sampling;
 mod client_training;
+mod durability;
 mod python_sdk;
+mod suite_vs_server;
 mod support;
 
 use std::collections::BTreeSet;
