@@ -2,13 +2,14 @@
 
 use std::io::{BufRead as _, IsTerminal as _, stdin};
 
+use serde_json::json;
 use tinker_api::SampleOptions;
 use tinker_chat::{Message, Renderer, Role};
 use tinker_types::ModelInput;
 
 use crate::context::Ctx;
 use crate::failure::Result;
-use crate::output::{Output, write_quietly};
+use crate::output::{Format, Output, write_quietly};
 use crate::speaker::{Flags, SamplingFlags, Speaker};
 
 /// Talk to a model
@@ -50,7 +51,9 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
             Line::Say(text) => {
                 messages.push(Message::user(text));
                 let reply = reply(&speaker, renderer.as_ref(), &messages, &args.sampling).await?;
-                write_quietly(&format!("{}\n", reply.content)).map_err(anyhow::Error::new)?;
+                if ctx.format == Format::Table {
+                    write_quietly(&format!("{}\n", reply.content)).map_err(anyhow::Error::new)?;
+                }
                 messages.push(reply);
             }
             Line::Reset => {
@@ -71,7 +74,9 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
         }
     }
     speaker.close().await;
-    Ok(Output::none())
+    // People read the replies as they come; programs get the conversation when it is over.
+    let json = json!({ "model": args.speaker.model, "messages": messages });
+    Ok(Output::text("", json))
 }
 
 fn opening(system: Option<&str>) -> Vec<Message> {

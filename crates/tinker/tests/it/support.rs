@@ -183,6 +183,11 @@ impl Running {
         signal(self.child.id(), rustix::process::Signal::INT);
     }
 
+    /// Ends it without a chance to say goodbye.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+    }
+
     /// Waits for the end, with what had not been read yet.
     pub(crate) fn finish(mut self) -> Finished {
         let mut stderr = String::new();

@@ -117,12 +117,13 @@ fn text_of(speaker: &Speaker, renderer: Option<&dyn Renderer>, tokens: &[u32]) -
     Ok(text.map_err(anyhow::Error::new)?)
 }
 
-/// A stop text ends the answer and is no part of it.
-fn without_stop(text: String, stops: &[String]) -> String {
-    let cut = stops
-        .iter()
-        .find_map(|stop| text.strip_suffix(stop.as_str()));
-    cut.map(str::to_owned).unwrap_or(text)
+/// A stop text ends the answer and is no part of it, nor is what its last token spells after it.
+fn without_stop(mut text: String, stops: &[String]) -> String {
+    let found = stops.iter().filter(|stop| !stop.is_empty());
+    if let Some(at) = found.filter_map(|stop| text.find(stop.as_str())).min() {
+        text.truncate(at);
+    }
+    text
 }
 
 fn spell(
@@ -164,6 +165,7 @@ mod tests {
         let stops = ["!".to_owned(), "END".to_owned()];
 
         assert_eq!(without_stop("aye END".to_owned(), &stops), "aye ");
+        assert_eq!(without_stop("aye!). END".to_owned(), &stops), "aye");
         assert_eq!(without_stop("aye".to_owned(), &stops), "aye");
     }
 

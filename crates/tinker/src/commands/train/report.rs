@@ -10,6 +10,8 @@ use crate::output::Output;
 /// What the report needs to know of a run beside its outcome.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
+    /// How this program was called, so that the commands printed for later work as they are.
+    pub(super) program: String,
     /// Name of the run, or its folder where that is elsewhere: what `tinker resume` takes.
     pub(super) run: String,
     /// The run folder.
@@ -66,15 +68,35 @@ pub(super) fn report(ctx: &Ctx, facts: &Facts, outcome: Outcome) -> Result<Outpu
 
 /// How to go on with a run that stopped.
 pub(super) fn resume_hint(facts: &Facts) -> String {
-    format!("go on with: tinker resume {}", shell_quote(&facts.run))
+    format!(
+        "go on with: {} resume {}",
+        facts.program,
+        shell_quote(&facts.run)
+    )
 }
 
 fn next_commands(facts: &Facts, sampler: &str) -> String {
-    let flags = &facts.server_flags;
+    let Facts {
+        program,
+        server_flags,
+        ..
+    } = facts;
     let prompt = shell_quote(&facts.prompt);
     format!(
-        "next\n  tinker sample{flags} -m {sampler} -p {prompt}\n  tinker chat{flags} -m {sampler}"
+        "next\n  {program} sample{server_flags} -m {sampler} -p {prompt}\n  \
+         {program} chat{server_flags} -m {sampler}"
     )
+}
+
+/// How this program was called: by its name if the shell found it, else by its path.
+pub(super) fn program() -> String {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let called = called.to_string_lossy();
+    if called.contains(std::path::MAIN_SEPARATOR) {
+        shell_quote(&called)
+    } else {
+        "tinker".to_owned()
+    }
 }
 
 /// `text` as one word of a POSIX shell.
@@ -109,6 +131,7 @@ mod tests {
     #[test]
     fn next_commands_carry_the_path_and_the_flags() {
         let facts = Facts {
+            program: "tinker".to_owned(),
             run: "r".to_owned(),
             folder: "/h/runs/r".to_owned(),
             server_flags: " --local".to_owned(),

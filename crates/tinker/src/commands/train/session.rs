@@ -8,7 +8,7 @@ use tinker_runs::{RunFolder, RunWriter};
 use tinker_types::FinishReason;
 
 use super::drive::drive;
-use super::report::{Facts, report, resume_hint};
+use super::report::{Facts, program, report, resume_hint};
 use super::watch::{Places, Watcher};
 use crate::base_model::BaseModel;
 use crate::connect::Connection;
@@ -147,6 +147,7 @@ impl Session {
     fn facts(&self, ctx: &Ctx, connection: &Connection, folder: &RunFolder) -> Facts {
         let is_in_home = folder.path().parent() == Some(super::runs(ctx).root());
         Facts {
+            program: program(),
             run: if is_in_home {
                 folder.name()
             } else {

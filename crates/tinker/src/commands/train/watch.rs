@@ -127,9 +127,14 @@ fn plan(
         (
             "steps",
             format!(
-                "{} of {} rows ({epochs} of {n_steps_per_epoch})",
+                "{} of {} rows, {n_steps_per_epoch} to an epoch, {epochs}{}",
                 human::count(n_steps),
-                n(config.batch_size)
+                n(config.batch_size.min(counts.n_train_rows)),
+                if n_steps < config.num_epochs * n_steps_per_epoch {
+                    " cut short by --max-steps"
+                } else {
+                    ""
+                }
             ),
         ),
         (
