@@ -20,7 +20,7 @@ use crate::ui::Ui;
 /// The run that was used last.
 const LAST: &str = "@last";
 /// How long a question waits for a server that cannot be reached.
-const SHORT: Duration = Duration::from_secs(15);
+const SHORT: Duration = Duration::from_secs(5);
 /// How long training does: a server that restarts, a network that comes back.
 const LONG: Duration = Duration::from_secs(600);
 

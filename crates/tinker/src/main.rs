@@ -24,6 +24,7 @@ mod weights;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 
 use crate::cli::Cli;
@@ -52,9 +53,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli, ui: &Ui) -> Result<()> {
     let format = cli.global.format();
     let output = commands::run(cli, ui)?;
-    output.print(format).map_err(|error| {
-        anyhow::Error::new(error)
-            .context("cannot write to standard output")
-            .into()
-    })
+    output
+        .print(format)
+        .context("cannot write to standard output")?;
+    if let Some(note) = output.note() {
+        ui.note(note);
+    }
+    Ok(())
 }

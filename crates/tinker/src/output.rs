@@ -26,6 +26,8 @@ pub(crate) struct Output {
     json: Value,
     /// Key of the array in `json` whose elements are the rows of `jsonl`.
     rows: Option<&'static str>,
+    /// What to say on standard error once the data is out.
+    note: Option<String>,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,7 @@ impl Output {
             text: Text::Lines(String::new()),
             json: Value::Null,
             rows: None,
+            note: None,
         }
     }
 
@@ -54,6 +57,7 @@ impl Output {
             text: Text::Lines(text.into()),
             json,
             rows: None,
+            note: None,
         }
     }
 
@@ -71,6 +75,7 @@ impl Output {
             },
             json: serde_json::json!({ key: serde_json::to_value(items)? }),
             rows: Some(key),
+            note: None,
         })
     }
 
@@ -86,7 +91,19 @@ impl Output {
             },
             json,
             rows: None,
+            note: None,
         }
+    }
+
+    /// The same data with something to say on standard error after it.
+    pub(crate) fn with_note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
+
+    /// What to say on standard error once the data is out.
+    pub(crate) fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// Writes the data in `format`; a reader that went away is no error.

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::support::{Home, Running};
+use crate::support::{Home, Running, pirate};
 
 /// Starts `tinker serve` on any port and reads its two lines.
 fn serve(home: &Home, flags: &[&str]) -> (Running, String, String) {
@@ -57,6 +57,111 @@ fn url_of(line: &str) -> &str {
     line.trim_end()
         .strip_prefix("export TINKER_BASE_URL=")
         .unwrap()
+}
+
+#[test]
+fn a_server_is_trained_on_by_its_address() {
+    let home = Home::new();
+    let elsewhere = Home::new();
+    let (_server, url, key) = serve(&elsewhere, &[]);
+    let data = pirate();
+    let flags = ["--max-steps", "2", "--batch-size", "4", "--eval-every", "0"];
+    let args = [
+        &["train", "sft", &data, "--base-url", &url],
+        flags.as_slice(),
+    ]
+    .concat();
+
+    let unknown = home.run_with_key(&[args.as_slice(), &["-m", "Qwen/None"]].concat(), &key);
+    let finished = home.run_with_key(&args, &key).ok();
+    let runs = home.run_with_key(&["run", "list", "--json", "--base-url", &url], &key);
+
+    unknown.failed(
+        5,
+        "the tokenizer of `Qwen/None` is not on this machine",
+        "--tokenizer DIR",
+    );
+    assert!(
+        finished
+            .stderr
+            .contains(&format!("sample --base-url {url} -m tinker://"))
+    );
+    assert_eq!(runs.ok().json()["runs"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        home.status()["running"],
+        false,
+        "the embedded server is not needed"
+    );
+}
+
+#[test]
+fn a_model_that_the_server_lacks_is_answered_with_those_it_has() {
+    let home = Home::new();
+    let elsewhere = Home::new();
+    let (_server, url, key) = serve(&elsewhere, &[]);
+    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nano");
+    let data = pirate();
+    let args = ["train", "sft", &data, "--base-url", &url, "-m", "Qwen/None"];
+
+    let finished = home.run_with_key(
+        &[&args, ["--tokenizer", tokenizer].as_slice()].concat(),
+        &key,
+    );
+
+    finished.failed(
+        5,
+        "the server has no base model `Qwen/None`",
+        "hint: it has: tinker/nano",
+    );
+}
+
+#[test]
+fn an_address_where_nobody_answers_is_said_so() {
+    let home = Home::new();
+
+    let finished = home.run_with_key(
+        &["run", "list", "--base-url", "http://127.0.0.1:1"],
+        "tml-x",
+    );
+
+    assert!(
+        finished
+            .stderr
+            .contains("warning: the server cannot be reached"),
+        "{finished:?}"
+    );
+    finished.failed(1, "", "hint: check the address, or use --local");
+}
+
+#[test]
+fn a_server_without_the_endpoint_is_told_from_a_missing_thing() {
+    let home = Home::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            answer_not_found(&mut stream.unwrap());
+        }
+    });
+
+    let finished = home.run_with_key(&["model", "list", "--base-url", &url], "tml-x");
+
+    finished.failed(6, "", "");
+}
+
+/// What the common Python framework says of a path it does not know.
+fn answer_not_found(stream: &mut std::net::TcpStream) {
+    use std::io::{Read as _, Write as _};
+    let mut request = [0; 4096];
+    let _ = stream.read(&mut request).unwrap();
+    let body = r#"{"detail":"Not Found"}"#;
+    let head = "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nConnection: close";
+    write!(
+        stream,
+        "{head}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
 }
 
 #[test]

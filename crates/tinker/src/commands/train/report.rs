@@ -41,7 +41,7 @@ pub(super) fn report(ctx: &Ctx, facts: &Facts, outcome: Outcome) -> Result<Outpu
                     "held-out NLL {first:.3} before, {last:.3} after ({change:+.0}%)"
                 ));
             }
-            ctx.ui.note(next_commands(facts, &sampler.to_string()));
+            let next = next_commands(facts, &sampler.to_string());
             let text = format!("state    {state}\nsampler  {sampler}\n");
             let json = json!({
                 "run": facts.run,
@@ -52,7 +52,7 @@ pub(super) fn report(ctx: &Ctx, facts: &Facts, outcome: Outcome) -> Result<Outpu
                 "held_out_nll_before": first_nll,
                 "held_out_nll_after": last_nll,
             });
-            Ok(Output::text(text, json))
+            Ok(Output::text(text, json).with_note(next))
         }
         Outcome::Interrupted {
             resume_from,
