@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tinker_api::{Event, RestClient, SamplingClient, SamplingSource, ServiceClient};
+use tinker_api::{RestClient, SamplingClient, SamplingSource, ServiceClient};
 use tinker_recipes::Service;
 use tinker_server::LockInfo;
 use tinker_types::{
@@ -15,7 +15,7 @@ use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::local;
 use crate::settings::{Target, parse_key};
-use crate::ui::Ui;
+use crate::waiting::teller;
 
 /// The run that was used last.
 const LAST: &str = "@last";
@@ -61,12 +61,11 @@ impl Connection {
             (Target::Embedded, Some(server)) => (server.base_url(), parse_key(&server.token)?),
             (Target::Embedded, None) => return Err(Failure::usage("there is no server")),
         };
-        let ui = ctx.ui.clone();
         let service = ServiceClient::builder(base_url)
             .api_key(key)
             .user_agent(concat!("tinker/", env!("CARGO_PKG_VERSION")))
             .wait_for_server(patience)
-            .observer(move |event| tell(&ui, event))
+            .observer(teller(&ctx.ui))
             .build()?;
         Ok(Self {
             rest: service.rest_client(),
@@ -247,6 +246,8 @@ impl Connection {
             .unwrap_or_default();
         let known: Vec<String> = known.iter().map(|c| c.checkpoint_id.to_string()).collect();
         match known.as_slice() {
+            // Our own server has listed them already.
+            [first, ..] if failure.what().contains(first) => failure,
             [] => failure.hint("`tinker checkpoint list` shows what this server has"),
             known => failure.hint(format!("run {} has: {}", path.run, known.join(", "))),
         }
@@ -259,45 +260,4 @@ fn recorded_id(ctx: &Ctx, name: &str) -> Option<TrainingRunId> {
     let folder = tinker_runs::RunFolder::open(runs.path_of(name)).ok()?;
     let last = folder.read_checkpoints().ok()?.pop()?;
     Some(last.state_path.or(last.sampler_path)?.run)
-}
-
-/// Says what is waited for.
-fn tell(ui: &Ui, event: &Event) {
-    match event {
-        Event::ServerLost { error } => {
-            ui.warn(format_args!(
-                "the server cannot be reached ({error}); waiting for it"
-            ));
-        }
-        Event::ServerBack { after } => {
-            let away = crate::human::duration(*after);
-            ui.note(format_args!("the server is back after {away}"));
-        }
-        Event::Retrying {
-            route,
-            reason,
-            wait,
-            ..
-        } => ui.note(format_args!(
-            "{route} failed ({reason}); again in {:.1}s",
-            wait.as_secs_f64()
-        )),
-        Event::Queue { state, reason, .. } => {
-            let reason = reason
-                .as_deref()
-                .map_or(String::new(), |why| format!(": {why}"));
-            ui.note(format_args!(
-                "waiting in the queue, which is {state}{reason}"
-            ));
-        }
-        Event::SamplingPaused { wait } => ui.note(format_args!(
-            "the server asks to wait {:.0}s before the next sample",
-            wait.as_secs_f64()
-        )),
-        Event::HeartbeatFailing { since, error } => ui.warn(format_args!(
-            "the session was not kept alive for {}: {error}",
-            crate::human::duration(*since)
-        )),
-        _ => {}
-    }
 }

@@ -20,6 +20,7 @@ mod settings;
 mod signals;
 mod speaker;
 mod ui;
+mod waiting;
 mod weights;
 
 use std::process::ExitCode;
