@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Command;
@@ -34,6 +35,9 @@ pub fn find() -> Result<PathBuf, String> {
     ))
 }
 
+/// A script takes half a minute; one that takes this long hangs.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// What a script printed.
 #[derive(Debug)]
 pub struct Printed {
@@ -52,14 +56,15 @@ pub struct Printed {
 pub async fn run_script(
     python: &Path,
     script: &str,
-    arguments: &[&str],
+    arguments: &[String],
     api_key: &str,
     home: &Path,
 ) -> Printed {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("python")
         .join(script);
-    let output = Command::new(python)
+    let mut command = Command::new(python);
+    command
         .arg("-W")
         .arg("ignore")
         .arg(&script)
@@ -70,9 +75,10 @@ pub async fn run_script(
         .env("HOME", home)
         .env_remove("TINKER_BASE_URL")
         .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output())
         .await
+        .unwrap_or_else(|_| panic!("{} takes longer than {PATIENCE:?}", script.display()))
         .unwrap_or_else(|error| panic!("{}: {error}", python.display()));
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
-use tinker_api::{PollPolicy, RetryPolicy, ServiceClient};
+use tinker_api::{PollPolicy, RetryPolicy, ServiceClient, TinkerPath};
 use tinker_http::machine::Backoff;
 use tinker_server::{ServeOptions, Server};
 use tokio::sync::oneshot;
@@ -139,6 +139,46 @@ impl Drop for ServerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The safetensors files of a checkpoint in a server's data directory, by name, in its order.
+///
+/// # Panics
+/// If the checkpoint is not there.
+#[must_use]
+pub fn checkpoint_tensors(home: &Path, path: &TinkerPath) -> Vec<(String, Vec<u8>)> {
+    let checkpoint = &path.checkpoint;
+    let below_run = Path::new(checkpoint.kind.segment()).join(checkpoint.name());
+    // The server spells run ids in its own way, so runs are told apart by the number they end in.
+    let number = path.run.as_str().rsplit(':').next().unwrap_or_default();
+    let runs = std::fs::read_dir(home.join("server/checkpoints")).expect("checkpoints");
+    let mut dirs = runs
+        .map(|run| run.expect("a run").path())
+        .filter(|run| run.to_string_lossy().ends_with(number))
+        .map(|run| run.join(&below_run))
+        .filter(|dir| dir.is_dir());
+    let dir = dirs
+        .next()
+        .unwrap_or_else(|| panic!("{path} is not in {}", home.display()));
+    assert!(dirs.next().is_none(), "{path} is there twice");
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(dir)
+        .expect("a checkpoint")
+        .map(|file| file.expect("a file").path())
+        .filter(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        })
+        .map(|file| {
+            let name = file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            (name, std::fs::read(&file).expect("a readable file"))
+        })
+        .collect();
+    files.sort();
+    files
 }
 
 /// A client that waits milliseconds between attempts, and a minute for a server that is gone.

@@ -124,7 +124,10 @@ pub async fn a_reused_number_is_refused(target: &Target) {
 
     assert_eq!(error.status(), Some(422), "{error}");
     assert_eq!(*error.kind(), ErrorKind::InvalidRequest);
-    assert!(error.to_string().contains("operation 1 of training run"), "{error}");
+    assert!(
+        error.to_string().contains("operation 1 of training run"),
+        "{error}"
+    );
 }
 
 /// A result can be fetched more than once.

@@ -266,43 +266,49 @@ pub async fn stops_end_a_continuation(target: &Target) {
     assert_eq!(stopped.logprobs.unwrap().len(), n_before + 1);
 }
 
-/// The log-probabilities of chosen tokens at each prompt position.
-pub async fn chosen_tokens_are_scored_in_the_prompt(target: &Target) {
+/// The most likely tokens at each prompt position, with the token that follows among all of them.
+pub async fn tables_of_the_prompt_have_a_row_for_each_token(target: &Target) {
     let sampler = base_sampler(target).await;
     let all = prompt().tokens().unwrap();
-    // At each position the token that follows, and nothing in the second column.
-    let cells = all[1..]
-        .iter()
-        .flat_map(|&token| [i64::from(token), -1])
-        .collect();
-    let chosen = TensorData::dense(TensorValues::Int64(cells), vec![all.len() - 1, 2]).unwrap();
 
     let options = SampleOptions {
-        target_prompt_logprobs: Some(chosen),
         prompt_logprobs: true,
-        topk_prompt_logprobs: 2,
+        topk_prompt_logprobs: 20,
         ..SampleOptions::default()
     };
     let response = sampler.sample(prompt(), params(1), options).await.unwrap();
 
-    let scored = response.target_prompt_logprobs.unwrap();
-    assert_eq!(scored.shape(), [all.len() - 1, 2]);
-    let (first, second): (Vec<f32>, Vec<f32>) = scored
-        .as_floats()
-        .unwrap()
-        .chunks_exact(2)
-        .map(|row| (row[0], row[1]))
-        .unzip();
-    assert_eq!(second, vec![0.0; all.len() - 1]);
-    assert_close(&first, &some(&response.prompt_logprobs.unwrap()[1..]), 1e-5);
     let table = response.topk_prompt_logprobs.unwrap();
-    assert_eq!(table.len(), all.len());
-    assert!(
-        table[0].is_none()
-            && table[1..]
-                .iter()
-                .all(|row| row.as_ref().is_some_and(|row| row.len() == 2))
-    );
+    assert_eq!((table.len(), &table[0]), (all.len(), &None));
+    let logprobs = response.prompt_logprobs.unwrap();
+    for ((row, token), logprob) in table.iter().zip(&all).zip(logprobs).skip(1) {
+        let row = row.as_ref().expect("a row");
+        assert_eq!(row.len(), 20);
+        assert!(row.windows(2).all(|pair| pair[0].1 >= pair[1].1), "{row:?}");
+        let logprob = logprob.expect("a log-probability");
+        match row.iter().find(|(candidate, _)| candidate == token) {
+            Some((_, in_table)) => assert_close(&[*in_table], &[logprob], 1e-6),
+            None => assert!(logprob <= row[19].1),
+        }
+    }
+}
+
+/// What a server cannot do is said, not left out.
+pub async fn unsupported_extras_are_refused_by_name(target: &Target) {
+    let sampler = base_sampler(target).await;
+    let chosen = TensorData::dense(TensorValues::Int64(vec![5; 5]), vec![5, 1]).unwrap();
+
+    let options = SampleOptions {
+        target_prompt_logprobs: Some(chosen),
+        ..SampleOptions::default()
+    };
+    match sampler.sample(prompt(), params(1), options).await {
+        Ok(response) => assert!(response.target_prompt_logprobs.is_some()),
+        Err(error) => assert!(
+            error.to_string().contains("target_prompt_logprobs"),
+            "{error}"
+        ),
+    }
 }
 
 /// Prompts that cannot be sampled from are refused with what is wrong.

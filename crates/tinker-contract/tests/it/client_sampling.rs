@@ -14,7 +14,7 @@ use tinker_contract::mock::{
 };
 use tinker_types::{ASAMPLE, CANCEL_FUTURE, RETRIEVE_FUTURE, proto as pb};
 
-use crate::support::{Events, KEY, ms, service};
+use crate::support::{Events, KEY, ms, service, until};
 
 struct Rig {
     mock: Mock,
@@ -246,9 +246,7 @@ async fn one_throttled_sample_holds_all_of_the_session_back() {
         .sampler
         .sample(prompt(2), params(), SampleOptions::default());
     // The pause has begun when it is told.
-    while rig.events.all().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !rig.events.all().is_empty()).await;
     let others = (0..20).map(|_| {
         rig.sampler
             .sample(prompt(2), params(), SampleOptions::default())
@@ -274,9 +272,7 @@ async fn another_client_is_not_held_back() {
     let held = rig
         .sampler
         .sample(prompt(2), params(), SampleOptions::default());
-    while rig.events.all().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !rig.events.all().is_empty()).await;
 
     let other = service(&rig.mock.base_url(), "tml-other").build().unwrap();
     let source = SamplingSource::BaseModel("test/base".into());
@@ -300,12 +296,7 @@ async fn large_prompts_pause_for_longer() {
     let sample = rig
         .sampler
         .sample(prompt(20_000), params(), SampleOptions::default());
-    let paused = async {
-        while rig.events.all().is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    paused.await;
+    until(|| !rig.events.all().is_empty()).await;
     drop(sample);
 
     assert_eq!(
@@ -446,13 +437,9 @@ async fn abandoned_samples_stop_and_are_cancelled_where_servers_want_to_know() {
     let sampler = service.create_sampling_client(source).await.unwrap();
 
     let sample = sampler.sample(prompt(1), params(), SampleOptions::default());
-    while mock.seen_at(RETRIEVE_FUTURE).is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !mock.seen_at(RETRIEVE_FUTURE).is_empty()).await;
     drop(sample);
-    while mock.seen_at(CANCEL_FUTURE).is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !mock.seen_at(CANCEL_FUTURE).is_empty()).await;
 
     assert_eq!(
         mock.seen_at(CANCEL_FUTURE)[0].json(),

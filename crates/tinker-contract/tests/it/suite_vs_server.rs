@@ -49,7 +49,8 @@ cases! {
         seeds_repeat_and_samples_differ,
         greedy_takes_the_most_likely,
         stops_end_a_continuation,
-        chosen_tokens_are_scored_in_the_prompt,
+        tables_of_the_prompt_have_a_row_for_each_token,
+        unsupported_extras_are_refused_by_name,
         bad_prompts_are_refused,
         many_samples_at_once;
     checkpoints:

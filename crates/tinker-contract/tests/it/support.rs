@@ -122,3 +122,15 @@ pub(crate) fn datum(first: u32, n: usize) -> Datum {
     tokens[0] = first;
     Datum::cross_entropy(ModelInput::from_tokens(tokens), vec![2; n], vec![1.0; n]).unwrap()
 }
+
+/// Lets other tasks run until something has happened.
+pub(crate) async fn until(happened: impl Fn() -> bool) {
+    let waiting = async {
+        while !happened() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting)
+        .await
+        .expect("it never happened");
+}
