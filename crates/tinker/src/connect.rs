@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tinker_api::{RestClient, SamplingClient, SamplingSource, ServiceClient};
+use tinker_api::{ApiKey, RestClient, SamplingClient, SamplingSource, ServiceClient};
 use tinker_recipes::Service;
 use tinker_server::LockInfo;
 use tinker_types::{
@@ -14,7 +14,7 @@ use crate::commands::train;
 use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::local;
-use crate::settings::{Target, parse_key};
+use crate::settings::Target;
 use crate::waiting::teller;
 
 /// The run that was used last.
@@ -58,7 +58,7 @@ impl Connection {
         };
         let (base_url, key) = match (&target, &embedded) {
             (Target::Remote { base_url, api_key }, _) => (base_url.clone(), api_key.clone()),
-            (Target::Embedded, Some(server)) => (server.base_url(), parse_key(&server.token)?),
+            (Target::Embedded, Some(server)) => (server.base_url(), key_of(server)?),
             (Target::Embedded, None) => return Err(Failure::usage("there is no server")),
         };
         let service = ServiceClient::builder(base_url)
@@ -252,6 +252,10 @@ impl Connection {
             known => failure.hint(format!("run {} has: {}", path.run, known.join(", "))),
         }
     }
+}
+
+fn key_of(server: &LockInfo) -> Result<ApiKey> {
+    Ok(server.token.parse().map_err(tinker_api::Error::Transport)?)
 }
 
 /// The training run that the run folder called `name` was trained as.

@@ -161,17 +161,25 @@ impl Text {
     }
 }
 
-/// Boxes on a terminal; aligned columns without rules for everything that reads lines.
+/// A box on a terminal that is wide enough; aligned columns everywhere else, so that no path is
+/// broken over lines and programs read rows as lines.
 fn table(header: &[&'static str], rows: &[Vec<String>], is_terminal: bool) -> String {
     let mut table = Table::new();
-    if is_terminal {
-        table.load_style(presets::UTF8_FULL_CONDENSED);
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    } else {
-        table.load_style(presets::NOTHING);
-    }
+    table.set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.to_vec());
     table.add_rows(rows.iter().cloned());
+    if is_terminal {
+        table.load_style(presets::UTF8_FULL_CONDENSED);
+        let boxed = table.to_string();
+        let width = boxed.lines().next().unwrap_or_default().chars().count();
+        if table
+            .width()
+            .is_none_or(|columns| width <= usize::from(columns))
+        {
+            return boxed;
+        }
+    }
+    table.load_style(presets::NOTHING);
     let lines: Vec<String> = table
         .lines()
         .map(|line| line.trim_end().to_owned())

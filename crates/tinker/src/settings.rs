@@ -1,6 +1,7 @@
 //! Which server a command talks to and where data lives: flag, then environment, then default.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use etcetera::BaseStrategy as _;
 
@@ -43,7 +44,8 @@ pub(crate) struct Settings {
     pub(crate) home: PathBuf,
     flags: ServerFlags,
     env_base_url: Option<String>,
-    api_key: Option<ApiKey>,
+    /// Or what is wrong with it, which matters only to commands that need it.
+    api_key: Option<std::result::Result<ApiKey, String>>,
 }
 
 /// The server of a command.
@@ -70,10 +72,7 @@ impl Settings {
             home: home()?,
             flags: flags.clone(),
             env_base_url: env::TINKER_BASE_URL.get(),
-            api_key: env::TINKER_API_KEY
-                .get()
-                .map(|key| parse_key(&key))
-                .transpose()?,
+            api_key: env::TINKER_API_KEY.get().map(|key| parse(&key)),
         })
     }
 
@@ -89,14 +88,14 @@ impl Settings {
         // A directory can only be read by a server on this machine.
         let is_embedded =
             model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX) || Path::new(name).is_dir());
-        match (url, &self.api_key) {
-            (Some(url), Some(key)) => remote(url, key),
-            (Some(url), None) => Err(Failure::new(
+        match (url, self.api_key.is_some()) {
+            (Some(url), true) => self.remote(url),
+            (Some(url), false) => Err(Failure::new(
                 FailureKind::Credentials,
                 format!("no API key for {url}"),
             )
             .hint("set TINKER_API_KEY; some servers accept any value that starts with tml-")),
-            (None, Some(key)) if !is_embedded => remote(HOSTED_URL, key),
+            (None, true) if !is_embedded => self.remote(HOSTED_URL),
             (None, _) => Ok(Target::Embedded),
         }
     }
@@ -115,27 +114,30 @@ impl Settings {
     }
 
     /// The key in the environment, which `tinker serve` asks its clients for.
-    pub(crate) fn api_key(&self) -> Option<&ApiKey> {
-        self.api_key.as_ref()
+    ///
+    /// # Errors
+    /// It cannot be a key.
+    pub(crate) fn api_key(&self) -> Result<Option<ApiKey>> {
+        match &self.api_key {
+            None => Ok(None),
+            Some(Ok(key)) => Ok(Some(key.clone())),
+            Some(Err(what)) => Err(Failure::new(FailureKind::Credentials, what)
+                .hint("correct TINKER_API_KEY, or unset it to use the embedded server")),
+        }
+    }
+
+    fn remote(&self, base_url: &str) -> Result<Target> {
+        let no_key = || Failure::new(FailureKind::Credentials, "there is no API key");
+        Ok(Target::Remote {
+            base_url: base_url.trim_end_matches('/').to_owned(),
+            api_key: self.api_key()?.ok_or_else(no_key)?,
+        })
     }
 }
 
-fn remote(base_url: &str, api_key: &ApiKey) -> Result<Target> {
-    Ok(Target::Remote {
-        base_url: base_url.trim_end_matches('/').to_owned(),
-        api_key: api_key.clone(),
-    })
-}
-
-/// Reads a key.
-///
-/// # Errors
-/// It cannot be one.
-pub(crate) fn parse_key(text: &str) -> Result<ApiKey> {
-    text.parse().map_err(|error| {
-        Failure::new(FailureKind::Credentials, format!("{error}"))
-            .hint("correct TINKER_API_KEY, or unset it to use the embedded server")
-    })
+fn parse(key: &str) -> std::result::Result<ApiKey, String> {
+    key.parse()
+        .map_err(|error: <ApiKey as FromStr>::Err| error.to_string())
 }
 
 /// `$TINKER_HOME`, else the platform's data directory.
@@ -163,7 +165,7 @@ mod tests {
                 base_url: flag_url.map(str::to_owned),
             },
             env_base_url: env_url.map(str::to_owned),
-            api_key: key.then(|| "tml-k".parse().unwrap()),
+            api_key: key.then(|| parse("tml-k")),
         }
     }
 
@@ -210,6 +212,23 @@ mod tests {
 
         assert_eq!(failure.kind, FailureKind::Credentials);
         assert!(failure.to_string().contains("TINKER_API_KEY"));
+    }
+
+    #[test]
+    fn a_malformed_key_matters_only_where_it_is_needed() {
+        let bad_key = |local| Settings {
+            api_key: Some(parse("secret")),
+            ..settings(local, None, None, false)
+        };
+
+        assert_eq!(bad_key(true).target(None).unwrap(), Target::Embedded);
+        assert_eq!(
+            bad_key(false).target(Some("tinker/nano")).unwrap(),
+            Target::Embedded
+        );
+        let failure = bad_key(false).target(None).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Credentials);
+        assert!(!failure.to_string().contains("secret"));
     }
 
     #[test]

@@ -154,6 +154,12 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         *self.ui.lock() = None;
-        self.bar.abandon();
+        let (done, message) = (self.bar.position(), self.bar.message());
+        // What a finished bar leaves has no line break; a line of our own has.
+        self.bar.finish_and_clear();
+        if self.ui.is_terminal && done > 0 {
+            self.ui
+                .note(format_args!("step {done}/{} {message}", self.total));
+        }
     }
 }

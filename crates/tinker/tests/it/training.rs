@@ -125,6 +125,7 @@ fn a_run_folder_is_not_used_twice() {
     ]);
 
     again.failed(4, "run folder", "already holds a run");
+    assert!(!resumed.stderr.contains("hint:"), "{resumed:?}");
     resumed.failed(
         4,
         "run `pirate` is complete at step 4 of 4",

@@ -59,7 +59,7 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
 }
 
 fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
-    let key = ctx.settings.api_key();
+    let key = ctx.settings.api_key()?;
     if !args.host.is_loopback() && key.is_none() {
         return Err(Failure::usage(format!(
             "--host {} opens the server to other machines, and it has no key of your choosing",

@@ -218,7 +218,7 @@ mod tests {
 
         assert_eq!(defaults.lora_rank, 32);
         assert_eq!(defaults.batch_size, 16);
-        assert_eq!(defaults.num_epochs, 3);
+        assert_eq!(defaults.num_epochs, 5);
         assert_eq!(defaults.held_out, HeldOut::Fraction(0.1));
         assert_eq!((defaults.save_every, defaults.eval_every), (20, 10));
     }

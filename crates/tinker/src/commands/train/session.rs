@@ -18,7 +18,7 @@ use crate::local::Keeper;
 use crate::output::Output;
 use crate::settings::Target;
 
-/// What the prompt of the printed command is cut to.
+/// Longest message of the data that is offered as a prompt to try.
 const MAX_PROMPT_CHARS: usize = 60;
 
 /// A run to begin.
@@ -138,7 +138,13 @@ impl Session {
         };
         let outcome = drive(job, stop, keeper).await;
         drop(watcher);
-        let outcome = outcome.map_err(|failure| failure.hint(resume_hint(&facts)));
+        let outcome = outcome.map_err(|failure| match failure.kind {
+            // Others would fail in the same way again.
+            FailureKind::General | FailureKind::Capacity | FailureKind::Interrupted => {
+                failure.hint(resume_hint(&facts))
+            }
+            _ => failure,
+        });
         let result = outcome.and_then(|outcome| report(ctx, &facts, outcome));
         connection.close(reason_of(&result)).await;
         result
@@ -168,15 +174,18 @@ fn reason_of(result: &Result<Output>) -> FinishReason {
     }
 }
 
-/// The first user message of the data, to try the result with.
+fn is_short(text: &str) -> bool {
+    text.chars().count() <= MAX_PROMPT_CHARS && !text.contains('\n')
+}
+
+/// The first short user message of the data, to try the result with.
 fn prompt_like(data: &Dataset) -> String {
     data.rows
         .iter()
         .flat_map(|row| &row.messages)
         .filter(|message| message.role == Role::User)
         .map(|message| message.content.trim())
-        .find(|text| !text.is_empty() && text.chars().count() <= MAX_PROMPT_CHARS)
-        .filter(|text| !text.contains('\n'))
+        .find(|text| !text.is_empty() && is_short(text))
         .unwrap_or("Hello!")
         .to_owned()
 }
