@@ -87,12 +87,6 @@ impl ApiError {
             ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
         }
     }
-
-    /// The text for people.
-    #[must_use]
-    pub(crate) fn message(&self) -> &str {
-        &self.message
-    }
 }
 
 impl From<Error> for ApiError {

@@ -153,6 +153,15 @@ impl App {
         &self.stop
     }
 
+    /// How long to hold those who wait for results: not at all once the server stops.
+    pub(crate) fn poll_hold(&self) -> Duration {
+        if self.stopping.load(Ordering::Relaxed) {
+            Duration::ZERO
+        } else {
+            self.core.limits.poll_hold
+        }
+    }
+
     fn check_open(&self) -> ApiResult<()> {
         if self.stopping.load(Ordering::Relaxed) {
             Err(ApiError::stopping())

@@ -46,6 +46,15 @@ const TOKENIZER_FILES: &[&str] = &[
     "tokenizer_config.json",
 ];
 
+/// Files that other tokenizers have. A marker in the cache says that this one does not, which spares
+/// clients without a network a long search for them.
+const ABSENT_FILES: &[&str] = &[
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "vocab.json",
+];
+
 /// A base model that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseModel {
@@ -172,6 +181,8 @@ impl ModelRegistry {
             create_dir(&OsDisk, &repository.join("snapshots"))?;
             move_into_place(&temp, &snapshot)?;
         }
+        let absent = repository.join(".no_exist").join(revision);
+        unpack(ABSENT_FILES.iter().map(|name| (*name, &[][..])), &absent)?;
         create_dir(&OsDisk, &repository.join("refs"))?;
         OsDisk
             .write_new(&reference, revision.as_bytes())

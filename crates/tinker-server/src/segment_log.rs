@@ -34,7 +34,6 @@ pub(crate) struct Location {
 #[derive(Debug)]
 pub(crate) struct Record<H> {
     pub(crate) header: H,
-    pub(crate) body: Vec<u8>,
     pub(crate) location: Location,
 }
 
@@ -254,19 +253,15 @@ fn read_segment<H: DeserializeOwned>(
     while let Some(payload) = read_frame(&mut reader).map_err(|e| Error::io("read", path, e))? {
         let n_bytes = (FRAME_HEAD + payload.len()) as u64;
         let parsed = split(payload)
-            .and_then(|(header, body)| Some((serde_json::from_slice(&header).ok()?, body)));
-        let Some((header, body)) = parsed else {
+            .and_then(|(header, _body)| serde_json::from_slice(&header).ok());
+        let Some(header) = parsed else {
             return Err(Error::Corrupt {
                 path: path.to_owned(),
                 message: format!("the record at byte {offset} was written by another version"),
             });
         };
         let location = Location { segment, offset };
-        visit(Record {
-            header,
-            body,
-            location,
-        })?;
+        visit(Record { header, location })?;
         offset += n_bytes;
     }
     Ok(offset)
@@ -377,17 +372,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn open(dir: &Path) -> (SegmentLog, Vec<(u64, Vec<u8>)>) {
-        let mut seen = Vec::new();
-        let log = SegmentLog::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir,
-            |record: Record<u64>| {
-                seen.push((record.header, record.body));
-                Ok(())
-            },
-        )
-        .unwrap();
+        let mut found = Vec::new();
+        let visit = |record: Record<u64>| {
+            found.push((record.header, record.location));
+            Ok(())
+        };
+        let log = SegmentLog::open(Arc::new(OsDisk), Syncer::start(), dir, visit).unwrap();
+        let read = |(header, at)| (header, log.read_body(at).unwrap());
+        let seen = found.into_iter().map(read).collect();
         (log, seen)
     }
 

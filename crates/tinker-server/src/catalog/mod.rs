@@ -104,7 +104,7 @@ impl Catalog {
     /// # Errors
     /// If a row cannot be read.
     pub(crate) fn open(db: Db) -> Result<Self> {
-        let tables = db.call(|connection| store::load(connection))?;
+        let tables = db.call(store::load)?;
         Ok(Self {
             db,
             tables: RwLock::new(tables),

@@ -29,7 +29,7 @@ pub(crate) async fn retrieve(
     request: Parsed<RetrieveFutureRequest>,
 ) -> ApiResult<Response> {
     let id = request.value.request_id;
-    let hold = app.core.limits.poll_hold;
+    let hold = app.poll_hold();
     let mut found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
     if matches!(found, Lookup::Unknown) {
         open_journal_of(&app, &id).await?;

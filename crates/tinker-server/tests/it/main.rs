@@ -1,4 +1,9 @@
 //! Integration tests of the server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail the test that calls them"
+)]
 
 mod bad_input;
 mod checkpoints;
@@ -7,5 +12,6 @@ mod durability;
 mod fake;
 mod harness;
 mod lifecycle;
+mod sampling;
 mod sessions;
 mod training;
