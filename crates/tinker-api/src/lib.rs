@@ -63,3 +63,8 @@ pub use tinker_types::{
     SupportedModel, TensorData, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse,
     TypeError, UserMetadata, WeightsInfo,
 };
+
+/// The Rust in README.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
