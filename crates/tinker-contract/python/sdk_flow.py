@@ -8,6 +8,7 @@ Prints one line for each step that held, and a JSON object with paths and figure
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -196,8 +197,12 @@ def managing(client, state, sampler):
 
 def cli(*arguments):
     command = [sys.executable, "-m", "tinker.cli", "-f", "json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        # On a busy machine about 1 in 50 of the SDK's processes aborts as it leaves, after its answer.
+        if done.returncode != -signal.SIGABRT:
+            break
+    assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
     return json.loads(done.stdout)
 
 
@@ -245,7 +250,9 @@ def main():
         command_line(client, ids, checkpoints)
         refusals(service, client, data, state)
     step("the session is finished")
-    print(json.dumps(summary))
+    print(json.dumps(summary), flush=True)
 
 
 main()
+# The SDK's threads may abort the interpreter while it winds down; everything was checked by now.
+os._exit(0)

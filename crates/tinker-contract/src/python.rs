@@ -1,5 +1,6 @@
 //! The official Python SDK as a test driver.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,10 +11,8 @@ use tokio::process::Command;
 /// Names a Python that has the official SDK; set by `cargo xtask test`.
 pub const PYTHON_VARIABLE: &str = "TINKER_TEST_PYTHON";
 
-/// A Python that has the official SDK, or why there is none.
-///
-/// # Errors
-/// With the reason and how to run the tests that need it.
+/// A Python that has the official SDK. Where there is none, says on standard error that a test is
+/// skipped, and how to run it.
 ///
 /// # Panics
 /// If there is none and this is CI, where the SDK's tests must run.
@@ -21,18 +20,21 @@ pub const PYTHON_VARIABLE: &str = "TINKER_TEST_PYTHON";
     clippy::disallowed_methods,
     reason = "the runner tells tests about Python this way"
 )]
-pub fn find() -> Result<PathBuf, String> {
+pub fn find() -> Option<PathBuf> {
     if let Some(python) = std::env::var_os(PYTHON_VARIABLE).filter(|value| !value.is_empty()) {
-        return Ok(python.into());
+        return Some(python.into());
     }
     let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     assert!(
         !ci,
         "CI has to test the official SDK: {PYTHON_VARIABLE} is not set"
     );
-    Err(format!(
-        "skipped: {PYTHON_VARIABLE} names no Python with `tinker==0.38.0`; run `cargo xtask test`, which makes one"
-    ))
+    let note = format!(
+        "skipped: {PYTHON_VARIABLE} names no Python with `tinker==0.38.0`; `cargo xtask test` makes one\n"
+    );
+    // Not `eprintln`, which shows in failed tests only. That nobody can read it is no failure.
+    let _ = std::io::stderr().write_all(note.as_bytes());
+    None
 }
 
 /// A script takes half a minute; one that takes this long hangs.

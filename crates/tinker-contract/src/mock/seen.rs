@@ -26,10 +26,6 @@ pub struct Seen {
 }
 
 impl Seen {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests look at the time between two requests"
-    )]
     pub(super) fn new(request: &Request) -> Self {
         let headers: BTreeMap<String, String> = request
             .headers

@@ -22,7 +22,7 @@ const N_KILLS: u64 = 25;
 /// A disturbed run takes seconds; one that takes this long waits for something that never comes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Random numbers that follow from a seed (SplitMix64, Steele et al. 2014).
+/// Random numbers that follow from a seed (`SplitMix64`, Steele et al. 2014).
 struct Draws(u64);
 
 impl Draws {
@@ -191,14 +191,6 @@ fn setting(name: &str, default: u64) -> u64 {
         .map_or(default, |text| text.parse().expect("a number"))
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the log says how long the kills took"
-)]
-fn now() -> Instant {
-    Instant::now()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_survives_kills_with_the_same_bytes() {
     let (quiet, noisy) = (TempDir::new().unwrap(), TempDir::new().unwrap());
@@ -222,7 +214,7 @@ async fn a_run_survives_kills_with_the_same_bytes() {
     let server = start(0);
     let client = service(&server.base_url, &server.api_key);
     let (progress, seen) = watch::channel(0);
-    let begun = now();
+    let begun = Instant::now();
     let killer = tokio::spawn(kill_at(moments, server, start, seen));
     let disturbed = train(client, noisy.path(), &model, progress.clone());
     let disturbed = tokio::time::timeout(PATIENCE, disturbed)

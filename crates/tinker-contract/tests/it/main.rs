@@ -6,6 +6,7 @@
     clippy::panic,
     reason = "helpers of tests fail by panicking"
 )]
+#![expect(clippy::print_stdout, reason = "a failed test shows what it drew")]
 
 mod client_futures;
 mod client_http;

@@ -5,9 +5,8 @@ use tinker_contract::target::{Target, checkpoint_tensors};
 
 /// Runs the flow on a base model of a fresh server.
 async fn check(base_model: impl FnOnce(&Target) -> String) {
-    let python = match python::find() {
-        Ok(python) => python,
-        Err(reason) => return eprintln!("{reason}"),
+    let Some(python) = python::find() else {
+        return;
     };
     let target = Target::start().await;
     let arguments = [target.base_url.clone(), base_model(&target)];
