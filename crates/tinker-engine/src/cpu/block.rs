@@ -1,13 +1,16 @@
-//! One decoder block: its forward pass around attention, and its backward pass.
+//! One decoder block: its forward pass around attention; the backward pass is in [`backward`].
 
-use super::attention::{self, Attended, Gradients, Heads, KeysValues};
+mod backward;
+
+use super::attention::{self, Heads, KeysValues};
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::Store;
-use super::linear::{Backward, Batch, Output, Site};
-use super::lora::{Adapter, Projection};
+use super::linear::{Batch, Forward, Output, Site};
+use super::lora::Group;
 use super::model::{Layer, Model};
 use crate::arch::Arch;
+
+pub(crate) use self::backward::{BackwardPass, Deltas};
 
 /// Cosine and sine of each row's rotary angles.
 #[derive(Debug)]
@@ -33,18 +36,21 @@ impl Angles {
         }
         angles
     }
+
+    /// Rotates the heads of `x [rows, width]`; `direction` -1 turns back.
+    fn rotate(&self, x: &mut [f32], width: usize, size: usize, direction: f32) {
+        elementwise::rope(x, width, size, &self.cos, &self.sin, direction);
+    }
 }
 
 /// What one block computes for its rows; kept for the backward pass in training.
 #[derive(Debug)]
 pub(crate) struct Activations {
-    /// Input of the block, `[rows, hidden]`.
-    x: Buffer,
     /// `1 / rms` of the two norms, `[rows]`.
     inverse: [Buffer; 2],
     /// Output of the attention norm, `[rows, hidden]`.
     normed: Buffer,
-    /// Queries, keys and values before their norm and rotation; only with `qk_norm`.
+    /// Queries and keys before their norm and rotation; only with `qk_norm`.
     q_raw: Buffer,
     k_raw: Buffer,
     /// `1 / rms` of query and key heads, `[rows * heads]`.
@@ -69,15 +75,17 @@ pub(crate) struct Activations {
     gate: Buffer,
     up: Buffer,
     activated: Buffer,
-    /// `scale * A x` of each projection, `[rows, rank]`.
-    u: [Buffer; 7],
+    /// `scale * A x` of each group, `[rows, layers * rank]`.
+    u: [Buffer; 4],
 }
+
+/// Layers of each group.
+const GROUP_SIZES: [usize; 4] = [3, 1, 2, 1];
 
 impl Activations {
     pub(crate) fn new() -> Self {
         let none = || Buffer::zeros(0);
         Self {
-            x: none(),
             inverse: [none(), none()],
             normed: none(),
             q_raw: none(),
@@ -104,12 +112,7 @@ impl Activations {
         let heads = Heads::of(arch);
         let (hidden, mlp) = (rows * arch.hidden_size, rows * arch.intermediate_size);
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
-        for buffer in [
-            &mut self.x,
-            &mut self.normed,
-            &mut self.middle,
-            &mut self.mlp_normed,
-        ] {
+        for buffer in [&mut self.normed, &mut self.middle, &mut self.mlp_normed] {
             buffer.reserve(hidden);
         }
         for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
@@ -128,7 +131,9 @@ impl Activations {
         self.attended.reserve(q);
         self.log_normaliser.reserve(rows * heads.n);
         self.inverse.iter_mut().for_each(|b| b.reserve(rows));
-        self.u.iter_mut().for_each(|b| b.reserve(rows * rank));
+        for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
+            u.reserve(rows * layers * rank);
+        }
     }
 }
 
@@ -149,8 +154,8 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn site(&self, projection: Projection) -> Site {
-        Site::Block(self.index, projection)
+    fn site(&self, group: Group) -> Site {
+        Site::Block(self.index, group)
     }
 
     /// From the residual stream `x [rows, hidden]` to rotated queries and keys, and values.
@@ -161,71 +166,77 @@ impl<'a> Block<'a> {
         angles: &Angles,
         acts: &mut Activations,
     ) {
-        let (rows, hidden, heads) = (batch.rows, self.arch.hidden_size, Heads::of(self.arch));
-        let (q_len, kv_len) = (rows * heads.q_width(), rows * heads.kv_width());
-        let x = &x[..rows * hidden];
-        acts.x[..x.len()].copy_from_slice(x);
-        let eps = self.arch.rms_eps;
-        let norm = &self.layer.attention_norm;
-        elementwise::rms_norm(x, norm, eps, &mut acts.normed, &mut acts.inverse[0][..rows]);
-        let [u_q, u_k, u_v, ..] = &mut acts.u;
+        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, Heads::of(self.arch));
+        let (layer, n) = (self.layer, rows * width);
+        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
+        elementwise::rms_norm(
+            &x[..n],
+            &layer.attention_norm,
+            eps,
+            &mut acts.normed,
+            inverse,
+        );
+        let site = self.site(Group::Qkv);
+        let u = &mut acts.u[Group::Qkv as usize];
         let mut outputs = [
             Output {
-                linear: &self.layer.q,
-                site: self.site(Projection::Q),
+                linear: &layer.q,
                 y: &mut acts.q,
-                u: u_q,
             },
             Output {
-                linear: &self.layer.k,
-                site: self.site(Projection::K),
+                linear: &layer.k,
                 y: &mut acts.k,
-                u: u_k,
             },
             Output {
-                linear: &self.layer.v,
-                site: self.site(Projection::V),
+                linear: &layer.v,
                 y: &mut acts.v,
-                u: u_v,
             },
         ];
-        batch.forward(&acts.normed[..rows * hidden], hidden, &mut outputs);
-        if let Some((q_norm, k_norm)) = &self.layer.qk_norm {
-            acts.q_raw[..q_len].copy_from_slice(&acts.q[..q_len]);
-            acts.k_raw[..kv_len].copy_from_slice(&acts.k[..kv_len]);
-            let (q, k) = (&acts.q_raw[..q_len], &acts.k_raw[..kv_len]);
-            elementwise::rms_norm(
-                q,
+        batch.forward(
+            Forward {
+                site,
+                x: &acts.normed[..n],
+                width,
+                u,
+            },
+            &mut outputs,
+        );
+        self.norm_heads(rows, &heads, acts);
+        let (q, k) = (
+            &mut acts.q[..rows * heads.q_width()],
+            rows * heads.kv_width(),
+        );
+        angles.rotate(q, heads.q_width(), heads.size, 1.0);
+        angles.rotate(&mut acts.k[..k], heads.kv_width(), heads.size, 1.0);
+    }
+
+    /// Norms of query and key heads, where the architecture has them.
+    fn norm_heads(&self, rows: usize, heads: &Heads, acts: &mut Activations) {
+        let Some((q_norm, k_norm)) = &self.layer.qk_norm else {
+            return;
+        };
+        let sides = [
+            (
                 q_norm,
-                eps,
+                heads.n,
                 &mut acts.q,
-                &mut acts.q_inverse[..rows * heads.n],
-            );
-            elementwise::rms_norm(
-                k,
+                &mut acts.q_raw,
+                &mut acts.q_inverse,
+            ),
+            (
                 k_norm,
-                eps,
+                heads.n_kv,
                 &mut acts.k,
-                &mut acts.k_inverse[..rows * heads.n_kv],
-            );
+                &mut acts.k_raw,
+                &mut acts.k_inverse,
+            ),
+        ];
+        for (norm, n_heads, x, raw, inverse) in sides {
+            let n = rows * n_heads * heads.size;
+            let inverse = &mut inverse[..rows * n_heads];
+            raw[..n].copy_from_slice(&x[..n]);
+            elementwise::rms_norm(&raw[..n], norm, self.arch.rms_eps, x, inverse);
         }
-        let (cos, sin) = (&angles.cos, &angles.sin);
-        elementwise::rope(
-            &mut acts.q[..q_len],
-            heads.q_width(),
-            heads.size,
-            cos,
-            sin,
-            1.0,
-        );
-        elementwise::rope(
-            &mut acts.k[..kv_len],
-            heads.kv_width(),
-            heads.size,
-            cos,
-            sin,
-            1.0,
-        );
     }
 
     /// Attention of a whole sequence to itself, keeping what its backward pass needs.
@@ -236,314 +247,81 @@ impl<'a> Block<'a> {
             keys: &acts.panels,
             values: &acts.v,
         };
-        for (head, log) in acts.log_normaliser[..rows * heads.n]
-            .chunks_exact_mut(rows)
-            .enumerate()
-        {
+        let logs = acts.log_normaliser[..rows * heads.n].chunks_exact_mut(rows);
+        for (head, log) in logs.enumerate() {
             attention::forward(&heads, head, 0, &acts.q, kv, &mut acts.attended, log);
         }
     }
 
-    /// From attention's output to the residual stream `x` after the block; `branch` is scratch,
-    /// `[rows, hidden]`.
+    /// From attention's output to the residual stream after the block: `x` is the block's input,
+    /// `out` becomes its output, both `[rows, hidden]`.
     pub(crate) fn finish(
         &self,
         batch: &Batch<'_>,
-        x: &mut [f32],
-        branch: &mut [f32],
+        x: &[f32],
+        out: &mut [f32],
         acts: &mut Activations,
     ) {
-        let (rows, hidden) = (batch.rows, self.arch.hidden_size);
-        let (q_width, mlp) = (Heads::of(self.arch).q_width(), self.arch.intermediate_size);
-        let (x, branch) = (&mut x[..rows * hidden], &mut branch[..rows * hidden]);
-        let [_, _, _, u_o, u_gate, u_up, u_down] = &mut acts.u;
-        let site = self.site(Projection::O);
-        let output = Output {
-            linear: &self.layer.o,
-            site,
-            y: branch,
+        let (rows, hidden, mlp) = (
+            batch.rows,
+            self.arch.hidden_size,
+            self.arch.intermediate_size,
+        );
+        let (layer, width) = (self.layer, Heads::of(self.arch).q_width());
+        let n = rows * hidden;
+        let middle = &mut acts.middle[..n];
+        let [_, u_o, u_gate_up, u_down] = &mut acts.u;
+        let o = Forward {
+            site: self.site(Group::O),
+            x: &acts.attended,
+            width,
             u: u_o,
         };
-        batch.forward(&acts.attended[..rows * q_width], q_width, &mut [output]);
-        elementwise::add(branch, x);
-        acts.middle[..x.len()].copy_from_slice(x);
-        let (eps, norm) = (self.arch.rms_eps, &self.layer.mlp_norm);
-        elementwise::rms_norm(
-            x,
-            norm,
-            eps,
-            &mut acts.mlp_normed,
-            &mut acts.inverse[1][..rows],
+        batch.forward(
+            o,
+            &mut [Output {
+                linear: &layer.o,
+                y: middle,
+            }],
         );
-        let (gate, up) = (self.site(Projection::Gate), self.site(Projection::Up));
+        elementwise::add(&x[..n], middle);
+        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..rows]);
+        elementwise::rms_norm(middle, &layer.mlp_norm, eps, &mut acts.mlp_normed, inverse);
+        let (site, x) = (self.site(Group::GateUp), &acts.mlp_normed[..n]);
         let mut outputs = [
             Output {
-                linear: &self.layer.gate,
-                site: gate,
+                linear: &layer.gate,
                 y: &mut acts.gate,
-                u: u_gate,
             },
             Output {
-                linear: &self.layer.up,
-                site: up,
+                linear: &layer.up,
                 y: &mut acts.up,
-                u: u_up,
             },
         ];
-        batch.forward(&acts.mlp_normed[..rows * hidden], hidden, &mut outputs);
-        let n = rows * mlp;
-        elementwise::swiglu(&acts.gate[..n], &acts.up[..n], &mut acts.activated[..n]);
-        let site = self.site(Projection::Down);
-        let output = Output {
-            linear: &self.layer.down,
-            site,
-            y: branch,
+        batch.forward(
+            Forward {
+                site,
+                x,
+                width: hidden,
+                u: u_gate_up,
+            },
+            &mut outputs,
+        );
+        let activated = &mut acts.activated[..rows * mlp];
+        elementwise::swiglu(&acts.gate, &acts.up, activated);
+        let down = Forward {
+            site: self.site(Group::Down),
+            x: activated,
+            width: mlp,
             u: u_down,
         };
-        batch.forward(&acts.activated[..n], mlp, &mut [output]);
-        elementwise::add(branch, x);
-    }
-}
-
-/// Scratch of the backward pass, shared by all blocks of one sequence.
-#[derive(Debug)]
-pub(crate) struct Deltas {
-    /// Gradient of the residual stream, `[rows, hidden]`.
-    pub(crate) x: Buffer,
-    /// Gradient of a norm's output, `[rows, hidden]`.
-    normed: Buffer,
-    /// Gradient of an activation, `[rows, max(mlp, q_width)]`.
-    wide: Buffer,
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
-    /// Gradient of `u`, `[rows, rank]`.
-    u: Buffer,
-}
-
-impl Deltas {
-    pub(crate) fn new() -> Self {
-        let none = || Buffer::zeros(0);
-        Self {
-            x: none(),
-            normed: none(),
-            wide: none(),
-            q: none(),
-            k: none(),
-            v: none(),
-            u: none(),
-        }
-    }
-
-    /// Makes room for `rows` rows.
-    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
-        let heads = Heads::of(arch);
-        self.x.reserve(rows * arch.hidden_size);
-        self.normed.reserve(rows * arch.hidden_size);
-        self.wide
-            .reserve(rows * arch.intermediate_size.max(heads.q_width()));
-        self.q.reserve(rows * heads.q_width());
-        self.k.reserve(rows * heads.kv_width());
-        self.v.reserve(rows * heads.kv_width());
-        self.u.reserve(rows * rank);
-    }
-}
-
-impl Block<'_> {
-    /// Turns the gradient of the block's output in `deltas.x` into that of its input, adding the
-    /// adapter's gradients to `gradient`. Overwrites `acts`. Below the first block nothing is trained,
-    /// so its input's gradient is left unfinished.
-    pub(crate) fn backward(
-        &self,
-        rows: usize,
-        adapter: &Adapter,
-        angles: &Angles,
-        acts: &mut Activations,
-        deltas: &mut Deltas,
-        gradient: &mut [f32],
-    ) {
-        self.backward_mlp(rows, adapter, acts, deltas, gradient);
-        self.backward_attention(rows, adapter, angles, acts, deltas, gradient);
-    }
-
-    fn backward_mlp(
-        &self,
-        rows: usize,
-        adapter: &Adapter,
-        acts: &mut Activations,
-        deltas: &mut Deltas,
-        gradient: &mut [f32],
-    ) {
-        let (layer, n) = (self.layer, rows * self.arch.intermediate_size);
-        let hidden = rows * self.arch.hidden_size;
-        let lora = |projection| adapter.lora(self.index, projection);
-        let u = |projection: Projection| projection as usize;
-        let down = Backward {
-            linear: &layer.down,
-            lora: lora(Projection::Down),
-            x: &acts.activated,
-            u: &acts.u[u(Projection::Down)],
-            dy: &deltas.x,
-        };
-        let into = Some((&mut *deltas.wide, Store::Replace));
-        down.run(rows, into, gradient, &mut deltas.u);
-        elementwise::swiglu_backward(&mut acts.gate[..n], &mut acts.up[..n], &deltas.wide[..n]);
-        let branches = [
-            (&layer.gate, Projection::Gate, &acts.gate, Store::Replace),
-            (&layer.up, Projection::Up, &acts.up, Store::Add),
-        ];
-        for (linear, projection, dy, store) in branches {
-            let (lora, u) = (lora(projection), &acts.u[u(projection)]);
-            let branch = Backward {
-                linear,
-                lora,
-                x: &acts.mlp_normed,
-                u,
-                dy,
-            };
-            branch.run(
-                rows,
-                Some((&mut *deltas.normed, store)),
-                gradient,
-                &mut deltas.u,
-            );
-        }
-        elementwise::rms_norm_backward(
-            &acts.middle[..hidden],
-            &layer.mlp_norm,
-            &acts.inverse[1][..rows],
-            &deltas.normed[..hidden],
-            &mut deltas.x[..hidden],
+        batch.forward(
+            down,
+            &mut [Output {
+                linear: &layer.down,
+                y: &mut out[..n],
+            }],
         );
-    }
-
-    fn backward_attention(
-        &self,
-        rows: usize,
-        adapter: &Adapter,
-        angles: &Angles,
-        acts: &mut Activations,
-        deltas: &mut Deltas,
-        gradient: &mut [f32],
-    ) {
-        let (layer, heads) = (self.layer, Heads::of(self.arch));
-        let lora = |projection| adapter.lora(self.index, projection);
-        let o = Backward {
-            linear: &layer.o,
-            lora: lora(Projection::O),
-            x: &acts.attended,
-            u: &acts.u[Projection::O as usize],
-            dy: &deltas.x,
-        };
-        o.run(
-            rows,
-            Some((&mut *deltas.wide, Store::Replace)),
-            gradient,
-            &mut deltas.u,
-        );
-        let attended = Attended {
-            rows,
-            q: &acts.q,
-            k: &acts.k,
-            kv: KeysValues {
-                keys: &acts.panels,
-                values: &acts.v,
-            },
-            out: &acts.attended,
-            log_normaliser: &acts.log_normaliser,
-        };
-        let mut gradients = Gradients {
-            q: &mut deltas.q,
-            k: &mut deltas.k,
-            v: &mut deltas.v,
-        };
-        attention::backward(&heads, attended, &deltas.wide, &mut gradients);
-        self.backward_rotation(rows, &heads, angles, acts, deltas);
-        let is_first = self.index == 0;
-        let branches = [
-            (&layer.q, Projection::Q, &deltas.q, Store::Replace),
-            (&layer.k, Projection::K, &deltas.k, Store::Add),
-            (&layer.v, Projection::V, &deltas.v, Store::Add),
-        ];
-        for (linear, projection, dy, store) in branches {
-            let (lora, u) = (lora(projection), &acts.u[projection as usize]);
-            let branch = Backward {
-                linear,
-                lora,
-                x: &acts.normed,
-                u,
-                dy,
-            };
-            let into = (!is_first).then_some((&mut *deltas.normed, store));
-            branch.run(rows, into, gradient, &mut deltas.u);
-        }
-        let hidden = rows * self.arch.hidden_size;
-        if !is_first {
-            elementwise::rms_norm_backward(
-                &acts.x[..hidden],
-                &layer.attention_norm,
-                &acts.inverse[0][..rows],
-                &deltas.normed[..hidden],
-                &mut deltas.x[..hidden],
-            );
-        }
-    }
-
-    /// Back through rotation and head norms of queries and keys.
-    fn backward_rotation(
-        &self,
-        rows: usize,
-        heads: &Heads,
-        angles: &Angles,
-        acts: &mut Activations,
-        deltas: &mut Deltas,
-    ) {
-        let (q_len, kv_len) = (rows * heads.q_width(), rows * heads.kv_width());
-        let (cos, sin) = (&angles.cos, &angles.sin);
-        elementwise::rope(
-            &mut deltas.q[..q_len],
-            heads.q_width(),
-            heads.size,
-            cos,
-            sin,
-            -1.0,
-        );
-        elementwise::rope(
-            &mut deltas.k[..kv_len],
-            heads.kv_width(),
-            heads.size,
-            cos,
-            sin,
-            -1.0,
-        );
-        let Some((q_norm, k_norm)) = &self.layer.qk_norm else {
-            return;
-        };
-        let sides = [
-            (
-                q_norm,
-                &acts.q_raw,
-                &acts.q_inverse,
-                &mut acts.q,
-                &mut deltas.q,
-                q_len,
-            ),
-            (
-                k_norm,
-                &acts.k_raw,
-                &acts.k_inverse,
-                &mut acts.k,
-                &mut deltas.k,
-                kv_len,
-            ),
-        ];
-        for (norm, raw, inverse, scratch, delta, len) in sides {
-            // The rotated values are not needed any more; the gradient is built in their place.
-            let d_raw = &mut scratch[..len];
-            d_raw.fill(0.0);
-            let inverse = &inverse[..len / heads.size];
-            elementwise::rms_norm_backward(&raw[..len], norm, inverse, &delta[..len], d_raw);
-            delta[..len].copy_from_slice(d_raw);
-        }
+        elementwise::add(middle, &mut out[..n]);
     }
 }

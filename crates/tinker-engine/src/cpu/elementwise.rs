@@ -264,8 +264,17 @@ kernels! {
         let rows = scores.chunks_mut(block.stride).zip(d_probs.chunks_mut(block.stride)).take(block.rows);
         for ((i, (row, d_row)), (log, dot)) in rows.enumerate().zip(log_normaliser.iter().zip(d_dot_out)) {
             let n = (block.first + i + 1).min(block.keys);
-            for (p, d) in row[..n].iter_mut().zip(&mut d_row[..n]) {
-                *p = exp::<FMA>(madd::<FMA>(*p, block.scale, -*log));
+            let (log, dot) = (*log, *dot);
+            let ((p, p_rest), (d, d_rest)) =
+                (row[..n].as_chunks_mut::<LANES>(), d_row[..n].as_chunks_mut::<LANES>());
+            for (p, d) in p.iter_mut().zip(d) {
+                for j in 0..LANES {
+                    p[j] = exp::<FMA>(madd::<FMA>(p[j], block.scale, -log));
+                    d[j] = p[j] * (d[j] - dot) * block.scale;
+                }
+            }
+            for (p, d) in p_rest.iter_mut().zip(d_rest) {
+                *p = exp::<FMA>(madd::<FMA>(*p, block.scale, -log));
                 *d = *p * (*d - dot) * block.scale;
             }
             row[n..block.keys].fill(0.0);

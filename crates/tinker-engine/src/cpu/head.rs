@@ -5,8 +5,8 @@
 
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::{ROWS, Store};
-use super::linear::{Backward, Batch, Output, Run, Site};
+use super::gemm::ROWS;
+use super::linear::{Backward, Batch, Forward, Output, Run, Site};
 use super::lora::Adapter;
 use super::model::Model;
 use super::pool::Pool;
@@ -73,11 +73,17 @@ impl Pass<'_> {
         };
         let output = Output {
             linear: &self.model.head,
-            site: Site::Head,
             y: logits,
-            u,
         };
-        batch.forward(hidden, width, &mut [output]);
+        batch.forward(
+            Forward {
+                site: Site::Head,
+                x: hidden,
+                width,
+                u,
+            },
+            &mut [output],
+        );
     }
 
     /// Computes the log-probability of each target, appended to `logprobs`, and returns the loss.
@@ -111,14 +117,12 @@ impl Pass<'_> {
                 let d_hidden = &mut gradients.d_hidden[i * CHUNK * width..][..rows * width];
                 if any {
                     let backward = Backward {
-                        linear: &self.model.head,
                         lora: self.adapter.and_then(Adapter::head),
                         x: hidden,
                         u: &scratch.u,
-                        dy: &scratch.logits,
+                        layers: &[(&self.model.head, &scratch.logits)],
                     };
-                    let into = Some((&mut *d_hidden, Store::Replace));
-                    backward.run(rows, into, gradients.adapter, &mut scratch.du);
+                    backward.run(rows, Some(d_hidden), gradients.adapter, &mut scratch.du);
                 } else {
                     d_hidden.fill(0.0);
                 }

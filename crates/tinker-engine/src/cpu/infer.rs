@@ -11,7 +11,7 @@ use super::buffer::{Buffer, round_up};
 use super::elementwise;
 use super::gemm::PANEL;
 use super::head::{HeadScratch, Pass};
-use super::linear::{Batch, Output, Run, Site};
+use super::linear::{Batch, Forward, Output, Run, Site};
 use super::lora::Adapter;
 use super::model::Model;
 use super::pool::{Pool, SharedMut};
@@ -82,8 +82,8 @@ impl Slot {
 pub(crate) struct Scratch {
     acts: Activations,
     head: HeadScratch,
-    x: Buffer,
-    branch: Buffer,
+    /// Residual stream before and after a block.
+    x: [Buffer; 2],
     normed: Buffer,
     inverse: Buffer,
     u: Buffer,
@@ -95,8 +95,7 @@ impl Scratch {
         Self {
             acts: Activations::new(),
             head: HeadScratch::new(),
-            x: none(),
-            branch: none(),
+            x: [none(), none()],
             normed: none(),
             inverse: none(),
             u: none(),
@@ -105,9 +104,9 @@ impl Scratch {
 
     fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
         self.acts.reserve(arch, rows, rank);
-        for buffer in [&mut self.x, &mut self.branch, &mut self.normed] {
-            buffer.reserve(rows * arch.hidden_size);
-        }
+        let n = rows * arch.hidden_size;
+        self.x.iter_mut().for_each(|x| x.reserve(n));
+        self.normed.reserve(n);
         self.inverse.reserve(rows);
         self.u.reserve(rows * rank);
     }
@@ -199,14 +198,20 @@ impl Inference<'_> {
             rank,
             pool: Some(self.pool),
         };
-        let (y, u) = (&mut logits[..], &mut self.scratch.u[..]);
+        let u = &mut self.scratch.u;
         let output = Output {
             linear: &self.model.head,
-            site: Site::Head,
-            y,
-            u,
+            y: &mut logits,
         };
-        batch.forward(hidden, width, &mut [output]);
+        batch.forward(
+            Forward {
+                site: Site::Head,
+                x: hidden,
+                width,
+                u,
+            },
+            &mut [output],
+        );
         logits
     }
 
@@ -246,24 +251,21 @@ impl Inference<'_> {
                 rank,
                 pool: Some(self.pool),
             };
-            self.model.embed(&tokens, &mut scratch.x);
+            let [x, next] = &mut scratch.x;
+            self.model.embed(&tokens, x);
             for layer in 0..arch.n_layers {
                 let block = Block::of(self.model, layer);
-                block.project(&batch, &scratch.x, &angles, &mut scratch.acts);
+                block.project(&batch, x, &angles, &mut scratch.acts);
                 attend(self.pool, &heads, layer, &mut caches, &mut scratch.acts);
-                block.finish(
-                    &batch,
-                    &mut scratch.x,
-                    &mut scratch.branch,
-                    &mut scratch.acts,
-                );
+                block.finish(&batch, x, next, &mut scratch.acts);
+                std::mem::swap(x, next);
             }
         }
         let n = rows * arch.hidden_size;
         let inverse = &mut scratch.inverse[..rows];
         let norm = &self.model.final_norm;
         elementwise::rms_norm(
-            &scratch.x[..n],
+            &scratch.x[0][..n],
             norm,
             arch.rms_eps,
             &mut scratch.normed,

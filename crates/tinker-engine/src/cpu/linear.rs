@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::elementwise;
 use super::gemm::{Cols, Product, Rows, Store, matmul, matmul_on};
-use super::lora::{Adapter, Lora, Projection};
+use super::lora::{Adapter, Group, Lora};
 use super::model::Linear;
 use super::pool::Pool;
 
@@ -28,29 +28,36 @@ pub(crate) struct Run<'a> {
     pub(crate) adapter: Option<&'a Adapter>,
 }
 
-/// Which layer of the model a linear is, to find its LoRA module.
+/// Which layers of the model these are, to find their LoRA modules.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Site {
-    Block(usize, Projection),
+    Block(usize, Group),
     Head,
 }
 
-/// One of several linear layers that read the same input.
+/// Linear layers that read the same input.
 #[derive(Debug)]
-pub(crate) struct Output<'a> {
-    pub(crate) linear: &'a Linear,
+pub(crate) struct Forward<'a> {
     pub(crate) site: Site,
-    /// `[rows, out]`.
-    pub(crate) y: &'a mut [f32],
-    /// `[rows, rank]`: `scale * A x`, which the backward pass reads.
+    /// Input, `[rows, width]`.
+    pub(crate) x: &'a [f32],
+    pub(crate) width: usize,
+    /// `[rows, layers * rank]`: `scale * A x` of all layers, which the backward pass reads.
     pub(crate) u: &'a mut [f32],
 }
 
-impl Run<'_> {
-    fn lora(&self, site: Site) -> Option<Lora<'_>> {
-        match site {
-            Site::Block(layer, projection) => self.adapter?.lora(layer, projection),
-            Site::Head => self.adapter?.head(),
+/// One of the layers and its output, `[rows, out]`.
+#[derive(Debug)]
+pub(crate) struct Output<'a> {
+    pub(crate) linear: &'a Linear,
+    pub(crate) y: &'a mut [f32],
+}
+
+impl Site {
+    fn lora<'a>(self, adapter: Option<&'a Adapter>) -> Option<Lora<'a>> {
+        match self {
+            Self::Block(layer, group) => adapter?.group(layer, group),
+            Self::Head => adapter?.head(),
         }
     }
 }
@@ -63,129 +70,148 @@ impl Batch<'_> {
         }
     }
 
-    /// Computes `y = W x + b + scale * B A x` for each output; `x` is `[rows, width]`.
-    pub(crate) fn forward(&self, x: &[f32], width: usize, outputs: &mut [Output<'_>]) {
-        match self.runs {
-            // With one adapter for all rows, its `A` shares the packing of `x` with the weights.
-            [run] => {
-                let mut products = Vec::with_capacity(2 * outputs.len());
-                for output in outputs.iter_mut() {
-                    let right = output.linear.forward.cols();
-                    let out = right.n();
-                    products.push(Product::new(right, output.y, out, Store::Replace));
-                    if let Some(lora) = run.lora(output.site) {
-                        let right = Cols::row_major(lora.a_t, width, lora.rank, lora.rank);
-                        products.push(Product::new(right, output.u, lora.rank, Store::Replace));
-                    }
-                }
-                self.matmul(self.rows, width, Rows::row_major(x, width), &mut products);
-            }
-            runs => {
-                let mut products: Vec<Product<'_>> = Vec::with_capacity(outputs.len());
-                for output in outputs.iter_mut() {
-                    let right = output.linear.forward.cols();
-                    let out = right.n();
-                    products.push(Product::new(right, output.y, out, Store::Replace));
-                }
-                self.matmul(self.rows, width, Rows::row_major(x, width), &mut products);
-                for run in runs {
-                    down_project(run, x, width, self.rank, outputs);
-                }
-            }
+    /// Computes `y = W x + b + scale * B A x` of each layer.
+    pub(crate) fn forward(&self, of: Forward<'_>, outputs: &mut [Output<'_>]) {
+        let Forward { site, x, width, u } = of;
+        let mut products = Vec::with_capacity(outputs.len() + 1);
+        for output in outputs.iter_mut() {
+            let right = output.linear.forward.cols();
+            products.push(Product::new(right, output.y, right.n(), Store::Replace));
         }
-        for output in outputs {
+        // With one adapter for all rows, its `A` shares the packing of `x` with the weights.
+        let shared = match self.runs {
+            [run] => site.lora(run.adapter),
+            _ => None,
+        };
+        if let Some(lora) = shared {
+            products.push(lora.down_product(width, &mut *u));
+        }
+        self.matmul(self.rows, width, Rows::row_major(x, width), &mut products);
+        for output in outputs.iter_mut() {
             if let Some(bias) = &output.linear.bias {
                 elementwise::add_bias(bias, output.y);
             }
-            for run in self.runs {
-                self.up_project(run, output);
+        }
+        for run in self.runs {
+            let Some(lora) = site.lora(run.adapter) else {
+                continue;
+            };
+            let u = &mut u[run.rows.start * outputs.len() * self.rank..];
+            let u = &mut u[..run.rows.len() * lora.width()];
+            if shared.is_none() {
+                let x = Rows::row_major(&x[run.rows.start * width..], width);
+                self.matmul(
+                    run.rows.len(),
+                    width,
+                    x,
+                    &mut [lora.down_product(width, &mut *u)],
+                );
             }
+            elementwise::scale(lora.scale, u);
+            self.up(&run.rows, &lora, u, outputs);
         }
     }
 
-    /// `y += u B^T` for one run.
-    fn up_project(&self, run: &Run<'_>, output: &mut Output<'_>) {
-        let Some(lora) = run.lora(output.site) else {
-            return;
-        };
-        let rows = run.rows.len();
-        let out = lora.b_t.len() / lora.rank;
-        let u = &mut output.u[run.rows.start * self.rank..][..rows * lora.rank];
-        elementwise::scale(lora.scale, u);
-        let y = &mut output.y[run.rows.start * out..][..rows * out];
-        let right = Cols::row_major(lora.b_t, lora.rank, out, out);
-        let products = &mut [Product::new(right, y, out, Store::Add)];
-        self.matmul(rows, lora.rank, Rows::row_major(u, lora.rank), products);
-    }
-}
-
-/// `u = x A^T` for one run and each output.
-fn down_project(run: &Run<'_>, x: &[f32], width: usize, rank: usize, outputs: &mut [Output<'_>]) {
-    let rows = run.rows.len();
-    let mut products = Vec::with_capacity(outputs.len());
-    for output in outputs.iter_mut() {
-        if let Some(lora) = run.lora(output.site) {
-            let u = &mut output.u[run.rows.start * rank..];
-            let right = Cols::row_major(lora.a_t, width, lora.rank, lora.rank);
-            products.push(Product::new(right, u, lora.rank, Store::Replace));
+    /// `y += u B^T` of each layer, for some rows.
+    fn up(&self, rows: &Range<usize>, lora: &Lora<'_>, u: &[f32], outputs: &mut [Output<'_>]) {
+        for (i, output) in outputs.iter_mut().enumerate() {
+            let b_t = lora.b_t(i);
+            let out = b_t.len() / lora.rank;
+            let y = &mut output.y[rows.start * out..];
+            let right = Cols::row_major(b_t, lora.rank, out, out);
+            let left = Rows::RowMajor {
+                data: &u[i * lora.rank..],
+                stride: lora.width(),
+            };
+            let product = Product::new(right, y, out, Store::Add);
+            self.matmul(rows.len(), lora.rank, left, &mut [product]);
         }
     }
-    let x = &x[run.rows.start * width..][..rows * width];
-    matmul(rows, width, Rows::row_major(x, width), &mut products);
 }
 
-/// What the backward pass of one linear layer reads and writes.
+impl Lora<'_> {
+    /// `u = x A^T`, `u [rows, layers * rank]`.
+    fn down_product<'c>(&self, width: usize, u: &'c mut [f32]) -> Product<'c>
+    where
+        Self: 'c,
+    {
+        let n = self.width();
+        Product::new(Cols::row_major(self.a_t, width, n, n), u, n, Store::Replace)
+    }
+}
+
+/// What the backward pass of linear layers with the same input reads.
 #[derive(Debug)]
 pub(crate) struct Backward<'a> {
-    pub(crate) linear: &'a Linear,
     pub(crate) lora: Option<Lora<'a>>,
     /// Input, `[rows, in]`.
     pub(crate) x: &'a [f32],
-    /// `scale * A x` from the forward pass, `[rows, rank]`.
+    /// `scale * A x` from the forward pass, `[rows, layers * rank]`.
     pub(crate) u: &'a [f32],
-    /// Gradient of the output, `[rows, out]`.
-    pub(crate) dy: &'a [f32],
+    /// Each layer, with the gradient of its output, `[rows, out]`.
+    pub(crate) layers: &'a [(&'a Linear, &'a [f32])],
 }
 
 impl Backward<'_> {
-    /// Adds the gradients of `A` and `B` to `gradient` (flat, of the whole adapter) and writes or
-    /// adds the gradient of `x` to `dx`, unless nothing below needs it. `du` is scratch.
+    /// Adds the gradients of `A` and `B` to `gradient` (flat, of the whole adapter) and writes that of
+    /// `x` to `dx`, unless nothing below needs it. `du` is scratch, `[rows, layers * rank]`.
     pub(crate) fn run(
         &self,
         rows: usize,
-        dx: Option<(&mut [f32], Store)>,
+        mut dx: Option<&mut [f32]>,
         gradient: &mut [f32],
         du: &mut [f32],
     ) {
-        let weights = self.linear.backward().cols();
-        let (out, inner) = (weights.k(), weights.n());
-        let mut products = Vec::with_capacity(2);
-        let wants_dx = dx.is_some();
-        let (dx, store) = dx.unwrap_or((&mut [], Store::Add));
-        if wants_dx {
-            products.push(Product::new(weights, &mut *dx, inner, store));
+        for (i, (linear, dy)) in self.layers.iter().enumerate() {
+            let weights = linear.backward().cols();
+            let out = weights.k();
+            let mut products = Vec::with_capacity(2);
+            if let Some(dx) = &mut dx {
+                let store = if i == 0 { Store::Replace } else { Store::Add };
+                products.push(Product::new(weights, dx, weights.n(), store));
+            }
+            if let Some(lora) = &self.lora {
+                let right = Cols::row_major(lora.b(i), out, lora.rank, lora.rank);
+                let du = &mut du[i * lora.rank..];
+                products.push(Product::new(right, du, lora.width(), Store::Replace));
+            }
+            matmul(rows, out, Rows::row_major(dy, out), &mut products);
         }
-        let Some(lora) = self.lora else {
-            return matmul(rows, out, Rows::row_major(self.dy, out), &mut products);
-        };
-        let rank = lora.rank;
-        let du = &mut du[..rows * rank];
-        let right = Cols::row_major(lora.b, out, rank, rank);
-        products.push(Product::new(right, &mut *du, rank, Store::Replace));
-        matmul(rows, out, Rows::row_major(self.dy, out), &mut products);
-        elementwise::scale(lora.scale, du);
-        let (da, db) = lora.gradients(gradient);
-        // dB^T [rank, out] += u^T dy; dA [rank, in] += du^T x
-        let right = Cols::row_major(self.dy, rows, out, out);
-        let products = &mut [Product::new(right, db, out, Store::Add)];
-        matmul(rank, rows, Rows::transposed(self.u, rank), products);
+        if let Some(lora) = &self.lora {
+            let du = &mut du[..rows * lora.width()];
+            elementwise::scale(lora.scale, du);
+            self.run_lora(lora, rows, dx, gradient, du);
+        }
+    }
+
+    /// `dB_i^T += u_i^T dy_i`, `dA += du^T x`, `dx += du A`.
+    fn run_lora(
+        &self,
+        lora: &Lora<'_>,
+        rows: usize,
+        dx: Option<&mut [f32]>,
+        gradient: &mut [f32],
+        du: &[f32],
+    ) {
+        let (n, rank) = (lora.width(), lora.rank);
+        let inner = lora.a.len() / n;
+        for (i, (_, dy)) in self.layers.iter().enumerate() {
+            let out = lora.b(i).len() / rank;
+            let left = Rows::Transposed {
+                data: &self.u[i * rank..],
+                stride: n,
+            };
+            let right = Cols::row_major(dy, rows, out, out);
+            let product = Product::new(right, lora.b_gradient(gradient, i), out, Store::Add);
+            matmul(rank, rows, left, &mut [product]);
+        }
         let right = Cols::row_major(self.x, rows, inner, inner);
-        let products = &mut [Product::new(right, da, inner, Store::Add)];
-        matmul(rank, rows, Rows::transposed(du, rank), products);
-        if wants_dx {
-            let right = Cols::row_major(lora.a, rank, inner, inner);
-            let products = &mut [Product::new(right, dx, inner, Store::Add)];
-            matmul(rows, rank, Rows::row_major(du, rank), products);
+        let product = Product::new(right, lora.a_gradient(gradient), inner, Store::Add);
+        matmul(n, rows, Rows::transposed(du, n), &mut [product]);
+        if let Some(dx) = dx {
+            let right = Cols::row_major(lora.a, n, inner, inner);
+            let product = Product::new(right, dx, inner, Store::Add);
+            matmul(rows, n, Rows::row_major(du, n), &mut [product]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Adapters in the layout of the kernels: every factor in both orientations, gradients flat.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::buffer::{Buffer, round_up};
 use super::elementwise::{self, AdamStep};
@@ -11,70 +11,67 @@ use crate::error::{Error, Result};
 use crate::optim::{AdamW, OptimReport};
 use crate::rng;
 
-/// A linear layer that an adapter can change.
+/// Linear layers of a block that read the same input, and whose LoRA factors `A` are one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Projection {
-    Q,
-    K,
-    V,
+pub(crate) enum Group {
+    Qkv,
     O,
-    Gate,
-    Up,
+    GateUp,
     Down,
 }
 
-impl Projection {
-    const ALL: [Self; 7] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
+impl Group {
+    const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    fn is_attention(self) -> bool {
-        matches!(self, Self::Q | Self::K | Self::V | Self::O)
-    }
-
-    /// Input and output width.
-    fn widths(self, arch: &Arch) -> (usize, usize) {
+    /// Input width, and name and output width of each layer.
+    fn layers(self, arch: &Arch) -> (usize, Vec<(&'static str, usize)>) {
         let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
         let (q, kv) = (
             arch.n_heads * arch.head_dim,
             arch.n_kv_heads * arch.head_dim,
         );
         match self {
-            Self::Q => (hidden, q),
-            Self::K | Self::V => (hidden, kv),
-            Self::O => (q, hidden),
-            Self::Gate | Self::Up => (hidden, mlp),
-            Self::Down => (mlp, hidden),
+            Self::Qkv => {
+                let k_v = [("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+                (
+                    hidden,
+                    [("self_attn.q_proj", q)].into_iter().chain(k_v).collect(),
+                )
+            }
+            Self::O => (q, vec![("self_attn.o_proj", hidden)]),
+            Self::GateUp => (hidden, vec![("mlp.gate_proj", mlp), ("mlp.up_proj", mlp)]),
+            Self::Down => (mlp, vec![("mlp.down_proj", hidden)]),
+        }
+    }
+
+    fn is_trained(self, spec: &LoraSpec) -> bool {
+        match self {
+            Self::Qkv | Self::O => spec.train_attn,
+            Self::GateUp | Self::Down => spec.train_mlp,
         }
     }
 }
 
-/// Where a module's two factors lie in the flat buffers.
+/// Most layers in a group.
+pub(crate) const GROUP_MAX: usize = 3;
+
+/// Where the factors of a group lie in the flat buffers.
 #[derive(Debug, Clone)]
-struct Module {
-    name: String,
+struct Place {
     inner: usize,
+    /// Start of the common `A [layers * rank, in]`.
+    a: usize,
+    layers: Vec<LayerPlace>,
+}
+
+/// Where the second factor of a layer lies.
+#[derive(Debug, Clone)]
+struct LayerPlace {
+    /// PEFT name without the factor.
+    name: String,
     out: usize,
-    /// Start of `A`; `B` follows.
-    start: usize,
+    /// Start of `B^T [rank, out]`.
+    b: usize,
 }
 
 /// The modules of an adapter and their places, a function of the architecture and the spec.
@@ -82,10 +79,9 @@ struct Module {
 pub(crate) struct Layout {
     /// Rank rounded up to a whole vector; the rows and columns beyond the rank are zero and stay zero.
     rank: usize,
-    modules: Vec<Module>,
-    /// Index into `modules` of each projection of each layer.
-    layers: Vec<[Option<usize>; 7]>,
-    head: Option<usize>,
+    /// Each group of each block, if it is trained.
+    blocks: Vec<[Option<Place>; 4]>,
+    head: Option<Place>,
     len: usize,
 }
 
@@ -104,71 +100,87 @@ impl Layout {
         let rank = round_up(spec.rank, 16);
         let mut layout = Self {
             rank,
-            modules: Vec::new(),
-            layers: Vec::new(),
+            blocks: Vec::new(),
             head: None,
             len: 0,
         };
         for i in 0..arch.n_layers {
-            let places = Projection::ALL.map(|p| {
-                let wanted = if p.is_attention() {
-                    spec.train_attn
-                } else {
-                    spec.train_mlp
-                };
-                let name = format!("model.layers.{i}.{}", p.name());
-                wanted.then(|| layout.push(name, p.widths(arch)))
+            let places = Group::ALL.map(|group| {
+                let (inner, layers) = group.layers(arch);
+                let name = |layer| format!("model.layers.{i}.{layer}");
+                let named = layers.into_iter().map(|(layer, out)| (name(layer), out));
+                group.is_trained(spec).then(|| layout.place(inner, named))
             });
-            layout.layers.push(places);
+            layout.blocks.push(places);
         }
         if spec.train_unembed {
-            let widths = (arch.hidden_size, arch.vocab_size);
-            layout.head = Some(layout.push("lm_head".into(), widths));
+            let layer = [("lm_head".to_owned(), arch.vocab_size)];
+            layout.head = Some(layout.place(arch.hidden_size, layer.into_iter()));
         }
         Ok(layout)
     }
 
-    fn push(&mut self, name: String, (inner, out): (usize, usize)) -> usize {
-        let name = format!("base_model.model.{name}");
-        self.modules.push(Module {
-            name,
-            inner,
+    fn place(
+        &mut self,
+        inner: usize,
+        layers: impl ExactSizeIterator<Item = (String, usize)>,
+    ) -> Place {
+        let a = self.take(layers.len() * self.rank * inner);
+        let place = |(name, out): (String, usize)| LayerPlace {
+            name: format!("base_model.model.{name}"),
             out,
-            start: self.len,
-        });
-        self.len += round_up(self.rank * inner, 16) + round_up(self.rank * out, 16);
-        self.modules.len() - 1
+            b: self.take(self.rank * out),
+        };
+        Place {
+            inner,
+            a,
+            layers: layers.map(place).collect(),
+        }
     }
 
-    fn find(&self, layer: usize, projection: Projection) -> Option<&Module> {
-        self.layers[layer][projection as usize].map(|i| &self.modules[i])
+    /// Start of the next `n` elements.
+    fn take(&mut self, n: usize) -> usize {
+        let start = self.len;
+        self.len += n;
+        start
     }
 
-    /// Places of `A` and `B` of a module.
-    fn factors(&self, module: &Module) -> [(usize, usize); 2] {
-        let (a, b) = (self.rank * module.inner, self.rank * module.out);
-        [(module.start, a), (module.start + round_up(a, 16), b)]
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        self.blocks.iter().flatten().flatten().chain(&self.head)
+    }
+
+    /// Matrices that exist in both orientations: start, rows and columns in `weights`.
+    fn matrices(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        self.places().flat_map(|place| {
+            let a = (place.a, place.layers.len() * self.rank, place.inner);
+            let b = place
+                .layers
+                .iter()
+                .map(|layer| (layer.b, self.rank, layer.out));
+            std::iter::once(a).chain(b)
+        })
     }
 
     /// Tensors by PEFT name, with rows, columns and how to find an element.
     fn tensors(&self, rank: usize) -> impl Iterator<Item = TensorPlace> {
-        self.modules.iter().flat_map(move |module| {
-            let [(a, _), (b, _)] = self.factors(module);
-            let name = |factor: &str| format!("{}.lora_{factor}.weight", module.name);
-            [
-                TensorPlace {
-                    name: name("A"),
-                    shape: [rank, module.inner],
-                    start: a,
-                    strides: [module.inner, 1],
-                },
-                TensorPlace {
-                    name: name("B"),
-                    shape: [module.out, rank],
-                    start: b,
-                    strides: [1, module.out],
-                },
-            ]
+        self.places().flat_map(move |place| {
+            place.layers.iter().enumerate().flat_map(move |(i, layer)| {
+                let name = |factor: &str| format!("{}.lora_{factor}.weight", layer.name);
+                [
+                    TensorPlace {
+                        name: name("A"),
+                        shape: [rank, place.inner],
+                        start: place.a + i * self.rank * place.inner,
+                        strides: [place.inner, 1],
+                    },
+                    TensorPlace {
+                        name: name("B"),
+                        shape: [layer.out, rank],
+                        start: layer.b,
+                        strides: [1, layer.out],
+                    },
+                ]
+            })
         })
     }
 }
@@ -182,6 +194,10 @@ struct TensorPlace {
 }
 
 impl TensorPlace {
+    fn is_a(&self) -> bool {
+        self.strides[1] == 1
+    }
+
     fn indices(&self) -> impl Iterator<Item = usize> {
         let [rows, columns] = self.shape;
         let [down, right] = self.strides;
@@ -230,13 +246,16 @@ impl Adapter {
     /// `A` uniform in `+-1/sqrt(in)` (Kaiming with `a = sqrt 5`, as PEFT draws it), `B` zero.
     pub(crate) fn new(arch: &Arch, spec: &LoraSpec) -> Result<Self> {
         let mut adapter = Self::zeros(arch, spec)?;
-        let layout = &adapter.layout;
-        for (i, module) in layout.modules.iter().enumerate() {
-            let bound = 1.0 / (module.inner as f64).sqrt();
-            let seed = rng::bits(spec.seed, i as u64);
-            let a = &mut adapter.weights[module.start..][..spec.rank * module.inner];
-            for (counter, value) in (0..).zip(a) {
-                *value = ((2.0 * rng::uniform(seed, counter) - 1.0) * bound) as f32;
+        let factors = adapter
+            .layout
+            .tensors(spec.rank)
+            .filter(|place| place.is_a());
+        for (i, place) in (0..).zip(factors.collect::<Vec<_>>()) {
+            let bound = 1.0 / (place.shape[1] as f64).sqrt();
+            let seed = rng::bits(spec.seed, i);
+            for (counter, at) in (0..).zip(place.indices()) {
+                let draw = 2.0 * rng::uniform(seed, counter) - 1.0;
+                adapter.weights[at] = (draw * bound) as f32;
             }
         }
         adapter.turn();
@@ -262,9 +281,9 @@ impl Adapter {
         let mut adapter = Self::zeros(arch, &state.spec)?;
         let layout = adapter.layout.clone();
         let places: Vec<TensorPlace> = layout.tensors(state.spec.rank).collect();
-        check_names(&places, "weight", state.weights.keys(), false)?;
-        check_names(&places, "moments", state.moments.keys(), true)?;
-        check_names(&places, "gradient", state.gradient.keys(), true)?;
+        check_names(&places, "weight", &state.weights, false)?;
+        check_names(&places, "moments", &state.moments, true)?;
+        check_names(&places, "gradient", &state.gradient, true)?;
         if !state.moments.is_empty() {
             adapter.first_moment = Buffer::zeros(layout.len);
             adapter.second_moment = Buffer::zeros(layout.len);
@@ -339,18 +358,12 @@ impl Adapter {
 
     /// Recomputes the turned copies from the weights.
     fn turn(&mut self) {
-        let rank = self.layout.rank;
-        for module in &self.layout.modules {
-            for (start, len) in self.layout.factors(module) {
-                let width = len / rank;
-                let (source, target) = (
-                    &self.weights[start..][..len],
-                    &mut self.turned[start..][..len],
-                );
-                for (j, row) in target.chunks_exact_mut(rank).enumerate() {
-                    for (value, column) in row.iter_mut().zip(source.chunks_exact(width)) {
-                        *value = column[j];
-                    }
+        for (start, rows, columns) in self.layout.matrices() {
+            let source = &self.weights[start..][..rows * columns];
+            let target = &mut self.turned[start..][..rows * columns];
+            for (j, turned) in target.chunks_exact_mut(rows).enumerate() {
+                for (value, row) in turned.iter_mut().zip(source.chunks_exact(columns)) {
+                    *value = row[j];
                 }
             }
         }
@@ -361,29 +374,29 @@ impl Adapter {
         self.layout.len
     }
 
-    /// The module of a projection, if it is trained.
-    pub(crate) fn lora(&self, layer: usize, projection: Projection) -> Option<Lora<'_>> {
-        self.layout
-            .find(layer, projection)
-            .map(|module| self.view(module))
+    /// The modules of a group of block `layer`, if they are trained.
+    pub(crate) fn group(&self, layer: usize, group: Group) -> Option<Lora<'_>> {
+        self.layout.blocks[layer][group as usize]
+            .as_ref()
+            .map(|place| self.view(place))
     }
 
     /// The module of the head, if it is trained.
     pub(crate) fn head(&self) -> Option<Lora<'_>> {
-        self.layout.head.map(|i| self.view(&self.layout.modules[i]))
+        self.layout.head.as_ref().map(|place| self.view(place))
     }
 
-    fn view(&self, module: &Module) -> Lora<'_> {
-        let places = self.layout.factors(module);
-        let [(a, a_len), (b, b_len)] = places;
+    fn view<'a>(&'a self, place: &'a Place) -> Lora<'a> {
+        let rank = self.layout.rank;
+        let a = place.a..place.a + place.layers.len() * rank * place.inner;
         Lora {
-            rank: self.layout.rank,
+            rank,
             scale: ALPHA / self.spec.rank as f32,
-            a: &self.weights[a..][..a_len],
-            b_t: &self.weights[b..][..b_len],
-            a_t: &self.turned[a..][..a_len],
-            b: &self.turned[b..][..b_len],
-            places,
+            a: &self.weights[a.clone()],
+            a_t: &self.turned[a],
+            weights: &self.weights,
+            turned: &self.turned,
+            place,
         }
     }
 
@@ -459,60 +472,73 @@ fn norm(gradient: &[f32], pool: &Pool) -> f64 {
     sums.iter().sum::<f64>().sqrt()
 }
 
-fn check_names<'a>(
+/// Checks that `names` are those of `places`, all of them and no others; or none at all.
+fn check_names<'a, V: 'a>(
     places: &[TensorPlace],
     what: &str,
-    mut names: impl Iterator<Item = &'a String> + Clone,
+    named: &'a BTreeMap<String, V>,
     may_be_empty: bool,
 ) -> Result<()> {
-    let n = names.clone().count();
-    if may_be_empty && n == 0 {
+    if may_be_empty && named.is_empty() {
         return Ok(());
     }
-    let known: std::collections::BTreeSet<&str> = places.iter().map(|p| p.name.as_str()).collect();
-    if let Some(name) = names.clone().find(|name| !known.contains(name.as_str())) {
+    if let Some(place) = places.iter().find(|place| !named.contains_key(&place.name)) {
         return Err(Error::Invalid(format!(
-            "{what} `{name}` is of no module that the adapter trains"
-        )));
-    }
-    match places
-        .iter()
-        .find(|p| !names.clone().any(|name| *name == p.name))
-    {
-        Some(place) => Err(Error::Invalid(format!(
             "{what} of `{}` is missing",
             place.name
-        ))),
-        None => {
-            debug_assert!(names.next().is_some());
-            Ok(())
+        )));
+    }
+    let known: BTreeSet<&str> = places.iter().map(|place| place.name.as_str()).collect();
+    match named.keys().find(|name| !known.contains(name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("{what} `{name}` is of no module that the adapter trains");
+            Err(Error::Invalid(message))
         }
     }
 }
 
-/// One module of an adapter: it adds `scale * B A x`.
+/// The modules of one group: layer `i` adds `scale * B_i A_i x`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lora<'a> {
-    /// Padded rank.
+    /// Padded rank of each layer.
     pub(crate) rank: usize,
     pub(crate) scale: f32,
-    /// `[rank, in]`.
+    /// `[layers * rank, in]`.
     pub(crate) a: &'a [f32],
-    /// `[rank, out]`.
-    pub(crate) b_t: &'a [f32],
-    /// `[in, rank]`.
+    /// `[in, layers * rank]`.
     pub(crate) a_t: &'a [f32],
-    /// `[out, rank]`.
-    pub(crate) b: &'a [f32],
-    /// Start and length of `A` and `B^T` in a gradient.
-    places: [(usize, usize); 2],
+    weights: &'a [f32],
+    turned: &'a [f32],
+    place: &'a Place,
 }
 
-impl Lora<'_> {
-    /// The parts of a gradient that belong to `A` and to `B^T`.
-    pub(crate) fn gradients<'g>(&self, flat: &'g mut [f32]) -> (&'g mut [f32], &'g mut [f32]) {
-        let [(a, a_len), (b, b_len)] = self.places;
-        let (before_b, from_b) = flat.split_at_mut(b);
-        (&mut before_b[a..][..a_len], &mut from_b[..b_len])
+impl<'a> Lora<'a> {
+    /// Rank of all layers together: the width of `A x`.
+    pub(crate) fn width(&self) -> usize {
+        self.place.layers.len() * self.rank
+    }
+
+    /// `B^T [rank, out]` of layer `i`.
+    pub(crate) fn b_t(&self, i: usize) -> &'a [f32] {
+        let layer = &self.place.layers[i];
+        &self.weights[layer.b..][..self.rank * layer.out]
+    }
+
+    /// `B [out, rank]` of layer `i`.
+    pub(crate) fn b(&self, i: usize) -> &'a [f32] {
+        let layer = &self.place.layers[i];
+        &self.turned[layer.b..][..self.rank * layer.out]
+    }
+
+    /// The part of a gradient that belongs to `A`.
+    pub(crate) fn a_gradient<'g>(&self, flat: &'g mut [f32]) -> &'g mut [f32] {
+        &mut flat[self.place.a..][..self.a.len()]
+    }
+
+    /// The part of a gradient that belongs to `B^T` of layer `i`.
+    pub(crate) fn b_gradient<'g>(&self, flat: &'g mut [f32], i: usize) -> &'g mut [f32] {
+        let layer = &self.place.layers[i];
+        &mut flat[layer.b..][..self.rank * layer.out]
     }
 }

@@ -49,6 +49,8 @@ struct Cpu {
     model: Model,
     pool: Pool,
     workspaces: Vec<Workspace>,
+    /// Buffers for gradients of sequences, kept between calls.
+    spare: Vec<Buffer>,
     scratch: Scratch,
     adapters: BTreeMap<AdapterId, Arc<Adapter>>,
     slots: HashMap<SlotId, Slot>,
@@ -73,6 +75,7 @@ impl Cpu {
             model,
             workspaces: (0..pool.threads()).map(|_| Workspace::new()).collect(),
             pool,
+            spare: Vec::new(),
             scratch: Scratch::new(),
             adapters: BTreeMap::new(),
             slots: HashMap::new(),
@@ -196,7 +199,12 @@ impl Backend for Cpu {
         };
         training.check()?;
         let mut gradient = std::mem::replace(&mut adapter.gradient, Buffer::zeros(0));
-        let outputs = training.forward_backward(adapter, &mut self.workspaces, &mut gradient);
+        let outputs = training.forward_backward(
+            adapter,
+            &mut self.workspaces,
+            &mut gradient,
+            &mut self.spare,
+        );
         adapter.gradient = gradient;
         outputs
     }

@@ -133,7 +133,12 @@ struct Ahead {
 }
 
 impl Ahead {
-    const NOTHING: Self = Self { weights: std::ptr::null(), lines: 0, output: std::ptr::null(), stride: 0 };
+    const NOTHING: Self = Self {
+        weights: std::ptr::null(),
+        lines: 0,
+        output: std::ptr::null(),
+        stride: 0,
+    };
 
     #[inline(always)]
     fn fetch(&self, i: usize) {
@@ -174,7 +179,9 @@ impl Job {
         Ahead {
             weights: panel.wrapping_add(start * LINE),
             lines: if is_panel { end - start } else { 0 },
-            output: self.c.wrapping_add((at.row + ROWS) * self.stride + at.column),
+            output: self
+                .c
+                .wrapping_add((at.row + ROWS) * self.stride + at.column),
             stride: self.stride,
         }
     }

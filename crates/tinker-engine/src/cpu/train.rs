@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use super::block::{Activations, Angles, Block, Deltas};
+use super::block::{Activations, Angles, BackwardPass, Block, Deltas};
 use super::buffer::Buffer;
 use super::elementwise;
 use super::head::{HeadGradients, HeadScratch, Pass};
@@ -22,11 +22,11 @@ use crate::loss::TrainSequence;
 /// What one worker needs for one sequence.
 #[derive(Debug)]
 pub(crate) struct Workspace {
+    /// Residual stream before each block and after the last; two by turns without a backward pass.
+    xs: Vec<Buffer>,
     acts: Vec<Activations>,
     deltas: Deltas,
     head: HeadScratch,
-    x: Buffer,
-    branch: Buffer,
     normed: Buffer,
     inverse: Buffer,
 }
@@ -34,11 +34,10 @@ pub(crate) struct Workspace {
 impl Workspace {
     pub(crate) fn new() -> Self {
         Self {
+            xs: Vec::new(),
             acts: Vec::new(),
             deltas: Deltas::new(),
             head: HeadScratch::new(),
-            x: Buffer::zeros(0),
-            branch: Buffer::zeros(0),
             normed: Buffer::zeros(0),
             inverse: Buffer::zeros(0),
         }
@@ -47,19 +46,26 @@ impl Workspace {
     /// Makes room for `rows` rows; without a backward pass all blocks share one set of activations.
     fn reserve(&mut self, model: &Model, rows: usize, rank: usize, keeps_all: bool) {
         let arch = &model.arch;
-        let wanted = if keeps_all { arch.n_layers } else { 1 };
-        while self.acts.len() < wanted {
+        let (blocks, streams) = if keeps_all {
+            (arch.n_layers, arch.n_layers + 1)
+        } else {
+            (1, 2)
+        };
+        while self.acts.len() < blocks {
             self.acts.push(Activations::new());
         }
-        self.acts[..wanted]
+        while self.xs.len() < streams {
+            self.xs.push(Buffer::zeros(0));
+        }
+        let n = rows * arch.hidden_size;
+        self.acts[..blocks]
             .iter_mut()
-            .for_each(|a| a.reserve(arch, rows, rank));
+            .for_each(|acts| acts.reserve(arch, rows, rank));
+        self.xs[..streams].iter_mut().for_each(|x| x.reserve(n));
         if keeps_all {
             self.deltas.reserve(arch, rows, rank);
         }
-        for buffer in [&mut self.x, &mut self.branch, &mut self.normed] {
-            buffer.reserve(rows * arch.hidden_size);
-        }
+        self.normed.reserve(n);
         self.inverse.reserve(rows);
     }
 
@@ -72,7 +78,7 @@ impl Workspace {
         sequence: &TrainSequence,
         gradient: Option<&mut [f32]>,
     ) -> SequenceOutput {
-        let (rows, hidden) = (sequence.tokens.len(), model.arch.hidden_size);
+        let rows = sequence.tokens.len();
         let rank = adapter.map_or(0, Adapter::padded_rank);
         let keeps_all = gradient.is_some();
         self.reserve(model, rows, rank, keeps_all);
@@ -86,23 +92,23 @@ impl Workspace {
             rank,
             pool: None,
         };
-        model.embed(&sequence.tokens, &mut self.x);
+        model.embed(&sequence.tokens, &mut self.xs[0]);
         for layer in 0..model.arch.n_layers {
             let block = Block::of(model, layer);
-            let acts = &mut self.acts[if keeps_all { layer } else { 0 }];
-            block.project(&batch, &self.x, angles, acts);
+            let i = if keeps_all { layer } else { 0 };
+            let (acts, (before, after)) = (&mut self.acts[i], self.xs.split_at_mut(i + 1));
+            let (x, out) = (&mut before[i], &mut after[0]);
+            block.project(&batch, x, angles, acts);
             block.attend_sequence(rows, acts);
-            block.finish(&batch, &mut self.x, &mut self.branch, acts);
+            block.finish(&batch, x, out, acts);
+            if !keeps_all {
+                std::mem::swap(x, out);
+            }
         }
-        let n = rows * hidden;
-        let (eps, norm) = (model.arch.rms_eps, &model.final_norm);
-        elementwise::rms_norm(
-            &self.x[..n],
-            norm,
-            eps,
-            &mut self.normed,
-            &mut self.inverse[..rows],
-        );
+        let n = rows * model.arch.hidden_size;
+        let x = &self.xs[if keeps_all { model.arch.n_layers } else { 0 }][..n];
+        let (eps, inverse) = (model.arch.rms_eps, &mut self.inverse[..rows]);
+        elementwise::rms_norm(x, &model.final_norm, eps, &mut self.normed, inverse);
         let pass = Pass {
             model,
             adapter,
@@ -112,11 +118,12 @@ impl Workspace {
         let normed = &self.normed[..n];
         let loss = match (gradient, adapter) {
             (Some(gradient), Some(adapter)) => {
-                let head = HeadGradients {
-                    d_hidden: &mut self.branch,
+                let d_hidden = &mut self.deltas.normed;
+                let head = Some(HeadGradients {
+                    d_hidden,
                     adapter: &mut *gradient,
-                };
-                let loss = pass.run(sequence, normed, &mut self.head, &mut logprobs, Some(head));
+                });
+                let loss = pass.run(sequence, normed, &mut self.head, &mut logprobs, head);
                 self.backward(model, adapter, angles, rows, gradient);
                 loss
             }
@@ -125,7 +132,7 @@ impl Workspace {
         SequenceOutput { logprobs, loss }
     }
 
-    /// From the gradient of the final norm's output, in `branch`, to the adapter's.
+    /// From the gradient of the final norm's output, in `deltas.normed`, to the adapter's.
     fn backward(
         &mut self,
         model: &Model,
@@ -134,27 +141,22 @@ impl Workspace {
         rows: usize,
         gradient: &mut [f32],
     ) {
-        let n = rows * model.arch.hidden_size;
-        let dx = &mut self.deltas.x[..n];
-        dx.fill(0.0);
-        let inverse = &self.inverse[..rows];
-        elementwise::rms_norm_backward(
-            &self.x[..n],
-            &model.final_norm,
-            inverse,
-            &self.branch[..n],
-            dx,
-        );
-        for layer in (0..model.arch.n_layers).rev() {
-            let block = Block::of(model, layer);
-            block.backward(
-                rows,
-                adapter,
-                angles,
-                &mut self.acts[layer],
-                &mut self.deltas,
-                gradient,
-            );
+        let (n, n_layers) = (rows * model.arch.hidden_size, model.arch.n_layers);
+        let Deltas { x: dx, normed, .. } = &mut self.deltas;
+        let (x, inverse) = (&self.xs[n_layers][..n], &self.inverse[..rows]);
+        dx[..n].fill(0.0);
+        elementwise::rms_norm_backward(x, &model.final_norm, inverse, &normed[..n], &mut dx[..n]);
+        let deltas = &mut self.deltas;
+        let mut pass = BackwardPass {
+            rows,
+            adapter,
+            angles,
+            deltas,
+            gradient,
+        };
+        for layer in (0..n_layers).rev() {
+            let acts = &mut self.acts[layer];
+            Block::of(model, layer).backward(&mut pass, &self.xs[layer], acts);
         }
     }
 }
@@ -208,14 +210,19 @@ impl Training<'_> {
         adapter: &Adapter,
         workspaces: &mut [Workspace],
         gradient: &mut Buffer,
+        spare: &mut Vec<Buffer>,
     ) -> Result<Vec<SequenceOutput>> {
         let angles = self.angles();
         let outputs = Slots::new(self.sequences.len());
-        let mut total = Buffer::zeros(adapter.gradient_len());
-        if !gradient.is_empty() {
+        let len = adapter.gradient_len();
+        spare.iter_mut().for_each(|buffer| buffer.resize(len));
+        let mut total = spare.pop().unwrap_or_else(|| Buffer::zeros(len));
+        if gradient.is_empty() {
+            total.fill(0.0);
+        } else {
             total.copy_from_slice(gradient);
         }
-        let sum = OrderedSum::new(total, 2 * workspaces.len());
+        let sum = OrderedSum::new(total, std::mem::take(spare), 2 * workspaces.len());
         self.each_sequence(workspaces, &|workspace, i| {
             let mut own = sum.buffer(i);
             own.fill(0.0);
@@ -228,8 +235,9 @@ impl Training<'_> {
             sum.add(i, own);
             !failed
         });
+        let total = sum.into_total(spare);
         let outputs = outputs.into_results(|_, output| output)?;
-        *gradient = sum.into_total();
+        spare.push(std::mem::replace(gradient, total));
         Ok(outputs)
     }
 
@@ -316,13 +324,14 @@ struct SumState {
 }
 
 impl OrderedSum {
-    fn new(total: Buffer, n_buffers: usize) -> Self {
+    fn new(total: Buffer, free: Vec<Buffer>, n_buffers: usize) -> Self {
+        let allowance = n_buffers.saturating_sub(free.len());
         let state = SumState {
             total,
             next: 0,
             waiting: BTreeMap::new(),
-            free: Vec::new(),
-            allowance: n_buffers,
+            free,
+            allowance,
         };
         Self {
             state: Mutex::new(state),
@@ -364,10 +373,13 @@ impl OrderedSum {
         self.changed.notify_all();
     }
 
-    fn into_total(self) -> Buffer {
-        self.state
+    /// The sum; the buffers go to `spare`.
+    fn into_total(self, spare: &mut Vec<Buffer>) -> Buffer {
+        let state = self
+            .state
             .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .total
+            .unwrap_or_else(PoisonError::into_inner);
+        spare.extend(state.free);
+        state.total
     }
 }

@@ -1,0 +1,202 @@
+//! The backward pass of a block.
+
+use super::{Activations, Angles, Block, GROUP_SIZES};
+use crate::arch::Arch;
+use crate::cpu::attention::{self, Attended, Gradients, Heads, KeysValues};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::elementwise;
+use crate::cpu::linear::Backward;
+use crate::cpu::lora::{Adapter, Group};
+
+/// Scratch of the backward pass, shared by all blocks of one sequence.
+#[derive(Debug)]
+pub(crate) struct Deltas {
+    /// Gradient of the residual stream, `[rows, hidden]`.
+    pub(crate) x: Buffer,
+    /// Gradient of a norm's output, `[rows, hidden]`.
+    pub(crate) normed: Buffer,
+    /// Gradient of an activation, `[rows, max(mlp, q_width)]`.
+    wide: Buffer,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    /// Gradient of `u`, `[rows, layers * rank]`.
+    u: Buffer,
+}
+
+impl Deltas {
+    pub(crate) fn new() -> Self {
+        let none = || Buffer::zeros(0);
+        Self {
+            x: none(),
+            normed: none(),
+            wide: none(),
+            q: none(),
+            k: none(),
+            v: none(),
+            u: none(),
+        }
+    }
+
+    /// Makes room for `rows` rows.
+    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
+        let heads = Heads::of(arch);
+        self.x.reserve(rows * arch.hidden_size);
+        self.normed.reserve(rows * arch.hidden_size);
+        self.wide
+            .reserve(rows * arch.intermediate_size.max(heads.q_width()));
+        self.q.reserve(rows * heads.q_width());
+        self.k.reserve(rows * heads.kv_width());
+        self.v.reserve(rows * heads.kv_width());
+        self.u
+            .reserve(rows * rank * GROUP_SIZES[Group::Qkv as usize]);
+    }
+}
+
+/// What the backward pass of every block of a sequence reads and writes.
+#[derive(Debug)]
+pub(crate) struct BackwardPass<'a> {
+    pub(crate) rows: usize,
+    pub(crate) adapter: &'a Adapter,
+    pub(crate) angles: &'a Angles,
+    pub(crate) deltas: &'a mut Deltas,
+    /// Of the whole adapter, flat; added to.
+    pub(crate) gradient: &'a mut [f32],
+}
+
+impl Block<'_> {
+    /// Turns the gradient of the block's output in `deltas.x` into that of its input `x`, adding the
+    /// adapter's gradients. Overwrites `acts`. Below the first block nothing is trained, so its
+    /// input's gradient is left unfinished.
+    pub(crate) fn backward(&self, pass: &mut BackwardPass<'_>, x: &[f32], acts: &mut Activations) {
+        self.backward_mlp(pass, acts);
+        self.backward_attention(pass, x, acts);
+    }
+
+    fn backward_mlp(&self, pass: &mut BackwardPass<'_>, acts: &mut Activations) {
+        let (layer, rows) = (self.layer, pass.rows);
+        let (n, hidden) = (
+            rows * self.arch.intermediate_size,
+            rows * self.arch.hidden_size,
+        );
+        let deltas = &mut *pass.deltas;
+        let down = Backward {
+            lora: pass.adapter.group(self.index, Group::Down),
+            x: &acts.activated,
+            u: &acts.u[Group::Down as usize],
+            layers: &[(&layer.down, &deltas.x)],
+        };
+        down.run(rows, Some(&mut deltas.wide), pass.gradient, &mut deltas.u);
+        elementwise::swiglu_backward(&mut acts.gate[..n], &mut acts.up[..n], &deltas.wide[..n]);
+        let gate_up = Backward {
+            lora: pass.adapter.group(self.index, Group::GateUp),
+            x: &acts.mlp_normed,
+            u: &acts.u[Group::GateUp as usize],
+            layers: &[(&layer.gate, &acts.gate), (&layer.up, &acts.up)],
+        };
+        gate_up.run(rows, Some(&mut deltas.normed), pass.gradient, &mut deltas.u);
+        elementwise::rms_norm_backward(
+            &acts.middle[..hidden],
+            &layer.mlp_norm,
+            &acts.inverse[1][..rows],
+            &deltas.normed[..hidden],
+            &mut deltas.x[..hidden],
+        );
+    }
+
+    fn backward_attention(&self, pass: &mut BackwardPass<'_>, x: &[f32], acts: &mut Activations) {
+        let (layer, rows, heads) = (self.layer, pass.rows, Heads::of(self.arch));
+        let deltas = &mut *pass.deltas;
+        let o = Backward {
+            lora: pass.adapter.group(self.index, Group::O),
+            x: &acts.attended,
+            u: &acts.u[Group::O as usize],
+            layers: &[(&layer.o, &deltas.x)],
+        };
+        o.run(rows, Some(&mut deltas.wide), pass.gradient, &mut deltas.u);
+        let attended = Attended {
+            rows,
+            q: &acts.q,
+            k: &acts.k,
+            kv: KeysValues {
+                keys: &acts.panels,
+                values: &acts.v,
+            },
+            out: &acts.attended,
+            log_normaliser: &acts.log_normaliser,
+        };
+        let mut gradients = Gradients {
+            q: &mut deltas.q,
+            k: &mut deltas.k,
+            v: &mut deltas.v,
+        };
+        attention::backward(&heads, attended, &deltas.wide, &mut gradients);
+        self.backward_rotation(rows, &heads, pass.angles, acts, deltas);
+        let qkv = Backward {
+            lora: pass.adapter.group(self.index, Group::Qkv),
+            x: &acts.normed,
+            u: &acts.u[Group::Qkv as usize],
+            layers: &[
+                (&layer.q, &deltas.q),
+                (&layer.k, &deltas.k),
+                (&layer.v, &deltas.v),
+            ],
+        };
+        if self.index == 0 {
+            qkv.run(rows, None, pass.gradient, &mut deltas.u);
+            return;
+        }
+        qkv.run(rows, Some(&mut deltas.normed), pass.gradient, &mut deltas.u);
+        let n = rows * self.arch.hidden_size;
+        elementwise::rms_norm_backward(
+            &x[..n],
+            &layer.attention_norm,
+            &acts.inverse[0][..rows],
+            &deltas.normed[..n],
+            &mut deltas.x[..n],
+        );
+    }
+
+    /// Back through rotation and head norms of queries and keys.
+    fn backward_rotation(
+        &self,
+        rows: usize,
+        heads: &Heads,
+        angles: &Angles,
+        acts: &mut Activations,
+        deltas: &mut Deltas,
+    ) {
+        let (q_len, kv_len) = (rows * heads.q_width(), rows * heads.kv_width());
+        angles.rotate(&mut deltas.q[..q_len], heads.q_width(), heads.size, -1.0);
+        angles.rotate(&mut deltas.k[..kv_len], heads.kv_width(), heads.size, -1.0);
+        let Some((q_norm, k_norm)) = &self.layer.qk_norm else {
+            return;
+        };
+        let sides = [
+            (
+                q_norm,
+                &acts.q_raw,
+                &acts.q_inverse,
+                &mut acts.q,
+                &mut deltas.q,
+                q_len,
+            ),
+            (
+                k_norm,
+                &acts.k_raw,
+                &acts.k_inverse,
+                &mut acts.k,
+                &mut deltas.k,
+                kv_len,
+            ),
+        ];
+        for (norm, raw, inverse, scratch, delta, len) in sides {
+            // The rotated values are not needed any more; the gradient is built in their place.
+            let d_raw = &mut scratch[..len];
+            d_raw.fill(0.0);
+            let inverse = &inverse[..len / heads.size];
+            elementwise::rms_norm_backward(&raw[..len], norm, inverse, &delta[..len], d_raw);
+            delta[..len].copy_from_slice(d_raw);
+        }
+    }
+}
