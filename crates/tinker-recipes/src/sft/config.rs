@@ -72,7 +72,7 @@ impl Default for SftOptions {
             max_length: None,
             truncate: false,
             batch_size: 16,
-            num_epochs: 3,
+            num_epochs: 5,
             max_steps: None,
             learning_rate: None,
             lr_schedule: LrSchedule::Linear,

@@ -25,7 +25,7 @@ pub(super) struct Flags {
     /// Rows per step [default: 16]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Passes over the data [default: 3]
+    /// Passes over the data [default: 5]
     #[arg(long, value_name = "N", alias = "num-epochs")]
     epochs: Option<u64>,
     /// Stop after this many steps
