@@ -177,18 +177,23 @@ async fn kill_at(
     server
 }
 
-fn program() -> PathBuf {
-    env!("CARGO_BIN_EXE_contract-server").into()
-}
-
 #[expect(
     clippy::disallowed_methods,
     reason = "soak runs ask for more kills and other moments"
 )]
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .map_or(default, |text| text.parse().expect("a number"))
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    setting(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// The server to kill. A soak run names a copy, which no build replaces under its feet.
+fn program() -> PathBuf {
+    setting("TINKER_TEST_SERVER")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_contract-server").into())
+        .into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,8 +206,8 @@ async fn a_run_survives_kills_with_the_same_bytes() {
     drop(server);
 
     let (seed, n_kills) = (
-        setting("TINKER_TEST_SEED", 20),
-        setting("TINKER_TEST_KILLS", N_KILLS),
+        number("TINKER_TEST_SEED", 20),
+        number("TINKER_TEST_KILLS", N_KILLS),
     );
     let moments = moments(seed, n_kills);
     println!("seed {seed}: {n_kills} kills at {moments:?}");
