@@ -60,23 +60,24 @@ pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
         }
         return Ok(server);
     }
-    // One that is starting or leaving holds the lock: it comes up, or makes room.
     let mut child = None;
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
-        if let Some(server) = find(home)? {
-            let log = log_path(home);
-            ui.note(format_args!(
-                "started the embedded server (log: {})",
-                log.display()
-            ));
+        // One that is starting or leaving holds the lock: it comes up, or makes room.
+        if !tinker_server::is_running(home)? {
+            child = match child {
+                Some(started) => still_starting(started, home)?,
+                None => Some(start(home, 0)?),
+            };
+        } else if let Some(server) = tinker_server::read_lock(home)?.filter(answers) {
+            if child.is_some() {
+                let log = log_path(home);
+                ui.note(format_args!(
+                    "started the embedded server (log: {})",
+                    log.display()
+                ));
+            }
             return Ok(server);
-        }
-        let is_free = !tinker_server::is_running(home)?;
-        match &mut child {
-            None if is_free => child = Some(start(home, 0)?),
-            Some(started) if is_free => fail_if_ended(started, home)?,
-            _ => {}
         }
         if Instant::now() > deadline {
             return Err(not_answering(home));
@@ -185,13 +186,23 @@ fn open_log(home: &Path) -> Result<File> {
     options.open(&path).map_err(cannot_write)
 }
 
-fn fail_if_ended(child: &mut Child, home: &Path) -> Result<()> {
-    match child.try_wait() {
-        Ok(Some(status)) if !status.success() => {
+/// The child while it has not ended; none if it made way for another server.
+///
+/// # Errors
+/// It ended for another reason.
+fn still_starting(mut child: Child, home: &Path) -> Result<Option<Child>> {
+    let made_way = Some(i32::from(FailureKind::Conflict.code()));
+    match child
+        .try_wait()
+        .context("cannot ask after the embedded server")?
+    {
+        None => Ok(Some(child)),
+        // Looking whether a server runs takes the lock for a moment, in which none can start.
+        Some(status) if status.code() == made_way => Ok(None),
+        Some(status) => {
             let what = format!("the embedded server ended at its start ({status})");
             Err(with_log(Failure::new(FailureKind::General, what), home))
         }
-        _ => Ok(()),
     }
 }
 

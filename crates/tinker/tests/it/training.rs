@@ -63,7 +63,7 @@ fn training_says_what_it_does_and_where_the_weights_are() {
       model   tinker/nano with a LoRA adapter of rank 32
       data    HOME/arr.jsonl: 20 rows, 18 to train on, 2 held out
       tokens  314 per epoch, 90 of them trained (29%); longest row 19 of 1,024
-      steps   3 of 16 rows, 2 to an epoch, 3 epochs cut short by --max-steps
+      steps   3 of 16 rows, 2 to an epoch, 5 epochs cut short by --max-steps
       format  qwen3_instruct, training all_assistant_messages
       rate    1e-3, linear (given)
       run     HOME/home/runs/first
