@@ -434,6 +434,10 @@ fn apply(entries: &mut HashMap<RequestId, Entry>, header: Header, location: Loca
             at,
             carried,
         } => {
+            // A copy whose result may not have followed it: the original is still there.
+            if carried && entries.contains_key(&request_id) {
+                return;
+            }
             let entry = Entry {
                 kind,
                 seq,

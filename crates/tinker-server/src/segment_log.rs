@@ -252,8 +252,8 @@ fn read_segment<H: DeserializeOwned>(
     let mut offset = 0;
     while let Some(payload) = read_frame(&mut reader).map_err(|e| Error::io("read", path, e))? {
         let n_bytes = (FRAME_HEAD + payload.len()) as u64;
-        let parsed = split(payload)
-            .and_then(|(header, _body)| serde_json::from_slice(&header).ok());
+        let parsed =
+            split(payload).and_then(|(header, _body)| serde_json::from_slice(&header).ok());
         let Some(header) = parsed else {
             return Err(Error::Corrupt {
                 path: path.to_owned(),
