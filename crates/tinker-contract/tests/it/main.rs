@@ -12,6 +12,7 @@ mod client_futures;
 mod client_http;
 mod client_sampling;
 mod client_training;
+mod client_weights;
 mod durability;
 mod python_sdk;
 mod suite_vs_server;
