@@ -172,7 +172,9 @@ impl Loss {
             clip_high,
             ..
         } = self
-            && !(clip_low <= clip_high)
+            && clip_low
+                .partial_cmp(clip_high)
+                .is_none_or(|order| order.is_gt())
         {
             return Err(format!("clip range {clip_low} to {clip_high} is empty"));
         }

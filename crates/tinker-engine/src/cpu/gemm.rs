@@ -147,6 +147,19 @@ impl<'a> Cols<'a> {
         }
     }
 
+    /// A row-major `[k, n]` matrix whose rows are padded to whole panels.
+    pub(crate) fn padded(data: &'a [f32], k: usize, n: usize) -> Self {
+        let row_stride = round_up(n, PANEL);
+        Self {
+            data,
+            k,
+            n,
+            row_stride,
+            panel_stride: PANEL,
+            padded: true,
+        }
+    }
+
     /// Inner dimension.
     pub(crate) fn k(&self) -> usize {
         self.k
@@ -169,7 +182,7 @@ impl<'a> Cols<'a> {
     }
 
     fn has_tail(&self) -> bool {
-        !self.padded && self.n % PANEL != 0
+        !self.padded && !self.n.is_multiple_of(PANEL)
     }
 
     /// Copies the last, partial panel to `[k][32]`; what lies beyond its columns is unspecified.
@@ -209,7 +222,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The rows from `row` on.
-    fn from_row(self, row: usize) -> Self {
+    fn skip_rows(self, row: usize) -> Self {
         match self {
             Rows::RowMajor { data, stride } => Rows::RowMajor {
                 data: &data[row * stride..],
@@ -315,12 +328,12 @@ pub(crate) fn matmul_on(
             let groups = m.div_ceil(ROWS);
             let start = groups * part / parts * ROWS;
             let end = (groups * (part + 1) / parts * ROWS).min(m);
-            (jobs.from_row(start), start..end)
+            (jobs.skip_rows(start), start..end)
         } else {
             (jobs.columns(part, parts), 0..m)
         };
         SCRATCH.with_borrow_mut(|scratch| {
-            let a = a.from_row(rows.start);
+            let a = a.skip_rows(rows.start);
             // SAFETY: as in `matmul_at`; parts write to different rows or columns.
             unsafe { run(Isa::best(), rows.len(), k, a, jobs, &mut scratch.rows) };
         });
@@ -334,7 +347,7 @@ struct Jobs(Vec<Job>);
 unsafe impl Sync for Jobs {}
 
 impl Jobs {
-    fn from_row(&self, row: usize) -> Vec<Job> {
+    fn skip_rows(&self, row: usize) -> Vec<Job> {
         let jobs = self.0.iter();
         jobs.map(|job| Job {
             c: job.c.wrapping_add(row * job.stride),
@@ -444,7 +457,11 @@ fn pack(data: &[f32], stride: usize, rows: usize, depth: usize, step: usize, out
         out[..depth].copy_from_slice(&data[..depth]);
         return;
     }
-    let quads = if step % 4 == 0 { rows / 4 * 4 } else { 0 };
+    let quads = if step.is_multiple_of(4) {
+        rows / 4 * 4
+    } else {
+        0
+    };
     for i in (0..quads).step_by(4) {
         tile::pack_quad(&data[i * stride..], stride, depth, step, &mut out[i..]);
     }

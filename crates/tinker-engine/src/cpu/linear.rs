@@ -136,7 +136,7 @@ impl Lora<'_> {
         Self: 'c,
     {
         let n = self.width();
-        Product::new(Cols::row_major(self.a_t, width, n, n), u, n, Store::Replace)
+        Product::new(Cols::padded(self.a_t, width, n), u, n, Store::Replace)
     }
 }
 

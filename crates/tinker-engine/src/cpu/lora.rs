@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::buffer::{Buffer, round_up};
 use super::elementwise::{self, AdamStep};
+use super::gemm::PANEL;
 use super::pool::{Pool, SharedMut};
 use crate::adapter::{ALPHA, AdapterState, HostTensor, LoraSpec};
 use crate::arch::Arch;
@@ -52,15 +53,14 @@ impl Group {
     }
 }
 
-/// Most layers in a group.
-pub(crate) const GROUP_MAX: usize = 3;
-
 /// Where the factors of a group lie in the flat buffers.
 #[derive(Debug, Clone)]
 struct Place {
     inner: usize,
     /// Start of the common `A [layers * rank, in]`.
     a: usize,
+    /// Start of its padded transpose.
+    a_t: usize,
     layers: Vec<LayerPlace>,
 }
 
@@ -83,6 +83,8 @@ pub(crate) struct Layout {
     blocks: Vec<[Option<Place>; 4]>,
     head: Option<Place>,
     len: usize,
+    /// Elements of the padded transposes of all `A`.
+    turned_len: usize,
 }
 
 impl Layout {
@@ -103,6 +105,7 @@ impl Layout {
             blocks: Vec::new(),
             head: None,
             len: 0,
+            turned_len: 0,
         };
         for i in 0..arch.n_layers {
             let places = Group::ALL.map(|group| {
@@ -126,6 +129,8 @@ impl Layout {
         layers: impl ExactSizeIterator<Item = (String, usize)>,
     ) -> Place {
         let a = self.take(layers.len() * self.rank * inner);
+        let a_t = self.turned_len;
+        self.turned_len += inner * round_up(layers.len() * self.rank, PANEL);
         let place = |(name, out): (String, usize)| LayerPlace {
             name: format!("base_model.model.{name}"),
             out,
@@ -134,6 +139,7 @@ impl Layout {
         Place {
             inner,
             a,
+            a_t,
             layers: layers.map(place).collect(),
         }
     }
@@ -147,18 +153,6 @@ impl Layout {
 
     fn places(&self) -> impl Iterator<Item = &Place> {
         self.blocks.iter().flatten().flatten().chain(&self.head)
-    }
-
-    /// Matrices that exist in both orientations: start, rows and columns in `weights`.
-    fn matrices(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        self.places().flat_map(|place| {
-            let a = (place.a, place.layers.len() * self.rank, place.inner);
-            let b = place
-                .layers
-                .iter()
-                .map(|layer| (layer.b, self.rank, layer.out));
-            std::iter::once(a).chain(b)
-        })
     }
 
     /// Tensors by PEFT name, with rows, columns and how to find an element.
@@ -233,8 +227,10 @@ pub(crate) struct Adapter {
     layout: Layout,
     /// `A [rank, in]` and `B^T [rank, out]` of every module.
     weights: Buffer,
-    /// `A^T [in, rank]` and `B [out, rank]`, in the same places.
+    /// `B [out, rank]` in the places of `B^T`.
     turned: Buffer,
+    /// `A^T [in, layers * rank]` of every group, rows padded to whole panels.
+    turned_a: Buffer,
     /// Accumulated gradient, in the layout of `weights`; empty when there is none.
     pub(crate) gradient: Buffer,
     first_moment: Buffer,
@@ -268,6 +264,7 @@ impl Adapter {
             spec: *spec,
             weights: Buffer::zeros(layout.len),
             turned: Buffer::zeros(layout.len),
+            turned_a: Buffer::zeros(layout.turned_len),
             gradient: Buffer::zeros(0),
             first_moment: Buffer::zeros(0),
             second_moment: Buffer::zeros(0),
@@ -358,13 +355,14 @@ impl Adapter {
 
     /// Recomputes the turned copies from the weights.
     fn turn(&mut self) {
-        for (start, rows, columns) in self.layout.matrices() {
-            let source = &self.weights[start..][..rows * columns];
-            let target = &mut self.turned[start..][..rows * columns];
-            for (j, turned) in target.chunks_exact_mut(rows).enumerate() {
-                for (value, row) in turned.iter_mut().zip(source.chunks_exact(columns)) {
-                    *value = row[j];
-                }
+        let rank = self.layout.rank;
+        for place in self.layout.places() {
+            let n = place.layers.len() * rank;
+            let (a, a_t) = (&self.weights[place.a..], &mut self.turned_a[place.a_t..]);
+            transpose(n, place.inner, a, a_t, round_up(n, PANEL));
+            for layer in &place.layers {
+                let (b_t, b) = (&self.weights[layer.b..], &mut self.turned[layer.b..]);
+                transpose(rank, layer.out, b_t, b, rank);
             }
         }
     }
@@ -388,12 +386,12 @@ impl Adapter {
 
     fn view<'a>(&'a self, place: &'a Place) -> Lora<'a> {
         let rank = self.layout.rank;
-        let a = place.a..place.a + place.layers.len() * rank * place.inner;
+        let n = place.layers.len() * rank;
         Lora {
             rank,
             scale: ALPHA / self.spec.rank as f32,
-            a: &self.weights[a.clone()],
-            a_t: &self.turned[a],
+            a: &self.weights[place.a..][..n * place.inner],
+            a_t: &self.turned_a[place.a_t..][..round_up(n, PANEL) * place.inner],
             weights: &self.weights,
             turned: &self.turned,
             place,
@@ -457,6 +455,18 @@ impl Adapter {
     }
 }
 
+/// Writes the transpose of `source [rows, columns]` to `target`, whose rows are `stride` apart.
+fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32], stride: usize) {
+    for (j, turned) in target.chunks_exact_mut(stride).take(columns).enumerate() {
+        for (value, row) in turned
+            .iter_mut()
+            .zip(source.chunks_exact(columns).take(rows))
+        {
+            *value = row[j];
+        }
+    }
+}
+
 /// Elements that one task of an optimizer step handles.
 const CHUNK: usize = 1 << 14;
 
@@ -506,7 +516,7 @@ pub(crate) struct Lora<'a> {
     pub(crate) scale: f32,
     /// `[layers * rank, in]`.
     pub(crate) a: &'a [f32],
-    /// `[in, layers * rank]`.
+    /// `[in, layers * rank]`, rows padded to whole panels.
     pub(crate) a_t: &'a [f32],
     weights: &'a [f32],
     turned: &'a [f32],

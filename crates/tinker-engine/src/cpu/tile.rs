@@ -83,15 +83,20 @@ unsafe fn run_job<
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
-        let done = match m {
-            1 => stream::<V, 1, S1>(left, k, job),
-            2 => stream::<V, 2, S2>(left, k, job),
-            3 => stream::<V, 3, S3>(left, k, job),
-            4 => stream::<V, 4, S4>(left, k, job),
-            5 => stream::<V, 5, S5>(left, k, job),
-            6 => stream::<V, 6, S5>(left, k, job),
-            _ => 0,
-        };
+        let mut done = 0;
+        match m {
+            1 => {
+                stream::<V, 1, S1>(left, k, job, &mut done);
+                stream::<V, 1, 8>(left, k, job, &mut done);
+                stream::<V, 1, 4>(left, k, job, &mut done);
+            }
+            2 => stream::<V, 2, S2>(left, k, job, &mut done),
+            3 => stream::<V, 3, S3>(left, k, job, &mut done),
+            4 => stream::<V, 4, S4>(left, k, job, &mut done),
+            5 => stream::<V, 5, S5>(left, k, job, &mut done),
+            6 => stream::<V, 6, S5>(left, k, job, &mut done),
+            _ => {}
+        }
         let width = C * V::LANES;
         let tiles = m.div_ceil(ROWS);
         for column in (done..job.n).step_by(width) {
@@ -174,7 +179,7 @@ impl Job {
     fn ahead(&self, k: usize, at: At, tiles: usize, column: usize) -> Ahead {
         let tile = at.row / ROWS;
         let (start, end) = (k * tile / tiles * 2, k * (tile + 1) / tiles * 2);
-        let is_panel = self.row_stride == PANEL && column % PANEL == 0 && column < self.n;
+        let is_panel = self.row_stride == PANEL && column.is_multiple_of(PANEL) && column < self.n;
         let panel = self.b.wrapping_add(column / PANEL * self.panel_stride);
         Ahead {
             weights: panel.wrapping_add(start * LINE),
@@ -210,28 +215,28 @@ fn fetch(p: *const f32) {
     let _ = p;
 }
 
-/// Computes as many whole tiles of `R` rows and `S` vectors as fit; returns the columns done.
+/// Computes as many whole tiles of `R` rows and `S` vectors as fit after the columns `done`.
 #[inline(always)]
 unsafe fn stream<V: Vector, const R: usize, const S: usize>(
     left: Left,
     k: usize,
     job: &Job,
-) -> usize {
+    done: &mut usize,
+) {
     let width = S * V::LANES;
-    let done = job.n / width * width;
-    for column in (0..done).step_by(width) {
+    while *done + width <= job.n {
         // SAFETY: passed on to the caller; the tile is inside the output.
         unsafe {
             let at = At {
                 a: left.data,
                 step: left.step,
                 row: 0,
-                column,
+                column: *done,
             };
-            tile::<V, R, S>(k, job, at, Ahead::NOTHING, job.c_at(0, column), job.stride);
+            tile::<V, R, S>(k, job, at, Ahead::NOTHING, job.c_at(0, *done), job.stride);
         }
+        *done += width;
     }
-    done
 }
 
 /// Computes a tile that is wider than what is left of the output, by way of the stack.
@@ -426,16 +431,25 @@ mod x86 {
         _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::{Job, Left, Vector, run_job};
+    use super::{Job, Left, PANEL, Vector, run_job};
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     pub(super) unsafe fn run_avx512(left: Left, m: usize, k: usize, job: &Job) {
         // SAFETY: passed on to the caller.
         unsafe {
-            if job.n <= 16 {
-                run_job::<__m512, 1, 1, 1, 1, 1, 1>(left, m, k, job);
-            } else {
-                run_job::<__m512, 2, 16, 8, 8, 6, 4>(left, m, k, job);
+            let rest = job.n % PANEL;
+            let whole = if rest <= 16 { job.n - rest } else { job.n };
+            run_job::<__m512, 2, 16, 8, 8, 6, 4>(left, m, k, &Job { n: whole, ..*job });
+            if whole < job.n {
+                // Half a panel: a whole tile would be half wasted.
+                let (b, c) = (job.b_at(whole), job.c_at(0, whole));
+                let half = Job {
+                    b,
+                    c,
+                    n: job.n - whole,
+                    ..*job
+                };
+                run_job::<__m512, 1, 4, 1, 1, 1, 1>(left, m, k, &half);
             }
         }
     }

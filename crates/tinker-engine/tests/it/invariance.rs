@@ -1,6 +1,6 @@
 //! Bit for bit: threads, batch mates, order of calls, chunks, slots and other adapters do not matter.
 
-use tinker_engine::{AdamW, AdapterState, Backend, TrainSequence};
+use tinker_engine::{AdamW, AdapterState, TrainSequence};
 
 use crate::common::{MODELS, Reference, all_modules, load};
 
