@@ -252,34 +252,11 @@ impl App {
         self.submit(&run, 0, OpKind::CreateModel, body)
     }
 
-    /// Accepts the creation of a training run from a checkpoint, or loading one into a run.
-    pub(crate) fn load_weights(
+    /// Accepts the creation of a training run from a checkpoint.
+    pub(crate) fn create_from_weights(
         &self,
-        request: &LoadWeightsRequest,
-        body: &[u8],
-    ) -> ApiResult<UntypedFuture> {
-        match (
-            &request.session_id,
-            request.model_seq_id,
-            &request.model_id,
-            request.seq_id,
-        ) {
-            (Some(session), Some(number), None, _) => {
-                self.create_from_weights(request, (session, number), body)
-            }
-            (None, _, Some(run), Some(seq)) => {
-                self.submit_numbered(run, seq, OpKind::LoadWeights, body)
-            }
-            _ => Err(ApiError::bad_request(
-                "load_weights takes session_id and model_seq_id for a new training run, or model_id and seq_id for an existing one",
-            )),
-        }
-    }
-
-    fn create_from_weights(
-        &self,
-        request: &LoadWeightsRequest,
         key: (&SessionId, u64),
+        request: &LoadWeightsRequest,
         body: &[u8],
     ) -> ApiResult<UntypedFuture> {
         self.check_open()?;

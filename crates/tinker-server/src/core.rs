@@ -29,6 +29,9 @@ pub type LoadBackend =
 /// Runs used within this time are taken up at start; older ones when somebody asks for them.
 const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// Samplers without a checkpoint are kept this long after the last sign of their session.
+const KEEP_SESSION_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// The shared state below the HTTP layer.
 pub(crate) struct Core {
     pub(crate) paths: Paths,
@@ -218,6 +221,20 @@ impl Core {
         for path in self.catalog.expired_checkpoints() {
             if let Err(error) = self.discard_checkpoint(&path) {
                 tracing::warn!(%path, error = error.with_causes(), "cannot remove an expired checkpoint");
+            }
+        }
+    }
+
+    /// Removes the weights of samplers that lived with a session which is long gone.
+    pub(crate) fn discard_stale_samplers(&self) {
+        for id in self.catalog.stale_samplers(now() - KEEP_SESSION_MS) {
+            let dir = self.paths.sampler(&id);
+            let removed = self
+                .catalog
+                .remove_sampler(&id)
+                .and_then(|()| remove_dir(&dir));
+            if let Err(error) = removed {
+                tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove a sampler");
             }
         }
     }

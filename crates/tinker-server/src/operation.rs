@@ -93,7 +93,7 @@ pub(crate) fn decode_sample(body: &[u8]) -> Result<SampleRequest, TypeError> {
 }
 
 fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, TypeError> {
-    serde_json::from_slice(body).map_err(|e| TypeError::new(e.to_string()))
+    serde_json::from_slice(body).map_err(|e| TypeError::new(format!("request body: {e}")))
 }
 
 /// The future of a run's operation. Derived, so that it is the same after any crash.

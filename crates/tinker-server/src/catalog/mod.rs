@@ -290,6 +290,30 @@ impl Catalog {
             .ok_or_else(|| Error::NotFound(format!("sampler {id} is unknown to this server")))
     }
 
+    /// Samplers without a checkpoint whose session was not heard of since `before`.
+    pub(crate) fn stale_samplers(&self, before: Millis) -> Vec<SamplingSessionId> {
+        let tables = self.read();
+        let is_stale = |s: &&Sampler| {
+            let session = tables.sessions.get(&s.session_id);
+            let seen = session.map_or(0, |session| session.last_seen_at);
+            s.request_id.is_some() && seen < before && s.created_at < before
+        };
+        tables
+            .samplers
+            .values()
+            .filter(is_stale)
+            .map(|s| s.id.clone())
+            .collect()
+    }
+
+    /// Forgets a sampler.
+    pub(crate) fn remove_sampler(&self, id: &SamplingSessionId) -> Result<()> {
+        let key = id.clone();
+        self.db.call(move |c| store::remove_sampler(c, &key))?;
+        self.write().samplers.remove(id);
+        Ok(())
+    }
+
     /// The runs and samplers of a session, oldest first.
     pub(crate) fn of_session(
         &self,

@@ -4,7 +4,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tinker_types::{SessionId, TinkerPath, TrainingRunId};
+use tinker_types::{SamplingSessionId, SessionId, TinkerPath, TrainingRunId};
 
 use super::{Run, Sampler, SavedCheckpoint, Session, Tables, checkpoint_path};
 use crate::clock::Millis;
@@ -133,6 +133,12 @@ pub(super) fn put_sampler(c: &Connection, s: &Sampler) -> rusqlite::Result<()> {
             s.request_id,
             s.created_at
         ])
+        .map(drop)
+}
+
+pub(super) fn remove_sampler(c: &Connection, id: &SamplingSessionId) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM samplers WHERE id = ?1")?
+        .execute(params![id.as_str()])
         .map(drop)
 }
 

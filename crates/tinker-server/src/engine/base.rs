@@ -14,6 +14,10 @@ use super::samples::Sampling;
 use crate::bundle;
 use crate::error::Result;
 
+/// Most sampler weights that stay loaded: a loop that samples from every step's weights would
+/// otherwise fill the memory.
+const MAX_SAMPLER_WEIGHTS: usize = 16;
+
 /// A loaded base model.
 #[derive(Debug)]
 pub(super) struct Base {
@@ -91,9 +95,17 @@ impl Base {
             adapter,
             last_used: Instant::now(),
         };
-        if let Some(old) = self.weights.insert(dir, weights) {
-            self.orphans.push(old);
+        self.orphans.extend(self.weights.insert(dir, weights));
+        if self.weights.len() > MAX_SAMPLER_WEIGHTS {
+            let oldest = self
+                .weights
+                .iter()
+                .min_by_key(|(_, weights)| weights.last_used);
+            let oldest = oldest.map(|(dir, _)| dir.clone());
+            self.orphans
+                .extend(oldest.and_then(|dir| self.weights.remove(&dir)));
         }
+        self.drop_orphans();
     }
 
     /// Forgets the weights of a directory that was deleted.

@@ -275,6 +275,7 @@ impl Worker {
             .values_mut()
             .for_each(|base| base.drop_idle_weights(limit));
         self.core.discard_expired();
+        self.core.discard_stale_samplers();
         if let Err(error) = self.core.catalog.flush_times() {
             tracing::warn!(error = error.with_causes(), "cannot write last-used times");
         }

@@ -108,8 +108,13 @@ impl Worker {
         Ok((base, active))
     }
 
-    /// Rebuilds a run: the newest snapshot, then the finished operations after it.
+    /// Brings a run into memory, whole or not at all.
     fn activate(&mut self, run: &TrainingRunId) -> Result<()> {
+        self.rebuild(run).inspect_err(|_| self.free(run))
+    }
+
+    /// Rebuilds a run: the newest snapshot, then the finished operations after it.
+    fn rebuild(&mut self, run: &TrainingRunId) -> Result<()> {
         let row = self.usable(run)?;
         let journal = self.core.journal(run)?;
         let snapshot = newest_snapshot(&self.core.paths.snapshots(run))?;
@@ -205,15 +210,19 @@ impl Worker {
         if let Err(error) = self.snapshot(run) {
             return error.into();
         }
+        self.free(run);
+        Outcome::json(&UnloadModelResponse {
+            model_id: run.clone(),
+            tag: Default::default(),
+        })
+    }
+
+    fn free(&mut self, run: &TrainingRunId) {
         if let Some(active) = self.runs.remove(run)
             && let Some(base) = self.bases.get_mut(&active.base)
         {
             base.backend.drop_adapter(active.adapter);
         }
-        Outcome::json(&UnloadModelResponse {
-            model_id: run.clone(),
-            tag: Default::default(),
-        })
     }
 
     // Operations

@@ -11,7 +11,16 @@ pub(crate) mod training_runs;
 pub(crate) mod weights;
 
 use serde::Deserialize;
-use tinker_types::Cursor;
+use tinker_types::{Cursor, TrainingRunId};
+
+/// What names an operation of a run. The rest of its request is read when its turn comes: if that
+/// is wrong, the operation fails, its number is used up, and later operations do not wait for it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Numbered {
+    model_id: TrainingRunId,
+    #[serde(default)]
+    seq_id: u64,
+}
 
 /// Which part of a list is asked for; further parameters, such as the scope of access, are ignored:
 /// everything here has one owner.

@@ -7,10 +7,11 @@ use axum::extract::State;
 use prost::Message as _;
 use serde::Deserialize;
 use tinker_types::{
-    Datum, ForwardBackwardRequest, LossConfig, LossFn, OptimStepRequest, TrainingRunId, TypeError,
-    UntypedFuture, proto,
+    Datum, ForwardBackwardRequest, LossConfig, LossFn, TrainingRunId, TypeError, UntypedFuture,
+    proto,
 };
 
+use super::Numbered;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Body, Parsed, blocking, parse_json};
@@ -97,11 +98,11 @@ fn from_json(bytes: &[u8]) -> ApiResult<Vec<u8>> {
 
 pub(crate) async fn optim_step(
     State(app): State<Arc<App>>,
-    request: Parsed<OptimStepRequest>,
+    request: Parsed<Numbered>,
 ) -> ApiResult<Json<UntypedFuture>> {
     blocking(&app, move |app| {
-        let (run, seq) = (&request.value.model_id, request.value.seq_id);
-        app.submit_numbered(run, seq, OpKind::OptimStep, &request.bytes)
+        let Numbered { model_id, seq_id } = &request.value;
+        app.submit_numbered(model_id, *seq_id, OpKind::OptimStep, &request.bytes)
     })
     .await
     .map(Json)

@@ -4,23 +4,22 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use tinker_types::{
-    LoadWeightsRequest, OptimizerConfig, SaveWeightsForSamplerRequest, SaveWeightsRequest,
-    UntypedFuture, WeightsInfo, WeightsInfoRequest,
-};
+use serde::Deserialize;
+use tinker_types::{OptimizerConfig, SessionId, UntypedFuture, WeightsInfo, WeightsInfoRequest};
 
+use super::Numbered;
 use crate::api_error::ApiResult;
 use crate::app::App;
-use crate::body::{Parsed, blocking};
+use crate::body::{Parsed, blocking, parse_json};
 use crate::operation::OpKind;
 
 pub(crate) async fn save(
     State(app): State<Arc<App>>,
-    request: Parsed<SaveWeightsRequest>,
+    request: Parsed<Numbered>,
 ) -> ApiResult<Json<UntypedFuture>> {
     blocking(&app, move |app| {
-        let (run, seq) = (&request.value.model_id, request.value.seq_id);
-        app.submit_numbered(run, seq, OpKind::SaveWeights, &request.bytes)
+        let Numbered { model_id, seq_id } = &request.value;
+        app.submit_numbered(model_id, *seq_id, OpKind::SaveWeights, &request.bytes)
     })
     .await
     .map(Json)
@@ -28,25 +27,59 @@ pub(crate) async fn save(
 
 pub(crate) async fn save_for_sampler(
     State(app): State<Arc<App>>,
-    request: Parsed<SaveWeightsForSamplerRequest>,
+    request: Parsed<Numbered>,
 ) -> ApiResult<Json<UntypedFuture>> {
     blocking(&app, move |app| {
-        let (run, seq) = (&request.value.model_id, request.value.seq_id);
-        app.submit_numbered(run, seq, OpKind::SaveWeightsForSampler, &request.bytes)
+        let Numbered { model_id, seq_id } = &request.value;
+        app.submit_numbered(
+            model_id,
+            *seq_id,
+            OpKind::SaveWeightsForSampler,
+            &request.bytes,
+        )
     })
     .await
     .map(Json)
 }
 
+/// Loads a checkpoint into a new run of a session, or into a run that exists.
 pub(crate) async fn load(
     State(app): State<Arc<App>>,
-    request: Parsed<LoadWeightsRequest>,
+    request: Parsed<Target>,
 ) -> ApiResult<Json<UntypedFuture>> {
     blocking(&app, move |app| {
-        app.load_weights(&request.value, &request.bytes)
+        let bytes = &request.bytes;
+        match request.value {
+            Target::New {
+                session_id,
+                model_seq_id,
+            } => {
+                let key = (&session_id, model_seq_id);
+                app.create_from_weights(key, &parse_json(bytes)?, bytes)
+            }
+            Target::Existing(Numbered { model_id, seq_id }) => {
+                app.submit_numbered(&model_id, seq_id, OpKind::LoadWeights, bytes)
+            }
+        }
     })
     .await
     .map(Json)
+}
+
+/// Where weights are loaded to.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "load_weights takes session_id and model_seq_id for a new training run, or model_id and seq_id for an existing one"
+)]
+pub(crate) enum Target {
+    /// A training run that this request creates.
+    New {
+        session_id: SessionId,
+        model_seq_id: u64,
+    },
+    /// A training run that exists.
+    Existing(Numbered),
 }
 
 pub(crate) async fn info(

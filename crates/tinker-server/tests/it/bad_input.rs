@@ -261,3 +261,40 @@ async fn exactly_one_set_of_hyper_parameters_is_taken() {
     let good = server.optim_step(&run, 3).await;
     assert_eq!(server.result(&good).await.json()["metrics"]["step"], 1.0);
 }
+
+#[tokio::test]
+async fn a_malformed_request_uses_its_number_up_and_nothing_waits_for_it() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    let rate = json!({"model_id": run, "seq_id": 1, "adam_params": {"learning_rate": null}});
+    let path = json!({"model_id": run, "seq_id": 2, "path": "no/path", "optimizer": true});
+    let ttl = json!({"model_id": run, "seq_id": 3, "ttl_seconds": "soon"});
+
+    let rate = server.submit("/optim_step", rate).await;
+    let path = server.submit("/load_weights", path).await;
+    let ttl = server.submit("/save_weights", ttl).await;
+
+    assert!(server.failure(&rate).await.contains("invalid type: null"));
+    assert!(
+        server
+            .failure(&path)
+            .await
+            .contains("must start with tinker://")
+    );
+    assert!(server.failure(&ttl).await.contains("invalid type: string"));
+    let good = server.optim_step(&run, 4).await;
+    assert_eq!(server.result(&good).await.json()["metrics"]["step"], 1.0);
+    let neither = server
+        .post(
+            "/load_weights",
+            json!({"path": "tinker://a/weights/b", "optimizer": true}),
+        )
+        .await;
+    assert_eq!(neither.status, 422);
+    assert!(
+        neither.detail().contains("load_weights takes session_id"),
+        "{}",
+        neither.detail()
+    );
+}

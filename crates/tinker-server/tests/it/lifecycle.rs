@@ -1,6 +1,10 @@
 //! Starting, finding and stopping a server.
 
-use tinker_server::{Error, ServeOptions, Server, is_running, read_lock};
+use std::sync::Arc;
+
+use tinker_server::{App, AppOptions, Error, ServeOptions, Server, is_running, read_lock};
+
+use crate::harness::{Harness, options};
 
 #[tokio::test]
 async fn a_bound_server_says_where_it_is_and_withdraws_at_the_end() {
@@ -56,4 +60,48 @@ async fn two_servers_never_share_a_data_directory() {
 
     let pid = std::process::id().to_string();
     assert!(error.to_string().contains(&pid), "{error}");
+}
+
+#[tokio::test]
+async fn an_idle_server_leaves_by_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let options = ServeOptions {
+        idle_timeout: Some(std::time::Duration::from_millis(50)),
+        ..ServeOptions::new(home.path())
+    };
+    let server = Server::bind(options).await.unwrap();
+
+    server.run(std::future::pending()).await.unwrap();
+
+    assert!(!is_running(home.path()).unwrap());
+}
+
+#[tokio::test]
+async fn a_stopping_server_sends_those_who_wait_away() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    let held = server.optim_step(&run, 2).await;
+    let app = Arc::clone(&server.app);
+
+    let (waited, stopped) = tokio::join!(
+        server.poll(&held),
+        tokio::task::spawn_blocking(move || app.stop())
+    );
+
+    stopped.unwrap().unwrap();
+    assert_eq!(waited.status, 408);
+}
+
+#[test]
+fn a_model_directory_that_is_none_is_refused_at_the_start() {
+    let home = tempfile::tempdir().unwrap();
+    let options = AppOptions {
+        models: vec![home.path().join("nothing")],
+        ..options(home.path())
+    };
+
+    let error = App::open(options).unwrap_err();
+
+    assert!(error.to_string().contains("nothing"), "{error}");
 }

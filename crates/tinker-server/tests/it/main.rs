@@ -12,6 +12,7 @@ mod durability;
 mod fake;
 mod harness;
 mod lifecycle;
+mod real_engine;
 mod sampling;
 mod sessions;
 mod training;

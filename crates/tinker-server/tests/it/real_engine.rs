@@ -1,0 +1,139 @@
+//! The same promises over the real engine and a tiny model.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tinker_server::{ApiToken, AppOptions};
+
+use crate::harness::{Harness, TOKEN};
+
+fn tiny_model() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/qwen3");
+    root.canonicalize().unwrap()
+}
+
+fn open(home: &Path) -> Harness {
+    Harness::with(AppOptions {
+        threads: 2,
+        ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
+    })
+}
+
+async fn create(server: &Harness, session: &str, number: u64) -> String {
+    let body = json!({"session_id": session, "model_seq_id": number,
+        "base_model": tiny_model(), "lora_config": {"rank": 4, "seed": 3}});
+    let id = server.submit("/create_model", body).await;
+    server.result(&id).await.json()["model_id"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+async fn save(server: &Harness, run: &str, seq: u64, name: &str) -> String {
+    let body = json!({"model_id": run, "seq_id": seq, "path": name});
+    let id = server.submit("/save_weights", body).await;
+    server.result(&id).await.json()["path"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+fn files(home: &Path, run: &str, name: &str) -> Vec<u8> {
+    let run = run.replace(':', "_");
+    let dir = home
+        .join("server/checkpoints")
+        .join(run)
+        .join("weights")
+        .join(name);
+    let mut bytes = std::fs::read(dir.join("adapter_model.safetensors")).unwrap();
+    bytes.extend(std::fs::read(dir.join("optimizer.safetensors")).unwrap());
+    bytes
+}
+
+async fn step(server: &Harness, run: &str, seq: u64) {
+    server.forward_backward(run, seq, &[1, 2, 3, 4, 5]).await;
+    let step = server.optim_step(run, seq + 1).await;
+    let metrics = server.result(&step).await.json()["metrics"].clone();
+    assert!(metrics["grad_norm"].as_f64().unwrap() > 0.0, "{metrics}");
+}
+
+#[tokio::test]
+async fn rebuilt_and_reloaded_runs_continue_bit_for_bit() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let run = create(&server, &session, 0).await;
+    step(&server, &run, 1).await;
+    step(&server, &run, 3).await;
+    let path = save(&server, &run, 5, "mid").await;
+    let body = json!({"session_id": session, "model_seq_id": 1, "path": path, "optimizer": true});
+    let id = server.submit("/load_weights", body).await;
+    let reloaded = server.result(&id).await.json()["model_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    step(&server, &reloaded, 1).await;
+    save(&server, &reloaded, 3, "end").await;
+    // The first run is rebuilt from its log by another process before it takes the same step.
+    drop(server);
+    let server = open(home.path());
+    step(&server, &run, 6).await;
+    save(&server, &run, 8, "end").await;
+
+    assert!(files(home.path(), &run, "end") == files(home.path(), &reloaded, "end"));
+}
+
+#[tokio::test]
+async fn sampled_logprobs_equal_those_of_a_forward_pass() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let run = create(&server, &session, 0).await;
+    step(&server, &run, 1).await;
+    let body = json!({"model_id": run, "seq_id": 3, "sampling_session_seq_id": 0});
+    let id = server.submit("/save_weights_for_sampler", body).await;
+    let sampler = server.result(&id).await.json()["sampling_session_id"].clone();
+
+    let sample = json!({"sampling_session_id": sampler, "seq_id": 0, "num_samples": 1,
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]},
+        "sampling_params": {"max_tokens": 6, "stop": []}});
+    let id = server.submit("/asample", sample).await;
+    let sequence = server.samples(&id).await.sequences.remove(0);
+    let mut tokens = vec![1, 2, 3];
+    tokens.extend(&sequence.tokens);
+    let (input, targets) = (&tokens[..tokens.len() - 1], &tokens[1..]);
+    let datum = tinker_types::Datum::cross_entropy(
+        tinker_types::ModelInput::from_tokens(input.to_vec()),
+        targets.to_vec(),
+        vec![1.0; targets.len()],
+    );
+    let mut forward = crate::harness::fb(&run, 4, vec![datum.unwrap()]);
+    forward.forward_only = true;
+    let answer = server.post_proto(&forward).await;
+    let output = server
+        .output(answer.json()["request_id"].as_str().unwrap())
+        .await;
+
+    let recomputed = output.loss_fn_outputs[0]["logprobs"].as_floats().unwrap()[2..].to_vec();
+    for (a, b) in sequence.logprobs.unwrap().iter().zip(recomputed) {
+        assert!((a - b).abs() < 1e-4, "{a} and {b}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_base_model_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    std::fs::copy(tiny_model().join("config.json"), model.join("config.json")).unwrap();
+    std::fs::write(model.join("model.safetensors"), b"damage").unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let body = json!({"session_id": session, "model_seq_id": 0, "base_model": model,
+        "lora_config": {"rank": 4}});
+
+    let id = server.submit("/create_model", body).await;
+
+    let failure = server.failure(&id).await;
+    assert!(failure.contains("model.safetensors"), "{failure}");
+}
