@@ -35,6 +35,8 @@ pub(crate) struct Manifest {
     pub(crate) path: Option<TinkerPath>,
     pub(crate) run: TrainingRunId,
     pub(crate) base_model: String,
+    /// Revision of the base model's files; the adapter fits no other.
+    pub(crate) base_revision: String,
     pub(crate) lora: LoraConfig,
     /// Seed that the adapter was created with.
     pub(crate) seed: u64,

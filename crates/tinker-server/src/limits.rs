@@ -27,8 +27,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_body_bytes: 256 << 20,
-            max_pending_operations: 1024,
-            max_pending_samples: 8192,
+            max_pending_operations: 16_384,
+            max_pending_samples: 65_536,
             max_num_samples: 1024,
             poll_hold: Duration::from_secs(40),
             snapshot_every: 64,

@@ -66,6 +66,9 @@ pub struct BaseModel {
     pub max_context: Option<u64>,
     /// Architecture, as `config.json` says.
     pub architecture: Option<String>,
+    /// Forty hexadecimal digits that change with the model's files: an adapter belongs to one
+    /// revision. Of directories, `config.json` and the sizes of the safetensors files are looked at.
+    pub revision: String,
 }
 
 /// Finds a base model by name: the embedded model, or an absolute path to a model directory.
@@ -157,6 +160,7 @@ impl ModelRegistry {
         let described = from_dir(&dir)?;
         Ok(BaseModel {
             name: NANO.into(),
+            revision: nano_revision().to_owned(),
             ..described
         })
     }
@@ -235,11 +239,31 @@ fn from_dir(dir: &Path) -> Result<BaseModel> {
             message: error.to_string(),
         })?;
     Ok(BaseModel {
+        revision: dir_revision(&dir, &bytes)?,
         name: dir.display().to_string(),
         max_context: config["max_position_embeddings"].as_u64(),
         architecture: config["architectures"][0].as_str().map(str::to_owned),
         dir,
     })
+}
+
+fn dir_revision(dir: &Path, config: &[u8]) -> Result<String> {
+    let fault = |error| Error::io("read", dir, error);
+    let mut sizes = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(fault)? {
+        let entry = entry.map_err(fault)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") {
+            // Followed through links, which hub caches consist of.
+            let metadata = std::fs::metadata(entry.path()).map_err(fault)?;
+            sizes.push(format!("{name} {}\n", metadata.len()));
+        }
+    }
+    sizes.sort();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(config);
+    hasher.update(sizes.concat().as_bytes());
+    Ok(hasher.finalize().to_hex().chars().take(40).collect())
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tinker_chat::Tokenizer;
-use tinker_engine::{AdapterId, Backend};
+use tinker_engine::{AdapterId, AdapterState, Backend};
 
 use super::Worker;
 use super::samples::Sampling;
-use crate::bundle;
-use crate::error::Result;
+use crate::bundle::{self, Manifest};
+use crate::error::{Error, Result};
 
 /// Most sampler weights that stay loaded: a loop that samples from every step's weights would
 /// otherwise fill the memory.
@@ -22,6 +22,8 @@ const MAX_SAMPLER_WEIGHTS: usize = 16;
 #[derive(Debug)]
 pub(super) struct Base {
     pub(super) backend: Box<dyn Backend>,
+    /// Revision of its files.
+    pub(super) revision: String,
     /// Missing for directories without one; then there are no stop strings and no end token.
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     pub(super) sampling: Sampling,
@@ -43,9 +45,9 @@ impl Worker {
             let loaded = self.load_base(name)?;
             self.bases.insert(name.to_owned(), loaded);
         }
-        self.bases.get_mut(name).ok_or_else(|| {
-            crate::error::Error::NotFound(format!("base model {name} is not loaded"))
-        })
+        self.bases
+            .get_mut(name)
+            .ok_or_else(|| Error::NotFound(format!("base model {name} is not loaded")))
     }
 
     fn load_base(&self, name: &str) -> Result<Base> {
@@ -63,6 +65,7 @@ impl Worker {
         );
         Ok(Base {
             sampling: Sampling::new(backend.info()),
+            revision: model.revision,
             backend,
             tokenizer,
             weights: HashMap::new(),
@@ -77,14 +80,29 @@ impl Base {
         self.sampling.is_active()
     }
 
+    /// Loads a saved adapter, if it was trained on this revision of the base model.
+    pub(super) fn import(
+        &mut self,
+        manifest: &Manifest,
+        state: &AdapterState,
+    ) -> Result<AdapterId> {
+        if manifest.base_revision != self.revision {
+            return Err(Error::Invalid(format!(
+                "the adapter was trained on revision {} of {}, and this is revision {}: it fits no other weights",
+                manifest.base_revision, manifest.base_model, self.revision
+            )));
+        }
+        Ok(self.backend.import_adapter(state)?)
+    }
+
     /// The adapter of saved weights, loaded on first use.
     pub(super) fn weights(&mut self, dir: &Path) -> Result<AdapterId> {
         if let Some(known) = self.weights.get_mut(dir) {
             known.last_used = Instant::now();
             return Ok(known.adapter);
         }
-        let (_manifest, state) = bundle::read(dir, false)?;
-        let adapter = self.backend.import_adapter(&state)?;
+        let (manifest, state) = bundle::read(dir, false)?;
+        let adapter = self.import(&manifest, &state)?;
         self.keep_weights(dir.to_owned(), adapter);
         Ok(adapter)
     }

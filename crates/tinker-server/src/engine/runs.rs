@@ -120,7 +120,7 @@ impl Worker {
         let snapshot = newest_snapshot(&self.core.paths.snapshots(run))?;
         let from = match snapshot {
             Some((manifest, state)) => {
-                let adapter = self.base(&row.base_model)?.backend.import_adapter(&state)?;
+                let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
                 self.insert(run, &row, adapter, state.spec, manifest.seq_id);
                 manifest.seq_id + 1
             }
@@ -298,8 +298,8 @@ impl Worker {
             )));
         }
         let dir = self.core.paths.checkpoint(&request.path);
-        let (_manifest, state) = bundle::read(&dir, request.optimizer)?;
-        let adapter = self.base(&row.base_model)?.backend.import_adapter(&state)?;
+        let (manifest, state) = bundle::read(&dir, request.optimizer)?;
+        let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
         Ok((adapter, state.spec))
     }
 
@@ -418,6 +418,7 @@ pub(super) fn manifest(
         path: None,
         run: run.clone(),
         base_model: row.base_model.clone(),
+        base_revision: base.revision.clone(),
         lora: LoraConfig {
             rank: state.spec.rank as u32,
             seed: Some(state.spec.seed),

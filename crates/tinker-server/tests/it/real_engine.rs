@@ -137,3 +137,33 @@ async fn a_damaged_base_model_is_named() {
     let failure = server.failure(&id).await;
     assert!(failure.contains("model.safetensors"), "{failure}");
 }
+
+#[tokio::test]
+async fn an_adapter_is_not_put_on_another_base_model() {
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(tiny_model().join(file), model.join(file)).unwrap();
+    }
+    let server = open(home.path());
+    let session = server.session().await;
+    let body = json!({"session_id": session, "model_seq_id": 0, "base_model": model,
+        "lora_config": {"rank": 4}});
+    let id = server.submit("/create_model", body).await;
+    let run = server.result(&id).await.json()["model_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = save(&server, &run, 1, "x").await;
+    drop(server);
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    std::fs::write(model.join("config.json"), format!("{config} ")).unwrap();
+
+    let server = open(home.path());
+    let body = json!({"session_id": session, "model_seq_id": 1, "path": path, "optimizer": true});
+    let id = server.submit("/load_weights", body).await;
+
+    let failure = server.failure(&id).await;
+    assert!(failure.contains("it fits no other weights"), "{failure}");
+}
