@@ -3,9 +3,11 @@
 //! There is no state to carry or to disturb: a draw depends on nothing but its own two numbers, so
 //! results do not depend on order, threads or platform.
 
-/// 64 random bits for `(seed, counter)`: two rounds of the splitmix64 finaliser (Steele et al. 2014).
+/// 64 random bits for `(seed, counter)`: the splitmix64 stream (Steele et al. 2014) that starts at
+/// the hash of the seed, so that streams of neighbouring seeds do not run in parallel.
 pub fn bits(seed: u64, counter: u64) -> u64 {
-    mix(mix(seed.wrapping_add(GOLDEN)) ^ mix(counter.wrapping_mul(GOLDEN).wrapping_add(1)))
+    let start = mix(seed.wrapping_add(GOLDEN));
+    mix(start.wrapping_add(counter.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
 /// A uniform draw in `[0, 1)` with 53 random bits.
@@ -32,10 +34,20 @@ mod tests {
     }
 
     const EXPECTED: [u64; 3] = [
-        5_199_774_590_669_546_748,
-        10_257_114_587_443_610_966,
-        4_158_004_636_484_536_377,
+        12_035_550_249_420_947_055,
+        12_935_080_325_729_570_654,
+        6_791_897_765_849_424_158,
     ];
+
+    #[test]
+    fn no_draw_of_small_seeds_and_counters_is_zero_or_repeats() {
+        let pairs = (0..=1000).flat_map(|seed| (0..=1000).map(move |counter| (seed, counter)));
+        let mut draws: Vec<u64> = pairs.map(|(seed, counter)| bits(seed, counter)).collect();
+        draws.sort_unstable();
+
+        assert_ne!(draws[0], 0);
+        assert!(draws.windows(2).all(|pair| pair[0] != pair[1]));
+    }
 
     #[test]
     fn draws_of_neighbouring_seeds_and_counters_are_uniform() {

@@ -25,6 +25,8 @@ struct Shared {
     state: AtomicU64,
     job: Mutex<Option<Job>>,
     next: AtomicUsize,
+    /// Whether a call is under way, from before its job opens until every worker has left it.
+    running: AtomicBool,
     panicked: AtomicBool,
     quit: AtomicBool,
     sleeping: Mutex<usize>,
@@ -53,6 +55,7 @@ impl Pool {
             state: AtomicU64::new(0),
             job: Mutex::new(None),
             next: AtomicUsize::new(0),
+            running: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             quit: AtomicBool::new(false),
             sleeping: Mutex::new(0),
@@ -77,11 +80,11 @@ impl Pool {
 
     /// Calls `task(0)`, .., `task(n_tasks - 1)`, each once, on whichever thread is free.
     ///
-    /// Calls must not be nested: the inner one runs on its caller alone.
+    /// A call from inside a task, or from another thread while one is under way, runs on its caller
+    /// alone. A panic of a task reaches the caller once no thread works on the call any more.
     pub(crate) fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
-        let busy = shared.state.load(Ordering::Acquire) & OPEN != 0;
-        if n_tasks <= 1 || self.workers.is_empty() || busy {
+        if n_tasks <= 1 || self.workers.is_empty() || shared.running.swap(true, Ordering::AcqRel) {
             (0..n_tasks).for_each(task);
             return;
         }
@@ -93,13 +96,12 @@ impl Pool {
             std::hint::spin_loop();
             joined = shared.state.load(Ordering::Acquire) % OPEN;
         }
+        let worker_panicked = shared.panicked.swap(false, Ordering::AcqRel);
+        shared.running.store(false, Ordering::Release);
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }
-        assert!(
-            !shared.panicked.swap(false, Ordering::AcqRel),
-            "a worker of the engine panicked"
-        );
+        assert!(!worker_panicked, "a worker of the engine panicked");
     }
 }
 
@@ -203,7 +205,10 @@ impl Shared {
 
 /// A pointer that tasks may share when each writes to its own part.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SharedMut<T>(*mut T);
+pub(crate) struct SharedMut<T> {
+    start: *mut T,
+    len: usize,
+}
 
 // SAFETY: whoever reads or writes through it promises that parts do not overlap.
 unsafe impl<T: Send> Send for SharedMut<T> {}
@@ -213,7 +218,16 @@ unsafe impl<T: Send> Sync for SharedMut<T> {}
 impl<T> SharedMut<T> {
     /// Shares `slice` for as long as its borrow lasts.
     pub(crate) fn new(slice: &mut [T]) -> Self {
-        Self(slice.as_mut_ptr())
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+        }
+    }
+
+    /// Pointer to, and number of, the elements from `start` on.
+    pub(crate) fn part(&self, start: usize) -> (*mut T, usize) {
+        assert!(start <= self.len, "part from {start} of {}", self.len);
+        (self.start.wrapping_add(start), self.len - start)
     }
 
     /// The elements from `start` on.
@@ -222,7 +236,18 @@ impl<T> SharedMut<T> {
     /// The range lies in the shared slice, which outlives the result, and no other task touches it.
     pub(crate) unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [T] {
         // SAFETY: passed on to the caller.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+impl<T> SharedMut<T> {
+    /// The elements from `start` on, to read.
+    ///
+    /// # Safety
+    /// The range lies in the shared slice, which outlives the result, and nobody writes to it.
+    pub(crate) unsafe fn read<'a>(&self, start: usize, len: usize) -> &'a [T] {
+        // SAFETY: passed on to the caller.
+        unsafe { std::slice::from_raw_parts(self.start.add(start), len) }
     }
 }
 
@@ -258,6 +283,44 @@ mod tests {
         });
 
         assert_eq!(count.into_inner(), 20);
+    }
+
+    #[test]
+    fn a_call_nested_in_a_workers_last_task_runs_on_the_worker() {
+        let pool = Pool::new(2);
+        let caller = std::thread::current().id();
+        let both = std::sync::Barrier::new(2);
+        let count = AtomicUsize::new(0);
+
+        pool.run(2, &|_| {
+            both.wait();
+            if std::thread::current().id() == caller {
+                return;
+            }
+            while pool.shared.state.load(Ordering::Acquire) & OPEN != 0 {
+                std::hint::spin_loop();
+            }
+            pool.run(5, &|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        });
+
+        assert_eq!(count.into_inner(), 5);
+    }
+
+    #[test]
+    fn panics_of_caller_and_worker_together_are_reported_once() {
+        let pool = Pool::new(2);
+        let both = std::sync::Barrier::new(2);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(2, &|i| {
+                both.wait();
+                panic!("task {i}");
+            });
+        }));
+        assert!(outcome.is_err());
+
+        pool.run(8, &|_| {});
     }
 
     #[test]
