@@ -152,8 +152,8 @@ pub enum Error {
     },
     /// The loss is not a number.
     #[error(
-        "the loss at step {step} is {loss}; lower the learning rate (now {learning_rate:e}) and \
-         start again from an earlier checkpoint"
+        "the loss at step {step} is {loss}; start again with a learning rate below \
+         {learning_rate:e}"
     )]
     LossNotFinite {
         /// The step.

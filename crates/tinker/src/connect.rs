@@ -23,6 +23,8 @@ const LAST: &str = "@last";
 const SHORT: Duration = Duration::from_secs(5);
 /// How long training does: a server that restarts, a network that comes back.
 const LONG: Duration = Duration::from_secs(600);
+/// How long the server is waited for when all is done.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A server to talk to.
 #[derive(Debug)]
@@ -127,9 +129,9 @@ impl Connection {
     }
 
     /// Ends the session, so that the server frees what it holds for it. A server that cannot be
-    /// told will find out by the missing heartbeat.
+    /// told soon will find out by the missing heartbeat.
     pub(crate) async fn close(&self, reason: FinishReason) {
-        let _ = self.service.close(reason, None).await;
+        let _ = tokio::time::timeout(GOODBYE, self.service.close(reason, None)).await;
     }
 
     /// The base models on offer.

@@ -170,12 +170,11 @@ fn start(home: &Path, port: u16) -> Result<Child> {
 
 fn open_log(home: &Path) -> Result<File> {
     let path = log_path(home);
-    let dir = tinker_server::server_dir(home);
     let cannot_write = |error: std::io::Error| {
         Failure::from(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
             .hint("make the data directory writable, or choose another with TINKER_HOME")
     };
-    std::fs::create_dir_all(&dir).map_err(cannot_write)?;
+    tinker_server::create_server_dir(home)?;
     if path.metadata().is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
         std::fs::rename(&path, path.with_extension("log.old")).map_err(cannot_write)?;
     }

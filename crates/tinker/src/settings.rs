@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use etcetera::BaseStrategy as _;
+use tinker_recipes::sft::TrainedOn;
 
 use crate::env;
 use crate::failure::{Failure, FailureKind, Result};
@@ -62,6 +63,16 @@ pub(crate) enum Target {
     },
 }
 
+impl Target {
+    /// What a run records of it.
+    pub(crate) fn to_record(&self) -> TrainedOn {
+        match self {
+            Self::Embedded => TrainedOn::Embedded,
+            Self::Remote { base_url, .. } => TrainedOn::BaseUrl(base_url.clone()),
+        }
+    }
+}
+
 impl Settings {
     /// Reads the environment beneath `flags`.
     ///
@@ -90,26 +101,52 @@ impl Settings {
             model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX) || Path::new(name).is_dir());
         match (url, self.api_key.is_some()) {
             (Some(url), true) => self.remote(url),
-            (Some(url), false) => Err(Failure::new(
-                FailureKind::Credentials,
-                format!("no API key for {url}"),
-            )
-            .hint("set TINKER_API_KEY; some servers accept any value that starts with tml-")),
+            (Some(url), false) => Err(no_key_for(url)),
             (None, true) if !is_embedded => self.remote(HOSTED_URL),
             (None, _) => Ok(Target::Embedded),
         }
     }
 
-    /// The flags that a command printed for later needs to reach the same server as
-    /// `target(model)`, when it names no embedded model itself.
-    pub(crate) fn server_flags_to_repeat(&self, target: &Target) -> String {
-        match (target, &self.flags.base_url) {
-            (Target::Embedded, _) => match self.target(None) {
-                Ok(Target::Embedded) if !self.flags.local => String::new(),
-                _ => " --local".to_owned(),
+    /// The server to go on with a run on `model`: the one it was trained on, where its checkpoints
+    /// are. Runs that do not record one are asked for as [`Self::target`] does.
+    ///
+    /// # Errors
+    /// A flag names another server, or the environment does while the recorded one needs a key: a
+    /// key is for the server it was set for. Or there is no key.
+    pub(crate) fn target_of_run(&self, server: Option<&TrainedOn>, model: &str) -> Result<Target> {
+        let Some(server) = server else {
+            return self.target(Some(model));
+        };
+        match server {
+            TrainedOn::Embedded => match &self.flags.base_url {
+                Some(url) => Err(other_server(url, "the embedded server", "--local")),
+                None => Ok(Target::Embedded),
             },
-            (Target::Remote { .. }, Some(url)) => format!(" --base-url {url}"),
-            (Target::Remote { .. }, None) => String::new(),
+            TrainedOn::BaseUrl(url) => {
+                let flag = format!("--base-url {url}");
+                let given = self.flags.base_url.as_ref().or(self.env_base_url.as_ref());
+                match given {
+                    _ if self.flags.local => Err(other_server("the embedded server", url, &flag)),
+                    Some(given) if given.trim_end_matches('/') != url => {
+                        Err(other_server(given, url, &flag))
+                    }
+                    _ if self.api_key.is_none() => Err(no_key_for(url)),
+                    _ => self.remote(url),
+                }
+            }
+        }
+    }
+
+    /// The flags that a command printed for later needs to reach `target`, when it names no
+    /// embedded model itself.
+    pub(crate) fn server_flags_to_repeat(&self, target: &Target) -> String {
+        let has_flag = self.flags.local || self.flags.base_url.is_some();
+        if !has_flag && self.target(None).is_ok_and(|default| default == *target) {
+            return String::new();
+        }
+        match target {
+            Target::Embedded => " --local".to_owned(),
+            Target::Remote { base_url, .. } => format!(" --base-url {base_url}"),
         }
     }
 
@@ -133,6 +170,18 @@ impl Settings {
             api_key: self.api_key()?.ok_or_else(no_key)?,
         })
     }
+}
+
+fn no_key_for(url: &str) -> Failure {
+    Failure::new(FailureKind::Credentials, format!("no API key for {url}"))
+        .hint("set TINKER_API_KEY; some servers accept any value that starts with tml-")
+}
+
+fn other_server(given: &str, recorded: &str, flag: &str) -> Failure {
+    let what = format!("the run was trained on {recorded}, not on {given}");
+    Failure::new(FailureKind::Conflict, what).hint(format!(
+        "its checkpoints are there: resume with {flag}, or begin a new run"
+    ))
 }
 
 fn parse(key: &str) -> std::result::Result<ApiKey, String> {
@@ -232,6 +281,41 @@ mod tests {
     }
 
     #[test]
+    fn a_run_goes_on_where_it_was_trained() {
+        let check = |settings: Settings, server: TrainedOn, expected: Option<&str>| {
+            let kind = match settings.target_of_run(Some(&server), "tinker/nano") {
+                Ok(Target::Embedded) => Some("embedded".to_owned()),
+                Ok(Target::Remote { base_url, .. }) => Some(base_url),
+                Err(failure) => {
+                    assert_eq!(failure.kind, FailureKind::Conflict, "{failure}");
+                    None
+                }
+            };
+            assert_eq!(kind.as_deref(), expected);
+        };
+        let there = || TrainedOn::BaseUrl("http://f".to_owned());
+
+        check(settings(false, None, None, true), there(), Some("http://f"));
+        check(
+            settings(false, Some("http://f/"), None, true),
+            there(),
+            Some("http://f"),
+        );
+        check(settings(true, None, None, true), there(), None);
+        check(settings(false, None, Some("http://e"), true), there(), None);
+        check(
+            settings(false, None, Some("http://e"), true),
+            TrainedOn::Embedded,
+            Some("embedded"),
+        );
+        check(
+            settings(false, Some("http://f"), None, true),
+            TrainedOn::Embedded,
+            None,
+        );
+    }
+
+    #[test]
     fn next_command_repeats_the_flags_it_needs() {
         let check = |settings: Settings, model, expected| {
             let target = settings.target(Some(model)).unwrap();
@@ -247,5 +331,12 @@ mod tests {
             " --base-url http://f",
         );
         check(settings(false, None, Some("http://e"), true), "x", "");
+        let there = TrainedOn::BaseUrl("http://f".to_owned());
+        let resumed = settings(false, None, None, true);
+        let target = resumed.target_of_run(Some(&there), "x").unwrap();
+        assert_eq!(
+            resumed.server_flags_to_repeat(&target),
+            " --base-url http://f"
+        );
     }
 }

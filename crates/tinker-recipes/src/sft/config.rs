@@ -22,6 +22,30 @@ pub enum HeldOut {
     Fraction(f64),
 }
 
+impl HeldOut {
+    /// How many of `n_rows` rows these are.
+    ///
+    /// # Errors
+    /// They leave no row to train on, or the share is out of range.
+    pub fn resolve(self, n_rows: usize) -> Result<usize> {
+        match self {
+            Self::Rows(n) if n < n_rows => Ok(n),
+            Self::Rows(n) => {
+                let reason = format!("must leave at least one of the {n_rows} rows to train on");
+                Err(bad("test_size", n, &reason))
+            }
+            Self::Fraction(share) if (0.0..1.0).contains(&share) => {
+                Ok((share * n_rows as f64).floor() as usize)
+            }
+            Self::Fraction(share) => Err(bad(
+                "test_size",
+                share,
+                "a share must be at least 0 and below 1",
+            )),
+        }
+    }
+}
+
 /// What a person may choose; `None` is resolved for the model and the data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SftOptions {
@@ -88,6 +112,16 @@ impl Default for SftOptions {
     }
 }
 
+/// The server that a run is trained on; its checkpoints are on no other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainedOn {
+    /// The embedded server of the data directory.
+    Embedded,
+    /// The server at this address, without a slash at its end.
+    BaseUrl(String),
+}
+
 /// Every resolved setting of a run, as `config.json` records it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SftConfig {
@@ -148,6 +182,9 @@ pub struct SftConfig {
     pub ttl_seconds: Option<u64>,
     /// Decides the split, the order of rows and the adapter's initial weights.
     pub seed: u64,
+    /// The server; `None` if whoever began the run did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<TrainedOn>,
 }
 
 impl SftOptions {
@@ -185,7 +222,7 @@ impl SftOptions {
             train_on_what: self.train_on_what,
             file_path: std::path::absolute(&data.path).unwrap_or_else(|_| data.path.clone()),
             file_sha256: data.sha256.clone(),
-            test_size: self.resolve_held_out(data.rows.len())?,
+            test_size: self.held_out.resolve(data.rows.len())?,
             max_length: self.max_length.unwrap_or(context_length),
             truncate: self.truncate,
             batch_size: self.batch_size,
@@ -203,6 +240,7 @@ impl SftOptions {
             save_every: self.save_every,
             ttl_seconds: self.ttl_seconds,
             seed: self.seed,
+            server: None,
         })
     }
 
@@ -248,24 +286,6 @@ impl SftOptions {
                 model: model.name.clone(),
                 known: RendererName::ALL.map(RendererName::as_str).join(", "),
             })
-    }
-
-    fn resolve_held_out(&self, n_rows: usize) -> Result<usize> {
-        match self.held_out {
-            HeldOut::Rows(n) if n < n_rows => Ok(n),
-            HeldOut::Rows(n) => {
-                let reason = format!("must leave at least one of the {n_rows} rows to train on");
-                Err(bad("test_size", n, &reason))
-            }
-            HeldOut::Fraction(share) if (0.0..1.0).contains(&share) => {
-                Ok((share * n_rows as f64).floor() as usize)
-            }
-            HeldOut::Fraction(share) => Err(bad(
-                "test_size",
-                share,
-                "a share must be at least 0 and below 1",
-            )),
-        }
     }
 }
 

@@ -17,7 +17,7 @@ mod stop;
 mod train;
 
 pub use batches::{BatchPlan, Cursor};
-pub use config::{HeldOut, SftConfig, SftOptions};
+pub use config::{HeldOut, SftConfig, SftOptions, TrainedOn};
 pub use data::{Dataset, Row};
 pub use observe::{Event, Observer, StepReport};
 pub use prepare::{DataCounts, Prepared};

@@ -29,7 +29,8 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     } else {
         train::runs(ctx).find(&args.run)?.folder
     };
-    train::resume(ctx, folder, args.data.as_deref(), args.tokenizer.as_deref()).await
+    let resume = train::Resume::of(folder, args.data.as_deref(), args.tokenizer.as_deref());
+    train::resume(ctx, resume).await
 }
 
 /// Names hold no separator, so whatever has one is a folder.

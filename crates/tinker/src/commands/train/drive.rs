@@ -9,38 +9,67 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::failure::{Failure, FailureKind, Result};
 use crate::local::Keeper;
 use crate::signals::Interrupts;
+use crate::ui::Ui;
 
 /// How often the embedded server is looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Awaits `job`. The first Ctrl-C asks it to save and end, the second ends it at once.
-///
-/// # Errors
-/// The job's, or that it was ended at once.
+/// How a job ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// The job's outcome, or why it was given up.
+    pub(super) outcome: Result<Outcome>,
+    /// Whether it makes sense to tell the server: it can be reached, and nobody is in a hurry.
+    pub(super) can_close: bool,
+}
+
+/// Awaits `job`. The first of `interrupts` asks it to save and end, the second ends it at once.
 pub(super) async fn drive(
     job: impl Future<Output = tinker_recipes::Result<Outcome>>,
     stop: StopSignal,
     mut keeper: Option<Keeper>,
-) -> Result<Outcome> {
+    interrupts: &mut Interrupts,
+    ui: &Ui,
+) -> Ended {
     let mut job = pin!(job);
-    let mut interrupts = Interrupts::watch()?;
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            outcome = &mut job => return Ok(outcome?),
+            outcome = &mut job => return Ended::by_itself(outcome),
             () = interrupts.next() => {
                 if stop.is_requested() {
                     let what = "ended without saving";
-                    return Err(Failure::new(FailureKind::Interrupted, what));
+                    return Ended::given_up(Failure::new(FailureKind::Interrupted, what));
                 }
+                ui.note("finishing the step in flight, then saving; Ctrl-C again quits without saving");
                 stop.request();
             }
             _ = look.tick(), if keeper.is_some() => {
-                if let Some(keeper) = &mut keeper {
-                    keeper.look()?;
+                if let Some(Err(failure)) = keeper.as_mut().map(Keeper::look) {
+                    return Ended::given_up(failure);
                 }
             }
+        }
+    }
+}
+
+impl Ended {
+    fn by_itself(outcome: tinker_recipes::Result<Outcome>) -> Self {
+        let is_lost = matches!(
+            &outcome,
+            Err(tinker_recipes::Error::Service { source, .. }) if source.is_server_lost()
+        );
+        Self {
+            outcome: outcome.map_err(Failure::from),
+            can_close: !is_lost,
+        }
+    }
+
+    fn given_up(failure: Failure) -> Self {
+        Self {
+            outcome: Err(failure),
+            can_close: false,
         }
     }
 }

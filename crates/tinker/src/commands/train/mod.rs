@@ -9,7 +9,7 @@ mod sft;
 mod watch;
 
 pub(crate) use folder::runs;
-pub(crate) use session::resume;
+pub(crate) use session::{Resume, resume};
 
 use crate::context::Ctx;
 use crate::failure::Result;

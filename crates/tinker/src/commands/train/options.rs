@@ -6,6 +6,7 @@ use tinker_recipes::LrSchedule;
 use tinker_recipes::sft::{HeldOut, SftConfig, SftOptions};
 use tinker_types::TinkerPath;
 
+use crate::base_model::server_name;
 use crate::failure::{Failure, FailureKind, Result};
 
 /// What a run may be told; what is not given is resolved for the model and the data.
@@ -97,30 +98,14 @@ impl Flags {
         self.train_on.unwrap_or(SftOptions::default().train_on_what)
     }
 
-    /// Refuses to go on with `recorded` under other settings than it began with.
+    /// The flags that were given, with the field of `config.json` that each decides for data of
+    /// `n_rows`.
     ///
     /// # Errors
-    /// A flag was given whose value differs from the recorded one.
-    pub(super) fn check_against(&self, recorded: &SftConfig) -> Result<()> {
-        let recorded = serde_json::to_value(recorded)?;
-        for (flag, field, given) in self.given() {
-            if given != recorded[field] {
-                return Err(Failure::new(
-                    FailureKind::Conflict,
-                    format!("{flag} {given} differs from the run's {}", recorded[field]),
-                )
-                .hint("leave the flag out to resume, or begin a new run with another --run NAME"));
-            }
-        }
-        Ok(())
-    }
-
-    /// The flags that were given, with the field of `config.json` that each decides.
-    fn given(&self) -> Vec<(&'static str, &'static str, Value)> {
-        let held_out = match self.test_size {
-            Some(HeldOut::Rows(n)) => Some(json!(n)),
-            _ => None,
-        };
+    /// The rows held out leave none.
+    fn given(&self, n_rows: usize) -> Result<Vec<(&'static str, &'static str, Value)>> {
+        let held_out = self.test_size.map(|size| size.resolve(n_rows)).transpose()?;
+        let start = self.load_checkpoint.as_ref();
         let all = [
             ("--rank", "lora_rank", self.rank.map(|v| json!(v))),
             ("--lr", "learning_rate", self.lr.map(|v| json!(v))),
@@ -132,7 +117,7 @@ impl Flags {
             ),
             ("--epochs", "num_epochs", self.epochs.map(|v| json!(v))),
             ("--max-steps", "max_steps", self.max_steps.map(|v| json!(v))),
-            ("--test-size", "test_size", held_out),
+            ("--test-size", "test_size", held_out.map(|v| json!(v))),
             (
                 "--train-on",
                 "train_on_what",
@@ -174,11 +159,54 @@ impl Flags {
                 self.eval_every.map(|v| json!(v)),
             ),
             ("--seed", "seed", self.seed.map(|v| json!(v))),
+            (
+                "--load-checkpoint",
+                "load_checkpoint_path",
+                start.map(|v| json!(v)),
+            ),
         ];
         let given = all.into_iter();
-        given
+        Ok(given
             .filter_map(|(flag, field, value)| Some((flag, field, value?)))
-            .collect()
+            .collect())
+    }
+}
+
+/// What a person says of a run that is resumed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Given<'a> {
+    /// Its base model.
+    pub(super) model: Option<&'a str>,
+    /// Its settings.
+    pub(super) flags: &'a Flags,
+}
+
+impl Given<'_> {
+    /// Refuses to go on with `recorded`, on data of `n_rows`, under other settings than it began
+    /// with.
+    ///
+    /// # Errors
+    /// A flag was given whose value differs from the recorded one.
+    pub(super) fn check_against(&self, recorded: &SftConfig, n_rows: usize) -> Result<()> {
+        let recorded = serde_json::to_value(recorded)?;
+        let mut given = self.flags.given(n_rows)?;
+        if let Some(model) = self.model {
+            given.push(("--model", "model_name", json!(server_name(model)?)));
+        }
+        for (flag, field, given) in given {
+            let recorded = &recorded[field];
+            if given != *recorded {
+                let recorded = match recorded {
+                    Value::Null => "none".to_owned(),
+                    value => value.to_string(),
+                };
+                let what = format!("{flag} {given} differs from the run's {recorded}");
+                return Err(Failure::new(FailureKind::Conflict, what).hint(
+                    "leave the flag out to resume, or begin a new run with another --run NAME",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -69,8 +69,9 @@ pub(super) fn report(ctx: &Ctx, facts: &Facts, outcome: Outcome) -> Result<Outpu
 /// How to go on with a run that stopped.
 pub(super) fn resume_hint(facts: &Facts) -> String {
     format!(
-        "go on with: {} resume {}",
+        "go on with: {} resume{} {}",
         facts.program,
+        facts.server_flags,
         shell_quote(&facts.run)
     )
 }
@@ -138,6 +139,7 @@ mod tests {
             prompt: "Who are you?".to_owned(),
         };
 
+        assert_eq!(resume_hint(&facts), "go on with: tinker resume --local r");
         let text = next_commands(&facts, "tinker://S:train:0/sampler_weights/final");
 
         assert_eq!(

@@ -7,7 +7,8 @@ use tinker_recipes::sft::{self, Dataset, Prepared, SftConfig, SftJob, SftOptions
 use tinker_runs::{RunFolder, RunWriter};
 use tinker_types::FinishReason;
 
-use super::drive::drive;
+use super::drive::{self, Ended};
+use super::options;
 use super::report::{Facts, program, report, resume_hint};
 use super::watch::{Places, Watcher};
 use crate::base_model::BaseModel;
@@ -17,6 +18,7 @@ use crate::failure::{FailureKind, Result};
 use crate::local::Keeper;
 use crate::output::Output;
 use crate::settings::Target;
+use crate::signals::Interrupts;
 
 /// Longest message of the data that is offered as a prompt to try.
 const MAX_PROMPT_CHARS: usize = 60;
@@ -51,28 +53,66 @@ pub(super) async fn begin(ctx: &Ctx, begin: Begin) -> Result<Output> {
         return Err(tinker_runs::Error::AlreadyExists { path: folder }.into());
     }
     let server_context = Connection::context_length(ctx, &target, &model).await?;
-    let config = options.resolve(&data, &model.facts(), server_context, &model.tokenizer)?;
+    let mut config = options.resolve(&data, &model.facts(), server_context, &model.tokenizer)?;
+    config.server = Some(target.to_record());
     let session = Session::prepare(&model, config, data)?;
     let connection = Connection::open_patiently(ctx, target).await?;
     let writer = RunWriter::create(folder)?;
     session.run(ctx, connection, writer, Mode::Begin).await
 }
 
-/// Goes on with the run in `folder`, with its data at `data` if they moved.
+/// A run to go on with.
+pub(crate) struct Resume<'a> {
+    /// Its folder.
+    folder: RunFolder,
+    /// Where its data are now, if they moved.
+    data: Option<&'a Path>,
+    /// Where the model's tokenizer is, if not with the model.
+    tokenizer: Option<&'a Path>,
+    /// Settings that must be those of the run.
+    pub(super) given: Option<options::Given<'a>>,
+}
+
+impl<'a> Resume<'a> {
+    /// The run in `folder` as it is recorded.
+    pub(crate) const fn of(
+        folder: RunFolder,
+        data: Option<&'a Path>,
+        tokenizer: Option<&'a Path>,
+    ) -> Self {
+        Self {
+            folder,
+            data,
+            tokenizer,
+            given: None,
+        }
+    }
+}
+
+/// Goes on with a run.
 ///
 /// # Errors
-/// The data changed, there is no checkpoint left, or training fails.
-pub(crate) async fn resume(
-    ctx: &Ctx,
-    folder: RunFolder,
-    data: Option<&Path>,
-    tokenizer: Option<&Path>,
-) -> Result<Output> {
+/// A setting or the server differs from the run's, the data changed, there is no checkpoint left,
+/// or training fails.
+pub(crate) async fn resume(ctx: &Ctx, resume: Resume<'_>) -> Result<Output> {
+    let folder = resume.folder;
     let config: SftConfig = folder.read_config()?;
-    let data = Dataset::read(data.unwrap_or(&config.file_path), config.train_on_what)?;
+    let data = Dataset::read(
+        resume.data.unwrap_or(&config.file_path),
+        config.train_on_what,
+    )?;
     config.check_data(&data)?;
-    let target = ctx.settings.target(Some(&config.model_name))?;
-    let model = BaseModel::find(&ctx.settings.home, &config.model_name, &target, tokenizer)?;
+    if let Some(given) = resume.given {
+        given.check_against(&config, data.rows.len())?;
+    }
+    let settings = &ctx.settings;
+    let target = settings.target_of_run(config.server.as_ref(), &config.model_name)?;
+    let model = BaseModel::find(
+        &settings.home,
+        &config.model_name,
+        &target,
+        resume.tokenizer,
+    )?;
     let session = Session::prepare(&model, config, data)?;
     let connection = Connection::open_patiently(ctx, target).await?;
     let writer = RunWriter::resume(folder.path())?;
@@ -136,7 +176,9 @@ impl Session {
                 Mode::Resume => sft::resume(job).await,
             }
         };
-        let outcome = drive(job, stop, keeper).await;
+        let mut interrupts = Interrupts::watch()?;
+        let Ended { outcome, can_close } =
+            drive::drive(job, stop, keeper, &mut interrupts, &ctx.ui).await;
         drop(watcher);
         let outcome = outcome.map_err(|failure| match failure.kind {
             // Others would fail in the same way again.
@@ -146,7 +188,12 @@ impl Session {
             _ => failure,
         });
         let result = outcome.and_then(|outcome| report(ctx, &facts, outcome));
-        connection.close(reason_of(&result)).await;
+        if can_close {
+            tokio::select! {
+                () = connection.close(reason_of(&result)) => {}
+                () = interrupts.next() => {}
+            }
+        }
         result
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tinker_recipes::sft::Dataset;
 
-use super::session::{self, Begin};
+use super::session::{self, Begin, Resume};
 use super::{folder, options};
 use crate::base_model::BaseModel;
 use crate::context::Ctx;
@@ -21,9 +21,9 @@ pub(crate) struct Args {
     /// Data file
     #[arg(value_name = "DATA", required_unless_present = "resume")]
     data: Option<PathBuf>,
-    /// Base model: a name from `tinker model list`, or a model directory
-    #[arg(short, long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
-    model: String,
+    /// Base model: a name from `tinker model list`, or a model directory [default: tinker/nano]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
     /// Directory with the model's tokenizer, for models that are not on this machine
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
@@ -40,9 +40,12 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     if args.resume
         && let Some(folder) = args.folder.existing(ctx)?
     {
-        let config = folder.read_config()?;
-        args.options.check_against(&config)?;
-        return session::resume(ctx, folder, args.data.as_deref(), args.tokenizer.as_deref()).await;
+        let mut resume = Resume::of(folder, args.data.as_deref(), args.tokenizer.as_deref());
+        resume.given = Some(options::Given {
+            model: args.model.as_deref(),
+            flags: &args.options,
+        });
+        return session::resume(ctx, resume).await;
     }
     let Some(path) = &args.data else {
         return Err(
@@ -52,10 +55,11 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     };
     // Everything that can be wrong with the data is found before a server is asked for anything.
     let data = Dataset::read(path, args.options.train_on())?;
-    let target = ctx.settings.target(Some(&args.model))?;
+    let model = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let target = ctx.settings.target(Some(model))?;
     let model = BaseModel::find(
         &ctx.settings.home,
-        &args.model,
+        model,
         &target,
         args.tokenizer.as_deref(),
     )?;
