@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::future_store::{FutureStore, Scope};
 use crate::operation::{Form, OpKind, Outcome};
-use crate::segment_log::{Location, SegmentLog, Syncer};
+use crate::segment_log::{Location, MAX_BODY, SegmentLog, Syncer};
 
 /// A result nobody asked for is kept this long.
 const KEEP_UNDELIVERED: Millis = 24 * 60 * 60 * 1000;
@@ -156,6 +156,11 @@ impl Journal {
         self.entries.is_empty() && self.floor.is_none()
     }
 
+    /// Whether everything accepted is finished, and its result in the log.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.n_pending == 0 && self.unlogged.is_empty()
+    }
+
     /// Says that operations up to `seq` are part of a snapshot.
     pub(crate) fn raise_floor(&mut self, seq: u64) {
         self.floor = self.floor.max(Some(seq));
@@ -179,7 +184,7 @@ impl Journal {
         if self.floor.is_some_and(|floor| seq <= floor) {
             return Ok(Accepted::Known);
         }
-        if self.n_pending >= max_pending {
+        if self.n_pending >= max_pending && !self.is_awaited_next(seq) {
             return Ok(Accepted::Full(self.n_pending));
         }
         let (hash, at) = (blake3::hash(body).to_hex().to_string(), now());
@@ -205,6 +210,12 @@ impl Journal {
         self.entries.insert(id.clone(), entry);
         self.n_pending += 1;
         Ok(Accepted::New)
+    }
+
+    /// Whether everything that is pending waits for this number. It is taken into a full log:
+    /// refusing it would hold the run back for ever. Samples wait for nobody.
+    fn is_awaited_next(&self, seq: u64) -> bool {
+        matches!(self.scope, Scope::Run(_)) && seq == self.next_seq()
     }
 
     fn compare(&self, entry: &Entry, kind: OpKind, body: &[u8]) -> Accepted {
@@ -269,6 +280,8 @@ impl Journal {
     /// again after a crash gives the same one. Results are logged in the order of their numbers, so
     /// that what a restart finds finished has nothing unfinished before it.
     pub(crate) fn finish(&mut self, id: &RequestId, outcome: Outcome) {
+        // A record that the log can never take would block all that follow it.
+        let outcome = outcome.bounded(MAX_BODY);
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
@@ -462,5 +475,65 @@ fn apply(entries: &mut HashMap<RequestId, Entry>, header: Header, location: Loca
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OsDisk;
+    use crate::future_store::Lookup;
+    use tokio::sync::Notify;
+
+    async fn looked_up(futures: &FutureStore, id: &RequestId) -> Lookup {
+        futures
+            .wait(id, std::time::Duration::ZERO, &Notify::new())
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_result_too_large_for_the_log_fails_and_holds_nothing_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let futures: Arc<FutureStore> = Arc::default();
+        let open = |futures: &Arc<FutureStore>| {
+            Journal::open(
+                Arc::new(OsDisk),
+                Syncer::start(),
+                dir.path(),
+                Scope::Samples,
+                Arc::clone(futures),
+            )
+            .unwrap()
+        };
+        let mut journal = open(&futures);
+        let ids: Vec<RequestId> = ["a", "b"].iter().map(|id| id.parse().unwrap()).collect();
+        for (seq, id) in ids.iter().enumerate() {
+            journal
+                .accept(id, OpKind::Sample, seq as u64, b"{}", 10)
+                .unwrap();
+        }
+
+        journal.finish(
+            &ids[0],
+            Outcome {
+                form: Form::SampleProto,
+                body: vec![0; MAX_BODY + 1].into(),
+            },
+        );
+        journal.finish(&ids[1], Outcome::json(&1));
+
+        let Lookup::Ready(outcome) = looked_up(&futures, &ids[0]).await else {
+            panic!("no result");
+        };
+        let text = String::from_utf8_lossy(&outcome.body).into_owned();
+        let expected = format!("{} bytes, limit {MAX_BODY}", MAX_BODY + 1);
+        assert!(outcome.is_failure() && text.contains(&expected), "{text}");
+        drop(journal);
+        let forms: Vec<_> = open(&Arc::default())
+            .found()
+            .into_iter()
+            .map(|found| found.finished)
+            .collect();
+        assert_eq!(forms, [Some(Form::Failed), Some(Form::Json)]);
     }
 }

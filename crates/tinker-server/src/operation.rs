@@ -160,6 +160,17 @@ impl Outcome {
         Self::failed(ErrorCategory::User, message)
     }
 
+    /// The result itself, or a failure if it is larger than `limit` bytes.
+    pub(crate) fn bounded(self, limit: usize) -> Self {
+        let n_bytes = self.body.len();
+        if n_bytes <= limit {
+            return self;
+        }
+        Self::refused(format!(
+            "result too large ({n_bytes} bytes, limit {limit}): ask for less in one request"
+        ))
+    }
+
     /// Whether it is a failure.
     pub(crate) fn is_failure(&self) -> bool {
         self.form == Form::Failed

@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 const FRAME_HEAD: usize = 4 + blake3::OUT_LEN;
 /// No record is larger than a request body or a result can be.
 const MAX_PAYLOAD: usize = 1 << 30;
+/// Largest body of a record, which leaves room for any header.
+pub(crate) const MAX_BODY: usize = MAX_PAYLOAD - (64 << 10);
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,6 +20,7 @@ use crate::disk::remove_dir;
 use crate::error::{Error, Result};
 use crate::loss_inputs;
 use crate::operation::{Form, Operation, Outcome};
+use crate::segment_log::MAX_BODY;
 
 /// A run whose adapter is in memory.
 #[derive(Debug)]
@@ -53,7 +54,12 @@ impl Worker {
             active.time_since += started.elapsed();
             active.last_used = Instant::now();
         }
-        outcome.unwrap_or_else(Outcome::from)
+        let outcome = outcome.unwrap_or_else(Outcome::from);
+        if outcome.body.len() > MAX_BODY {
+            // It fails, so what it did to the adapter is forgotten with the adapter.
+            self.free(run);
+        }
+        outcome.bounded(MAX_BODY)
     }
 
     fn perform(
@@ -322,7 +328,8 @@ impl Worker {
         } else {
             base.backend.forward_backward(active.adapter, &sequences)?
         };
-        let output = loss_inputs::output(request, outputs)?;
+        // A failure must not leave its gradient behind.
+        let output = loss_inputs::output(request, outputs).inspect_err(|_| self.free(run))?;
         Ok(Outcome {
             form: Form::OutputProto,
             body: proto::ForwardBackwardOutput::from(&output)

@@ -221,9 +221,8 @@ async fn a_full_queue_pushes_back() {
     options.limits.max_pending_operations = 2;
     let server = Harness::with(options);
     let run = server.run(&server.session().await, 0).await;
-    for seq in [5, 6] {
-        server.optim_step(&run, seq).await;
-    }
+    let second = server.optim_step(&run, 2).await;
+    let third = server.optim_step(&run, 3).await;
 
     let refused = server.post("/optim_step", optim(&run, 7)).await;
 
@@ -234,10 +233,14 @@ async fn a_full_queue_pushes_back() {
         refused.detail()
     );
     assert_eq!(
-        server.post("/optim_step", optim(&run, 6)).await.status,
+        server.post("/optim_step", optim(&run, 3)).await.status,
         200,
         "known ones stay known"
     );
+    let first = server.optim_step(&run, 1).await;
+    for (id, step) in [(first, 1.0), (second, 2.0), (third, 3.0)] {
+        assert_eq!(server.result(&id).await.json()["metrics"]["step"], step);
+    }
 }
 
 #[tokio::test]
