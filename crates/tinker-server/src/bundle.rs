@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 pub(crate) const FORMAT_VERSION: u32 = 1;
 const MANIFEST_FILE: &str = "manifest.json";
 const CONFIG_FILE: &str = "adapter_config.json";
+const SET_ASIDE: &str = ".old";
 
 /// What a bundle holds and where it comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,9 +153,10 @@ fn install(disk: &dyn Disk, temp: &Path, dir: &Path, replace: bool) -> Result<()
     if let Some(parent) = dir.parent() {
         create_dir(disk, parent)?;
     }
-    let old = temp.with_extension("old");
+    let old = set_aside(dir);
     let replaced = replace && dir.exists();
     if replaced {
+        remove_dir(&old)?;
         disk.rename(dir, &old).map_err(fault)?;
     }
     if let Err(error) = disk.rename(temp, dir) {
@@ -163,7 +165,64 @@ fn install(disk: &dyn Disk, temp: &Path, dir: &Path, replace: bool) -> Result<()
         }
         return Err(fault(error));
     }
-    if replaced { remove_dir(&old) } else { Ok(()) }
+    if replaced && let Err(error) = remove_dir(&old) {
+        // The new one is in its place; the next start tries again.
+        tracing::warn!(
+            error = error.with_causes(),
+            "cannot remove a replaced bundle"
+        );
+    }
+    Ok(())
+}
+
+/// Where a bundle is while another takes its place. No bundle's own name begins with a dot.
+fn set_aside(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!(".{name}{SET_ASIDE}"))
+}
+
+/// Removes what a replacement left beside a bundle, so that it does not come back.
+///
+/// # Errors
+/// If the disk refuses.
+pub(crate) fn forget_replaced(dir: &Path) -> Result<()> {
+    remove_dir(&set_aside(dir))
+}
+
+/// Goes through a directory tree for bundles whose replacement a crash cut short: those whose place
+/// is empty are put back, the others are removed.
+///
+/// # Errors
+/// If the disk refuses.
+pub(crate) fn restore_replaced(disk: &dyn Disk, root: &Path) -> Result<()> {
+    let fault = |e| Error::io("read", root, e);
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fault(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(fault)?;
+        if !entry.file_type().map_err(fault)?.is_dir() {
+            continue;
+        }
+        let (path, name) = (entry.path(), entry.file_name());
+        let replaced = name
+            .to_str()
+            .and_then(|n| n.strip_prefix('.')?.strip_suffix(SET_ASIDE));
+        let Some(target) = replaced.map(|name| path.with_file_name(name)) else {
+            restore_replaced(disk, &path)?;
+            continue;
+        };
+        if target.exists() {
+            remove_dir(&path)?;
+        } else {
+            tracing::warn!(path = %target.display(), "a crash cut its replacement short; it is as before");
+            disk.rename(&path, &target)
+                .map_err(|e| Error::io("write", &target, e))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the manifest of a bundle; `None` if there is no bundle.
@@ -253,4 +312,78 @@ fn peft_config(manifest: &Manifest, state: &AdapterState) -> Result<Vec<u8>> {
         target_modules: target_modules(state),
     };
     serde_json::to_vec_pretty(&config).map_err(|e| Error::Invalid(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OsDisk;
+    use std::fs::File;
+    use std::io;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    /// A disk that is gone after a number of renames, as for a killed process.
+    #[derive(Debug)]
+    struct GoneAfter(AtomicI64);
+
+    impl Disk for GoneAfter {
+        fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+            OsDisk.create_dir_all(path)
+        }
+        fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+            OsDisk.write_new(path, bytes)
+        }
+        fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+            OsDisk.append(file, path, bytes)
+        }
+        fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+            OsDisk.truncate(file, len)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
+                return OsDisk.rename(from, to);
+            }
+            Err(io::ErrorKind::Other.into())
+        }
+    }
+
+    fn bundle(path: &Path, content: &[u8]) {
+        fs::create_dir_all(path).unwrap();
+        fs::write(path.join(WEIGHTS_FILE), content).unwrap();
+    }
+
+    /// Replaces a bundle on a disk that takes `renames`, then starts again; what is there then.
+    fn after_crash(renames: i64) -> Vec<u8> {
+        let root = tempfile::tempdir().unwrap();
+        let (temp, dir) = (root.path().join("tmp/1"), root.path().join("run/weights/x"));
+        bundle(&dir, b"old");
+        bundle(&temp, b"new");
+        let disk = GoneAfter(AtomicI64::new(renames));
+
+        assert_eq!(install(&disk, &temp, &dir, true).is_ok(), renames >= 2);
+        restore_replaced(&OsDisk, root.path()).unwrap();
+
+        assert_eq!(fs::read_dir(dir.parent().unwrap()).unwrap().count(), 1);
+        fs::read(dir.join(WEIGHTS_FILE)).unwrap()
+    }
+
+    #[test]
+    fn a_crash_between_two_renames_keeps_the_old_bundle() {
+        assert_eq!(after_crash(0), b"old");
+        assert_eq!(after_crash(1), b"old");
+        assert_eq!(after_crash(2), b"new");
+    }
+
+    #[test]
+    fn what_was_replaced_does_not_come_back() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("x");
+        bundle(&dir, b"new");
+        bundle(&set_aside(&dir), b"old");
+
+        restore_replaced(&OsDisk, root.path()).unwrap();
+
+        assert_eq!(fs::read(dir.join(WEIGHTS_FILE)).unwrap(), b"new");
+        assert!(!set_aside(&dir).exists());
+    }
 }

@@ -6,7 +6,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tinker_engine::Backend;
-use tinker_types::{RequestId, SamplingSessionId, TinkerPath, TrainingRunId};
+use tinker_types::{
+    FinishSessionRequest, RequestId, SamplingSessionId, SessionId, TinkerPath, TrainingRunId,
+};
 
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
@@ -46,6 +48,8 @@ pub(crate) struct Core {
     syncer: Syncer,
     journals: Mutex<HashMap<TrainingRunId, Arc<Mutex<Journal>>>>,
     samples: Mutex<Journal>,
+    /// Held while a checkpoint's directory and row change.
+    checkpoints: Mutex<()>,
     engine: Mutex<Sender<Command>>,
 }
 
@@ -80,6 +84,7 @@ impl Core {
     /// If the directory cannot be read or written.
     pub(crate) fn open(options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
         let paths = Paths::new(&options.home);
+        bundle::restore_replaced(options.disk.as_ref(), paths.root())?;
         // What is in there was not finished when the last server ended.
         remove_dir(&paths.temp())?;
         create_dir(options.disk.as_ref(), &paths.temp())?;
@@ -106,6 +111,7 @@ impl Core {
             syncer,
             journals: Mutex::default(),
             samples: Mutex::new(samples),
+            checkpoints: Mutex::default(),
             engine: Mutex::new(engine),
         });
         core.take_up();
@@ -119,6 +125,8 @@ impl Core {
             if recent && let Err(error) = self.journal(&run.id) {
                 tracing::error!(run.id = %run.id, error = error.with_causes(), "cannot take up a training run");
             }
+            // Its futures are known now; most have nothing left to do.
+            self.close_settled_journals();
         }
         let unfinished = lock(&self.samples)
             .found()
@@ -169,6 +177,15 @@ impl Core {
         Ok(journal)
     }
 
+    /// Closes the logs that nobody uses and that have nothing unfinished. They are opened again on
+    /// demand.
+    pub(crate) fn close_settled_journals(&self) {
+        lock(&self.journals).retain(|_, journal| {
+            // Whoever wants one has to come by here: without another handle, nobody has it.
+            Arc::strong_count(journal) > 1 || !lock(journal).is_settled()
+        });
+    }
+
     fn open_journal(&self, run: &TrainingRunId) -> Result<Journal> {
         let mut journal = Journal::open(
             Arc::clone(&self.disk),
@@ -205,11 +222,17 @@ impl Core {
         }
     }
 
+    /// Keeps everybody else from changing checkpoints, so that directory and row stay together.
+    pub(crate) fn change_checkpoints(&self) -> MutexGuard<'_, ()> {
+        lock(&self.checkpoints)
+    }
+
     /// Removes a checkpoint from catalog and disk.
     ///
     /// # Errors
     /// [`Error::NotFound`] with a list of what the run has.
     pub(crate) fn delete_checkpoint(&self, path: &TinkerPath) -> Result<()> {
+        let _changing = self.change_checkpoints();
         if self.catalog.find_checkpoint(path).is_none() {
             return Err(self.catalog.no_checkpoint(path));
         }
@@ -218,6 +241,7 @@ impl Core {
 
     /// Removes checkpoints whose time is up.
     pub(crate) fn discard_expired(&self) {
+        let _changing = self.change_checkpoints();
         for path in self.catalog.expired_checkpoints() {
             if let Err(error) = self.discard_checkpoint(&path) {
                 tracing::warn!(%path, error = error.with_causes(), "cannot remove an expired checkpoint");
@@ -239,16 +263,49 @@ impl Core {
         }
     }
 
+    /// Removes the weights of a sampler without a name. Its row stays, to say what became of it.
+    pub(crate) fn discard_sampler_weights(&self, id: &SamplingSessionId) {
+        let dir = self.paths.sampler(id);
+        let removed = self.move_to_trash(&dir).and_then(|trash| {
+            self.send(Command::ForgetWeights(dir));
+            remove_dir(&trash)
+        });
+        if let Err(error) = removed {
+            tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove the weights of a sampler");
+        }
+    }
+
+    /// Ends a session and removes the weights that lived with it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the database refuses.
+    pub(crate) fn finish_session(&self, id: &SessionId, how: FinishSessionRequest) -> Result<()> {
+        self.catalog.finish_session(id, how)?;
+        let (_, samplers) = self.catalog.of_session(id);
+        for sampler in samplers {
+            self.discard_sampler_weights(&sampler);
+        }
+        Ok(())
+    }
+
+    /// Takes a directory out of sight in one step: a half-removed one is never taken for whole. One
+    /// that is not there is fine.
+    fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
+        let trash = self.paths.temp().join(uuid::Uuid::now_v7().to_string());
+        match self.disk.rename(dir, &trash) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", dir, error))
+            }
+            _ => Ok(trash),
+        }
+    }
+
+    /// The caller holds [`Self::change_checkpoints`].
     fn discard_checkpoint(&self, path: &TinkerPath) -> Result<()> {
         let dir = self.paths.checkpoint(path);
-        // Out of sight in one step: a half-removed directory is never taken for a checkpoint.
-        let trash = self.paths.temp().join(uuid::Uuid::now_v7().to_string());
-        match self.disk.rename(&dir, &trash) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", &dir, error));
-            }
-            _ => self.catalog.remove_checkpoint(path)?,
-        }
+        bundle::forget_replaced(&dir)?;
+        let trash = self.move_to_trash(&dir)?;
+        self.catalog.remove_checkpoint(path)?;
         self.send(Command::ForgetWeights(dir));
         remove_dir(&trash)
     }

@@ -20,6 +20,11 @@ impl Paths {
         }
     }
 
+    /// The server's part of the data directory.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The metadata database.
     pub(crate) fn database(&self) -> PathBuf {
         self.root.join("tinker.db")
