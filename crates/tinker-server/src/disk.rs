@@ -100,6 +100,29 @@ pub(crate) fn write_private(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Resul
         .map_err(|source| Error::io("write", path, source))
 }
 
+/// Takes a file or directory away from everybody but its owner. Windows inherits the access rights
+/// of the user's profile instead.
+pub(crate) fn set_private(path: &Path, mode: u32) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    #[cfg(not(unix))]
+    let _ = (path, mode);
+    Ok(())
+}
+
+/// Creates a file for its owner alone, unless it is there; one that is there is closed to others.
+pub(crate) fn create_private_file(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?;
+    set_private(path, 0o600)
+}
+
 /// Creates a directory and its parents.
 pub(crate) fn create_dir(disk: &dyn Disk, path: &Path) -> Result<()> {
     disk.create_dir_all(path)

@@ -40,7 +40,7 @@ pub use app::{App, AppOptions};
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
 pub use limits::Limits;
-pub use lock::{LockInfo, is_running, read_lock, server_dir};
+pub use lock::{LockInfo, create_server_dir, is_running, read_lock, server_dir};
 pub use models::{BaseModel, list_models, resolve_model};
 pub use options::ServeOptions;
 pub use router::router;

@@ -3,11 +3,17 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Disk, create_dir, write_private};
+use crate::disk::{Disk, OsDisk, create_dir, set_private, write_private};
 use crate::error::{Error, Result};
+
+/// How often the lock is tried, and how far apart: a look whether a server runs holds it for a
+/// moment, and must not pass for one.
+const TRIES: u32 = 5;
+const BETWEEN_TRIES: Duration = Duration::from_millis(25);
 
 /// What a running server says about itself in `<home>/server/server.json` (mode 0600).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +68,20 @@ pub fn server_dir(home: &Path) -> PathBuf {
     home.join("server")
 }
 
+/// Creates [`server_dir`] for its owner alone; one that others could read is closed to them.
+///
+/// # Errors
+/// If the data directory cannot be written.
+pub fn create_server_dir(home: &Path) -> Result<PathBuf> {
+    create_private_dir(&OsDisk, &server_dir(home))
+}
+
+fn create_private_dir(disk: &dyn Disk, dir: &Path) -> Result<PathBuf> {
+    create_dir(disk, dir)?;
+    set_private(dir, 0o700).map_err(|source| Error::io("protect", dir, source))?;
+    Ok(dir.to_owned())
+}
+
 fn info_path(home: &Path) -> PathBuf {
     server_dir(home).join("server.json")
 }
@@ -108,6 +128,17 @@ pub fn is_running(home: &Path) -> Result<bool> {
     }
 }
 
+/// Takes a file's lock, trying again a few times with `pause` in between.
+fn try_lock(file: &File, mut pause: impl FnMut()) -> Result<(), TryLockError> {
+    for _ in 1..TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => pause(),
+            done => return done,
+        }
+    }
+    file.try_lock()
+}
+
 /// The lock, held until dropped. The operating system releases it when the process dies.
 #[derive(Debug)]
 pub(crate) struct HomeLock {
@@ -116,9 +147,9 @@ pub(crate) struct HomeLock {
 }
 
 impl HomeLock {
-    /// Takes the lock of a data directory.
+    /// Takes the lock of a data directory, and down the sign of a server that was killed.
     pub(crate) fn take(disk: &dyn Disk, home: &Path) -> Result<Self> {
-        create_dir(disk, &server_dir(home))?;
+        create_private_dir(disk, &server_dir(home))?;
         let path = lock_path(home);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -127,11 +158,16 @@ impl HomeLock {
         let file = options
             .open(&path)
             .map_err(|source| Error::io("write", &path, source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self {
-                home: home.to_owned(),
-                _file: file,
-            }),
+        match try_lock(&file, || std::thread::sleep(BETWEEN_TRIES)) {
+            Ok(()) => {
+                let lock = Self {
+                    home: home.to_owned(),
+                    _file: file,
+                };
+                // Of a server that was killed: whoever reads it would take this one for that.
+                lock.withdraw();
+                Ok(lock)
+            }
             Err(TryLockError::WouldBlock) => Err(Error::AlreadyRunning {
                 home: home.to_owned(),
                 pid: read_lock(home)?.map_or_else(|| "unknown".into(), |i| i.pid.to_string()),
@@ -155,7 +191,6 @@ impl HomeLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::OsDisk;
 
     #[test]
     fn a_second_server_is_refused_and_told_the_process() {
@@ -180,6 +215,53 @@ mod tests {
         assert!(is_running(home.path()).unwrap());
         drop(lock);
         assert!(!is_running(home.path()).unwrap());
+    }
+
+    #[test]
+    fn a_look_at_the_lock_does_not_pass_for_a_server() {
+        let home = tempfile::tempdir().unwrap();
+        drop(HomeLock::take(&OsDisk, home.path()).unwrap());
+        let open = || File::open(lock_path(home.path())).unwrap();
+        let (ours, probe) = (open(), open());
+        probe.try_lock_shared().unwrap();
+        let (mut probe, mut n_pauses) = (Some(probe), 0);
+
+        let taken = try_lock(&ours, || {
+            n_pauses += 1;
+            drop(probe.take());
+        });
+
+        assert!(taken.is_ok());
+        assert_eq!(n_pauses, 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_server_directory_open_to_others_is_closed() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let dir = server_dir(home.path());
+        let mode = || std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777;
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+
+        drop(HomeLock::take(&OsDisk, home.path()).unwrap());
+        assert_eq!(mode(), 0o700);
+
+        std::fs::remove_dir_all(&dir).unwrap();
+        create_server_dir(home.path()).unwrap();
+        assert_eq!(mode(), 0o700);
+    }
+
+    #[test]
+    fn the_sign_of_a_killed_server_is_gone_once_the_next_has_the_lock() {
+        let home = tempfile::tempdir().unwrap();
+        create_dir(&OsDisk, &server_dir(home.path())).unwrap();
+        std::fs::write(info_path(home.path()), "{}").unwrap();
+
+        let _lock = HomeLock::take(&OsDisk, home.path()).unwrap();
+
+        assert_eq!(read_lock(home.path()).unwrap(), None);
     }
 
     #[test]
