@@ -28,6 +28,12 @@ const BETA: &str = "beta";
 /// The example value of the public description of DRO.
 const DEFAULT_BETA: f32 = 0.05;
 
+/// Most targets per position: a distillation target lists the likeliest tokens, not a vocabulary.
+const MAX_TARGETS: usize = 1024;
+/// Most cells of the tensors of a request, all together and with the padding of sparse ones: a
+/// gigabyte of targets, weights and log-probabilities.
+const MAX_CELLS: usize = 1 << 26;
+
 /// The engine's sequences of a request, one per datum, in order.
 ///
 /// # Errors
@@ -40,6 +46,7 @@ pub(crate) fn sequences(
         return Err(Error::Invalid("the request holds no data".into()));
     }
     let settings = settings(&request.loss_fn, &request.loss_fn_config)?;
+    check_size(&request.data)?;
     let of_datum = |(i, datum): (usize, &Datum)| {
         sequence(datum, settings, &request.loss_fn, info)
             .map_err(|why| Error::Invalid(format!("datum {i}: {why}")))
@@ -232,6 +239,27 @@ fn sequence(
     })
 }
 
+/// Bounds what a request becomes in memory: a sparse tensor of a few bytes may have many cells.
+fn check_size(data: &[Datum]) -> Result<()> {
+    let mut n_cells: usize = 0;
+    for (i, datum) in data.iter().enumerate() {
+        for tensor in datum.loss_fn_inputs().values() {
+            let of_tensor = tensor
+                .shape()
+                .iter()
+                .copied()
+                .fold(1, usize::saturating_mul);
+            n_cells = n_cells.saturating_add(of_tensor);
+        }
+        if n_cells > MAX_CELLS {
+            return Err(Error::Invalid(format!(
+                "datum {i}: the tensors of the data up to here have {n_cells} cells, more than {MAX_CELLS}: send fewer data at once"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn check_names(
     datum: &Datum,
     settings: Settings,
@@ -271,11 +299,16 @@ fn targets(
     info: &BaseInfo,
 ) -> std::result::Result<(Vec<u32>, usize, Vec<usize>), String> {
     let name = loss_input::TARGET_TOKENS;
-    let Some(tensor) = datum.loss_fn_inputs().get(name).map(TensorData::to_dense) else {
+    let Some(tensor) = datum.loss_fn_inputs().get(name) else {
         return Err(format!("the input {name:?} is missing"));
     };
     let k = match tensor.shape() {
         &[n] if n == n_tokens => 1,
+        &[n, k] if n == n_tokens && k > MAX_TARGETS => {
+            return Err(format!(
+                "{name} has {k} targets per token: at most {MAX_TARGETS} are taken"
+            ));
+        }
         &[n, k] if n == n_tokens && k > 0 => k,
         shape => {
             return Err(format!(
@@ -283,6 +316,8 @@ fn targets(
             ));
         }
     };
+    // Padding is filled in only once the shape is known to fit.
+    let tensor = tensor.to_dense();
     let Some(values) = tensor.as_ints() else {
         return Err(format!("{name} must be int64, got float32"));
     };
@@ -292,7 +327,7 @@ fn targets(
 }
 
 fn floats(datum: &Datum, name: &str, shape: &[usize]) -> std::result::Result<Vec<f32>, String> {
-    let Some(tensor) = datum.loss_fn_inputs().get(name).map(TensorData::to_dense) else {
+    let Some(tensor) = datum.loss_fn_inputs().get(name) else {
         return Err(format!("the input {name:?} is missing"));
     };
     if tensor.shape() != shape {
@@ -301,6 +336,7 @@ fn floats(datum: &Datum, name: &str, shape: &[usize]) -> std::result::Result<Vec
             tensor.shape()
         ));
     }
+    let tensor = tensor.to_dense();
     let Some(values) = tensor.as_floats() else {
         return Err(format!("{name} must be float32, got int64"));
     };
@@ -403,6 +439,40 @@ mod tests {
             Loss::CrossEntropy {
                 weights: vec![0.5, 0.0, 0.0, 0.0, 0.0, 0.25]
             }
+        );
+    }
+
+    /// A tensor without values, which takes a few bytes on the wire whatever its width.
+    fn empty_targets(n_rows: usize, n_cols: usize) -> TensorData {
+        let index = SparseIndex {
+            crow_indices: vec![0; n_rows + 1],
+            col_indices: Vec::new(),
+        };
+        TensorData::sparse(TensorValues::Int64(Vec::new()), vec![n_rows, n_cols], index).unwrap()
+    }
+
+    #[test]
+    fn wide_and_many_sparse_tensors_are_refused() {
+        let ce = LossFn::CrossEntropy;
+        let of_shape = |n, k| datum(&[1, 2], &[("target_tokens", empty_targets(n, k))]);
+
+        assert_eq!(
+            refusal(ce.clone(), of_shape(2, 1025)),
+            "datum 0: target_tokens has 1025 targets per token: at most 1024 are taken"
+        );
+        assert_eq!(
+            refusal(ce.clone(), of_shape(1, 1 << 20)),
+            "datum 0: target_tokens of shape [1, 1048576] for 2 input tokens: it must be [2] or [2, k]"
+        );
+        let mut many = request(ce.clone(), of_shape(2, 1 << 20));
+        many.data = vec![many.data[0].clone(); 33];
+        assert_eq!(
+            sequences(&many, &info()).unwrap_err().to_string(),
+            "datum 32: the tensors of the data up to here have 69206016 cells, more than 67108864: send fewer data at once"
+        );
+        assert_eq!(
+            sequences(&request(ce, of_shape(2, 1024)), &info()).unwrap()[0].k,
+            1024
         );
     }
 

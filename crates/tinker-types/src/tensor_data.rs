@@ -195,7 +195,7 @@ impl TensorData {
 }
 
 /// Most cells of a sparse tensor: a few bytes must not ask for a dense form of gigabytes.
-const MAX_SPARSE_CELLS: usize = 1 << 28;
+const MAX_SPARSE_CELLS: usize = 1 << 26;
 
 fn checked_product(shape: &[usize]) -> Result<usize, TypeError> {
     shape
