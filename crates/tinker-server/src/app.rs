@@ -374,9 +374,7 @@ impl App {
         let id: RequestId = format!("{run}:unload:{}", uuid::Uuid::now_v7())
             .parse()
             .map_err(malformed)?;
-        self.core
-            .futures
-            .insert_pending(id.clone(), crate::future_store::Scope::Memory);
+        self.core.futures.insert_in_memory(id.clone());
         self.core.send(Command::Unload {
             run: run.clone(),
             request_id: id.clone(),

@@ -5,13 +5,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tinker_types::{RequestId, TrainingRunId};
 use tokio::sync::Notify;
 
 use crate::operation::{Form, Outcome};
 use crate::segment_log::Location;
+
+/// How long a result that is in memory alone can be asked for, again if an answer was lost.
+const KEEP_IN_MEMORY: Duration = Duration::from_secs(10 * 60);
 
 /// Which log an operation is in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -43,6 +46,27 @@ struct Entry {
     state: State,
     delivered: bool,
     notify: Arc<Notify>,
+    /// When it became what it is.
+    since: Instant,
+}
+
+impl Entry {
+    fn new(scope: Scope, state: State) -> Self {
+        Self {
+            scope,
+            state,
+            delivered: false,
+            notify: Arc::default(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Whether it is a result in memory alone that came longer ago than `limit`.
+    fn is_forgettable(&self, limit: Duration) -> bool {
+        self.scope == Scope::Memory
+            && !matches!(self.state, State::Pending)
+            && self.since.elapsed() >= limit
+    }
 }
 
 /// What there is to say about a future.
@@ -71,12 +95,19 @@ impl FutureStore {
 
     /// Adds an unfinished future; one that is known stays as it is.
     pub(crate) fn insert_pending(&self, id: RequestId, scope: Scope) {
-        self.lock().entry(id).or_insert_with(|| Entry {
-            scope,
-            state: State::Pending,
-            delivered: false,
-            notify: Arc::default(),
-        });
+        self.lock()
+            .entry(id)
+            .or_insert_with(|| Entry::new(scope, State::Pending));
+    }
+
+    /// Adds an unfinished future whose result no log will have, and forgets the old ones of those.
+    pub(crate) fn insert_in_memory(&self, id: RequestId) {
+        self.forget_in_memory(KEEP_IN_MEMORY);
+        self.insert_pending(id, Scope::Memory);
+    }
+
+    fn forget_in_memory(&self, limit: Duration) {
+        self.lock().retain(|_, entry| !entry.is_forgettable(limit));
     }
 
     /// Adds a finished future whose result is in a log.
@@ -87,12 +118,7 @@ impl FutureStore {
         form: Form,
         location: Location,
     ) {
-        let entry = Entry {
-            scope,
-            state: State::OnDisk { form, location },
-            delivered: false,
-            notify: Arc::default(),
-        };
+        let entry = Entry::new(scope, State::OnDisk { form, location });
         self.lock().insert(id, entry);
     }
 
@@ -100,6 +126,7 @@ impl FutureStore {
     pub(crate) fn complete(&self, id: &RequestId, outcome: Outcome, location: Option<Location>) {
         if let Some(entry) = self.lock().get_mut(id) {
             entry.state = State::Ready { outcome, location };
+            entry.since = Instant::now();
             entry.notify.notify_waiters();
         }
     }
@@ -215,6 +242,26 @@ mod tests {
         assert!(matches!(seen, Lookup::Pending(Scope::Memory)));
         assert_eq!(started.elapsed(), Duration::from_secs(40));
         assert!(!store.was_delivered(&id("a")));
+    }
+
+    #[tokio::test]
+    async fn results_in_memory_alone_are_forgotten_in_time() {
+        let store = FutureStore::default();
+        for name in ["done", "pending"] {
+            store.insert_in_memory(id(name));
+        }
+        store.insert_pending(id("logged"), Scope::Samples);
+        for name in ["done", "logged"] {
+            store.complete(&id(name), Outcome::json(&1), None);
+        }
+
+        store.forget_in_memory(Duration::from_secs(60));
+        assert!(matches!(store.take(&id("done")), Lookup::Ready(_)));
+        store.forget_in_memory(Duration::ZERO);
+
+        assert!(matches!(store.take(&id("done")), Lookup::Unknown));
+        assert!(matches!(store.take(&id("pending")), Lookup::Pending(_)));
+        assert!(matches!(store.take(&id("logged")), Lookup::Ready(_)));
     }
 
     #[tokio::test]
