@@ -13,6 +13,9 @@ pub struct Limits {
     pub max_pending_samples: usize,
     /// Most continuations of one sample request.
     pub max_num_samples: u32,
+    /// Samplers without a name whose weights are kept per training run, the newest ones, until the
+    /// session ends; at least 1.
+    pub keep_unnamed_samplers: usize,
     /// Longest a poll for a result is held; clients give up after 45 s.
     pub poll_hold: Duration,
     /// Operations between two snapshots of a training run.
@@ -30,6 +33,7 @@ impl Default for Limits {
             max_pending_operations: 16_384,
             max_pending_samples: 65_536,
             max_num_samples: 1024,
+            keep_unnamed_samplers: 4,
             poll_hold: Duration::from_secs(40),
             snapshot_every: 64,
             snapshot_engine_time: Duration::from_secs(30),

@@ -5,7 +5,7 @@
 mod store;
 
 use std::collections::BTreeMap;
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tinker_types::{
     Checkpoint, CheckpointId, CheckpointKind, CreateSessionRequest, FinishSessionRequest,
@@ -95,6 +95,8 @@ struct Tables {
 #[derive(Debug)]
 pub(crate) struct Catalog {
     db: Db,
+    /// Held over a change that depends on what is there, so that the tables can be read meanwhile.
+    changes: Mutex<()>,
     tables: RwLock<Tables>,
 }
 
@@ -107,20 +109,21 @@ impl Catalog {
         let tables = db.call(store::load)?;
         Ok(Self {
             db,
+            changes: Mutex::default(),
             tables: RwLock::new(tables),
         })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
-        self.tables
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.tables
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // Sessions
@@ -131,13 +134,15 @@ impl Catalog {
         request: CreateSessionRequest,
         idempotency_key: Option<String>,
     ) -> Result<SessionId> {
-        let mut tables = self.write();
-        let known = tables
+        let _changing = self.change();
+        let known = self
+            .read()
             .sessions
             .values()
-            .find(|s| s.idempotency_key.is_some() && s.idempotency_key == idempotency_key);
-        if let Some(session) = known {
-            return Ok(session.id.clone());
+            .find(|s| s.idempotency_key.is_some() && s.idempotency_key == idempotency_key)
+            .map(|session| session.id.clone());
+        if let Some(id) = known {
+            return Ok(id);
         }
         let id: SessionId = uuid::Uuid::now_v7()
             .to_string()
@@ -153,7 +158,7 @@ impl Catalog {
         };
         let row = session.clone();
         self.db.call(move |c| store::put_session(c, &row))?;
-        tables.sessions.insert(id.clone(), session);
+        self.write().sessions.insert(id.clone(), session);
         Ok(id)
     }
 
@@ -191,6 +196,7 @@ impl Catalog {
 
     /// Ends a session; the first reason given stays.
     pub(crate) fn finish_session(&self, id: &SessionId, how: FinishSessionRequest) -> Result<()> {
+        let _changing = self.change();
         let mut session = self.session(id)?;
         if session.finish.is_some() {
             return Ok(());
@@ -241,6 +247,7 @@ impl Catalog {
 
     /// Records that a run's state cannot be used.
     pub(crate) fn mark_corrupted(&self, id: &TrainingRunId, why: &str) -> Result<()> {
+        let _changing = self.change();
         let mut run = self.run(id)?;
         run.corrupted = Some(why.to_owned());
         self.put_run(run)
@@ -253,8 +260,8 @@ impl Catalog {
     /// # Errors
     /// [`Error::Conflict`] if the number was used for another sampler.
     pub(crate) fn put_sampler(&self, sampler: Sampler) -> Result<()> {
-        let mut tables = self.write();
-        if let Some(known) = tables.samplers.get(&sampler.id) {
+        let _changing = self.change();
+        if let Ok(known) = self.sampler(&sampler.id) {
             let same = (&known.base_model, &known.model_path, &known.request_id)
                 == (
                     &sampler.base_model,
@@ -274,7 +281,7 @@ impl Catalog {
         }
         let row = sampler.clone();
         self.db.call(move |c| store::put_sampler(c, &row))?;
-        tables.samplers.insert(sampler.id.clone(), sampler);
+        self.write().samplers.insert(sampler.id.clone(), sampler);
         Ok(())
     }
 
@@ -304,6 +311,21 @@ impl Catalog {
             .filter(is_stale)
             .map(|s| s.id.clone())
             .collect()
+    }
+
+    /// The samplers whose weights a run saved without a name, newest first.
+    pub(crate) fn unnamed_samplers(&self, run: &TrainingRunId) -> Vec<SamplingSessionId> {
+        let tables = self.read();
+        let mut numbered: Vec<(u64, &SamplingSessionId)> = tables
+            .samplers
+            .values()
+            .filter_map(|s| {
+                let (saved_by, seq) = s.request_id.as_deref()?.rsplit_once(":op:")?;
+                Some((seq.parse().ok()?, &s.id)).filter(|_| saved_by == run.as_str())
+            })
+            .collect();
+        numbered.sort_by(|a, b| b.cmp(a));
+        numbered.into_iter().map(|(_, id)| id.clone()).collect()
     }
 
     /// Forgets a sampler.

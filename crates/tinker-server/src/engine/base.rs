@@ -132,6 +132,19 @@ impl Base {
         self.drop_orphans();
     }
 
+    /// Frees the weights of a directory unless samples are being drawn from them. Says whether they
+    /// are out of memory; they are loaded again on demand.
+    pub(super) fn release_weights(&mut self, dir: &Path) -> bool {
+        let Some(weights) = self.weights.get(dir) else {
+            return true;
+        };
+        if self.sampling.uses(weights.adapter) {
+            return false;
+        }
+        self.forget_weights(dir);
+        true
+    }
+
     /// Frees sampler weights that nobody used for `limit`; they are loaded again on demand.
     pub(super) fn drop_idle_weights(&mut self, limit: Duration) {
         let idle = |weights: &SamplerWeights| weights.last_used.elapsed() > limit;

@@ -90,6 +90,12 @@ impl Worker {
         let sampler_id = request.sampling_session_id.as_ref().ok_or_else(missing)?;
         let sampler = self.core.live_sampler(sampler_id)?;
         let dir: Option<PathBuf> = self.core.sampler_dir(&sampler);
+        if sampler.model_path.is_none() && dir.as_ref().is_some_and(|dir| !dir.exists()) {
+            return Err(Error::NotFound(format!(
+                "sampler {sampler_id} is no longer kept: without a name, the last {} of a training run are, until their session ends; save weights under a name to keep them",
+                self.core.limits.keep_unnamed_samplers
+            )));
+        }
         let base = self.base(&sampler.base_model)?;
         let adapter = dir.map(|dir| base.weights(&dir)).transpose()?;
         let seeds = seeds(id, request);
@@ -261,6 +267,8 @@ fn check_extras(request: &SampleRequest) -> Result<()> {
         Some("target_prompt_logprobs")
     } else if request.prompt_alt_tokens_k > 0 {
         Some("prompt_alt_tokens_k")
+    } else if request.record_stability_info {
+        Some("record_stability_info")
     } else {
         None
     };

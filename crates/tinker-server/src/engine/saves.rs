@@ -1,10 +1,11 @@
 //! Saving a run's weights: training checkpoints, sampler checkpoints, and samplers without a name.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tinker_engine::AdapterState;
 use tinker_types::{
-    CheckpointId, CheckpointKind, SamplingSessionId, SaveWeightsForSamplerRequest,
+    CheckpointId, CheckpointKind, SamplerKind, SamplingSessionId, SaveWeightsForSamplerRequest,
     SaveWeightsForSamplerResponse, SaveWeightsRequest, SaveWeightsResponse, TinkerPath,
     TrainingRunId,
 };
@@ -15,10 +16,14 @@ use crate::bundle::{self, Manifest};
 use crate::catalog::{Run, Sampler, SavedCheckpoint};
 use crate::clock::{Millis, now};
 use crate::error::{Error, Result};
+use crate::names::safe_name;
 use crate::operation::Outcome;
 
 /// Shortest and longest life of a checkpoint, in seconds: an hour to ten years.
 const TTL_SECONDS: std::ops::RangeInclusive<u64> = 3600..=10 * 365 * 24 * 3600;
+
+/// Longest name of a file, in bytes, on the file systems in use.
+const MAX_FILE_NAME: usize = 255;
 
 /// What both kinds of named save have in common.
 struct NamedSave<'a> {
@@ -58,6 +63,13 @@ impl Worker {
         queued: &Queued,
         request: &SaveWeightsForSamplerRequest,
     ) -> Result<Outcome> {
+        if request.kind != SamplerKind::Snapshot {
+            return Err(Error::Invalid(format!(
+                "kind {:?} is not supported by this server: it has {:?}",
+                request.kind.as_str(),
+                SamplerKind::Snapshot.as_str()
+            )));
+        }
         let mut response = SaveWeightsForSamplerResponse {
             path: None,
             sampling_session_id: None,
@@ -96,13 +108,17 @@ impl Worker {
             checkpoint,
         };
         let expires_at = expiry(save.ttl_seconds)?;
+        check_file_name(&path)?;
         let dir = self.core.paths.checkpoint(&path);
-        let known = bundle::read_manifest(&dir);
         let row = self.core.catalog.run(run)?;
-        let written = match known {
+        let core = Arc::clone(&self.core);
+        // Directory and row change together.
+        let _changing = core.change_checkpoints();
+        let written = match bundle::read_manifest(&dir) {
             // Written by this very operation before a crash: only its row may be missing.
             Ok(Some(manifest)) if is_own(&manifest, queued) => manifest,
-            Ok(Some(_)) | Err(_) if !save.overwrite => {
+            Err(unreadable) if !save.overwrite => return Err(unreadable),
+            Ok(Some(_)) if !save.overwrite => {
                 return Err(Error::Invalid(format!(
                     "checkpoint {path} already exists: choose another name{}",
                     if save.kind == CheckpointKind::Training {
@@ -179,7 +195,23 @@ impl Worker {
         let (base, active) = self.active(run)?;
         let copy = base.backend.snapshot_adapter(active.adapter)?;
         base.keep_weights(dir, copy);
+        self.drop_older_samplers(run, &row.base_model);
         Ok(id)
+    }
+
+    /// Frees the memory of a run's older unnamed samplers, and drops those beyond the last few. One
+    /// that is being sampled from has its turn after a later save.
+    fn drop_older_samplers(&mut self, run: &TrainingRunId, base_model: &str) {
+        let Some(base) = self.bases.get_mut(base_model) else {
+            return;
+        };
+        let newest_first = self.core.catalog.unnamed_samplers(run);
+        for (age, id) in newest_first.into_iter().enumerate().skip(1) {
+            let is_free = base.release_weights(&self.core.paths.sampler(&id));
+            if is_free && age >= self.core.limits.keep_unnamed_samplers {
+                self.core.discard_sampler_weights(&id);
+            }
+        }
     }
 
     fn exported(
@@ -212,6 +244,18 @@ impl Worker {
             true,
         )
     }
+}
+
+/// Refuses a checkpoint whose name, escaped, is too long for a file.
+fn check_file_name(path: &TinkerPath) -> Result<()> {
+    let n_bytes = safe_name(path.checkpoint.name()).len();
+    if n_bytes <= MAX_FILE_NAME {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "checkpoint name {:?} takes {n_bytes} bytes as a file name, more than {MAX_FILE_NAME}: choose a shorter one, or one of plain letters",
+        path.checkpoint.name()
+    )))
 }
 
 fn is_own(manifest: &Manifest, queued: &Queued) -> bool {

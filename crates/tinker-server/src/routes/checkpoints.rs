@@ -98,6 +98,7 @@ async fn change(
     let path = tinker_path(address)?;
     blocking(app, move |app| {
         let catalog = &app.core.catalog;
+        let _changing = app.core.change_checkpoints();
         let Some(mut checkpoint) = catalog.find_checkpoint(&path) else {
             return Err(catalog.no_checkpoint(&path).into());
         };

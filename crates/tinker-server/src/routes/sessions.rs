@@ -52,7 +52,7 @@ pub(crate) async fn finish(
 ) -> ApiResult<StatusCode> {
     let id = session_id(&id)?;
     blocking(&app, move |app| {
-        Ok(app.core.catalog.finish_session(&id, request.value)?)
+        Ok(app.core.finish_session(&id, request.value)?)
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

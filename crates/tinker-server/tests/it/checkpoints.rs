@@ -177,6 +177,63 @@ async fn bad_names_and_lifetimes_are_refused_by_value() {
 }
 
 #[tokio::test]
+async fn a_name_too_long_for_a_file_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+
+    let plain = "x".repeat(255);
+    assert!(saved(&server, &run, 1, &plain).await.ends_with(&plain));
+    let id = server
+        .submit("/save_weights", save(&run, 2, &"é".repeat(100)))
+        .await;
+    let failure = server.failure(&id).await;
+    assert!(
+        failure.contains("takes 600 bytes as a file name, more than 255"),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn an_unreadable_manifest_is_named_and_overwriting_mends_it() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    saved(&server, &run, 1, "x").await;
+    let manifest = dir_of(home.path(), &run, "weights/x").join("manifest.json");
+    std::fs::write(&manifest, "{").unwrap();
+
+    let id = server.submit("/save_weights", save(&run, 2, "x")).await;
+    let failure = server.failure(&id).await;
+    assert!(failure.contains("manifest.json is damaged"), "{failure}");
+
+    let mut body = save(&run, 3, "x");
+    body["overwrite"] = json!(true);
+    let id = server.submit("/save_weights", body).await;
+    assert_eq!(server.result(&id).await.json()["type"], "save_weights");
+}
+
+#[tokio::test]
+async fn deleting_while_saving_leaves_directory_and_row_together() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    let url = format!("/training_runs/{run}/checkpoints/weights/x");
+
+    for seq in 1..40 {
+        let mut body = save(&run, seq, "x");
+        body["overwrite"] = json!(true);
+        let id = server.submit("/save_weights", body).await;
+        let (_, saved) = tokio::join!(server.delete(&url), server.result(&id));
+        assert_eq!(saved.json()["type"], "save_weights");
+        let listed = server.get("/checkpoints").await.json();
+        let is_listed = listed["checkpoints"] != json!([]);
+        let is_there = dir_of(home.path(), &run, "weights/x").exists();
+        assert_eq!(is_listed, is_there, "after operation {seq}");
+    }
+}
+
+#[tokio::test]
 async fn lists_are_newest_first_and_in_pages() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());

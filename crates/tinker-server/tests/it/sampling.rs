@@ -175,6 +175,96 @@ async fn an_unnamed_sampler_keeps_its_weights_over_a_restart() {
     assert_eq!(info["base_model"], "tinker/nano");
 }
 
+/// Saves weights without a name; the sampler's id.
+async fn save_unnamed(server: &Harness, run: &str, seq: u64) -> String {
+    let body = json!({"model_id": run, "seq_id": seq, "sampling_session_seq_id": seq});
+    let id = server.submit("/save_weights_for_sampler", body).await;
+    server.result(&id).await.json()["sampling_session_id"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+fn n_sampler_dirs(home: &std::path::Path) -> usize {
+    std::fs::read_dir(home.join("server/samplers"))
+        .unwrap()
+        .count()
+}
+
+#[tokio::test]
+async fn the_last_unnamed_samplers_of_a_run_are_kept_and_others_say_so() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let mut samplers = Vec::new();
+    for seq in 1..=6 {
+        samplers.push(save_unnamed(&server, &run, seq).await);
+    }
+
+    assert_eq!(n_sampler_dirs(home.path()), 4);
+    for kept in &samplers[2..] {
+        sampled(&server, kept, 0, eight_tokens()).await;
+    }
+    let id = server
+        .submit("/asample", request(&samplers[1], 0, eight_tokens()))
+        .await;
+    let failure = server.failure(&id).await;
+    assert!(
+        failure.starts_with(&format!("sampler {} is no longer kept", samplers[1])),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn unnamed_samplers_end_with_their_session() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let sampler = save_unnamed(&server, &run, 1).await;
+    sampled(&server, &sampler, 0, eight_tokens()).await;
+
+    let path = format!("/sessions/{session}/finish");
+    let finished = server
+        .post(
+            &path,
+            json!({"reason": {"type": "success"}, "detail": null}),
+        )
+        .await;
+    assert_eq!(finished.status, 204, "{finished:?}");
+
+    assert_eq!(n_sampler_dirs(home.path()), 0);
+    let id = server
+        .submit("/asample", request(&sampler, 1, eight_tokens()))
+        .await;
+    assert!(server.failure(&id).await.contains("no longer kept"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let body =
+        json!({"model_id": run, "seq_id": 1, "sampling_session_seq_id": 5, "kind": "inflight"});
+    let id = server.submit("/save_weights_for_sampler", body).await;
+    assert_eq!(
+        server.failure(&id).await,
+        "kind \"inflight\" is not supported by this server: it has \"snapshot\""
+    );
+
+    let sampler = save_unnamed(&server, &run, 2).await;
+    let mut body = request(&sampler, 0, eight_tokens());
+    body["record_stability_info"] = json!(true);
+    let id = server.submit("/asample", body).await;
+    assert_eq!(
+        server.failure(&id).await,
+        "record_stability_info is not supported by this server"
+    );
+}
+
 #[tokio::test]
 async fn an_accepted_sample_is_answered_after_a_restart_and_is_the_same() {
     let home = tempfile::tempdir().unwrap();
