@@ -274,6 +274,7 @@ impl Worker {
         self.bases
             .values_mut()
             .for_each(|base| base.drop_idle_weights(limit));
+        self.core.close_settled_journals();
         self.core.discard_expired();
         self.core.discard_stale_samplers();
         if let Err(error) = self.core.catalog.flush_times() {
