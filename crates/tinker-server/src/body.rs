@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 
+/// Bodies beyond this many bytes are read off the event loop, which others wait for.
+const LARGE_BODY: usize = 64 << 10;
+
 /// A body as it came, decompressed.
 #[derive(Debug)]
 pub(crate) struct Body {
@@ -40,7 +43,8 @@ impl FromRequest<Arc<App>> for Body {
         })?;
         let bytes = match header(&parts.headers, &CONTENT_ENCODING) {
             None | Some("identity" | "") => bytes,
-            Some("zstd") => decompress(&bytes, limit)?.into(),
+            // A small one may become large.
+            Some("zstd") => off_loop(move || decompress(&bytes, limit)).await?.into(),
             Some(other) => {
                 return Err(ApiError::bad_request(format!(
                     "content encoding {other:?} is not supported: send zstd or none"
@@ -83,15 +87,18 @@ pub(crate) struct Parsed<T> {
     pub(crate) bytes: Bytes,
 }
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Parsed<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for Parsed<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
-        let body = Body::from_request(request, app).await?;
-        Ok(Self {
-            value: parse_json(&body.bytes)?,
-            bytes: body.bytes,
-        })
+        let bytes = Body::from_request(request, app).await?.bytes;
+        let read = bytes.clone();
+        let value = if bytes.len() > LARGE_BODY {
+            off_loop(move || parse_json(&read)).await?
+        } else {
+            parse_json(&read)?
+        };
+        Ok(Self { value, bytes })
     }
 }
 
@@ -131,9 +138,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&App) -> ApiResult<T> + Send + 'static,
 ) -> ApiResult<T> {
     let app = Arc::clone(app);
-    tokio::task::spawn_blocking(move || work(&app))
-        .await
-        .map_err(|error| {
-            ApiError::internal("internal error; see the server's log", error.to_string())
-        })?
+    off_loop(move || work(&app)).await
+}
+
+async fn off_loop<T: Send + 'static>(
+    work: impl FnOnce() -> ApiResult<T> + Send + 'static,
+) -> ApiResult<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        ApiError::internal("internal error; see the server's log", error.to_string())
+    })?
 }

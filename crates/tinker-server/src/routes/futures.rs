@@ -41,7 +41,7 @@ pub(crate) async fn retrieve(
             let body = blocking(&app, move |app| read_result(app, &scope, location)).await?;
             answer(&headers, Outcome { form, body })
         }
-        Lookup::Pending(scope) => Ok(try_again(&app, id, &scope)),
+        Lookup::Pending(scope) => try_again(&app, id, scope).await,
         Lookup::Unknown => Err(unknown(&app, &id)),
     }
 }
@@ -104,14 +104,16 @@ fn undecodable(error: impl std::fmt::Display) -> ApiError {
     ApiError::internal("the stored result cannot be read", error.to_string())
 }
 
-fn try_again(app: &App, id: RequestId, scope: &Scope) -> Response {
+async fn try_again(app: &Arc<App>, id: RequestId, scope: Scope) -> ApiResult<Response> {
+    let of = id.clone();
+    let held_back = blocking(app, move |app| Ok(held_back_by(app, &of, &scope))).await?;
     let body = TryAgain {
         tag: Default::default(),
         queue_state: Some(QueueState::Active),
-        queue_state_reason: held_back_by(app, &id, scope),
+        queue_state_reason: held_back,
         request_id: Some(id),
     };
-    (StatusCode::REQUEST_TIMEOUT, Json(body)).into_response()
+    Ok((StatusCode::REQUEST_TIMEOUT, Json(body)).into_response())
 }
 
 /// Why an operation does not run, if an earlier one of its run never arrived.
