@@ -159,8 +159,10 @@ def train(path, n_steps):
     optimizer = torch.optim.AdamW(
         model.trainable(), lr=LEARNING_RATE, betas=BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True
     )
-    seconds, losses = [], []
-    for _ in range(n_steps + 1):
+    seconds, losses, cpu_start = [], [], 0.0
+    for step in range(n_steps + 1):
+        if step == 1:
+            cpu_start = time.process_time()
         start = time.perf_counter()
         logits = model.logits(model.hidden(tokens[:, :-1]))
         loss = F.cross_entropy(logits.view(-1, VOCAB), tokens[:, 1:].reshape(-1))
@@ -169,7 +171,8 @@ def train(path, n_steps):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
-    return dict(seconds=seconds[1:], losses=losses, n_tokens=BATCH * LENGTH)
+    cpu_seconds = time.process_time() - cpu_start
+    return dict(seconds=seconds[1:], cpu_seconds=cpu_seconds, losses=losses, n_tokens=BATCH * LENGTH)
 
 
 @torch.inference_mode()
@@ -178,19 +181,26 @@ def decode(path, n_passes):
     model = Decoder(path)
     prompt = torch.tensor([json.loads((path / "tokens.json").read_text())["prompt"]])
     shape = (1, KV_HEADS, PROMPT + NEW_TOKENS, HEAD_SIZE)
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(n_passes + 1):
         caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(LAYERS)]
         x = model.hidden(prompt, caches)[:, -1]
         tokens, logprobs = [], []
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for step in range(NEW_TOKENS):
             best = model.logits(x).log_softmax(-1).max(-1)
             tokens.append(best.indices.item())
             logprobs.append(best.values.item())
             x = model.hidden(best.indices[:, None], caches, PROMPT + step)[:, -1]
         seconds.append(time.perf_counter() - start)
-    return dict(seconds=seconds[1:], tokens=tokens, logprobs=logprobs, n_tokens=NEW_TOKENS)
+        cpu_seconds.append(time.process_time() - cpu_start)
+    return dict(
+        seconds=seconds[1:],
+        cpu_seconds=sum(cpu_seconds[1:]),
+        tokens=tokens,
+        logprobs=logprobs,
+        n_tokens=NEW_TOKENS,
+    )
 
 
 def main():

@@ -119,15 +119,19 @@ fn train(
         }
     };
     let batch: Vec<TrainSequence> = rows.iter().map(sequence).collect();
-    let (mut seconds, mut losses) = (Vec::new(), Vec::new());
-    for _ in 0..=repeats {
+    let (mut seconds, mut losses, mut cpu_start) = (Vec::new(), Vec::new(), 0.0);
+    for repeat in 0..=repeats {
+        if repeat == 1 {
+            cpu_start = cpu_seconds()?;
+        }
         let start = Instant::now();
         let outputs = backend.forward_backward(adapter, &batch)?;
         backend.optim_step(adapter, &STEP)?;
         seconds.push(start.elapsed().as_secs_f64());
         losses.push(outputs.iter().map(|o| o.loss).sum::<f64>());
     }
-    Ok(json!({ "seconds": seconds[1..], "losses": losses, "n_tokens": n_tokens }))
+    let (seconds, cpu) = (&seconds[1..], cpu_seconds()? - cpu_start);
+    Ok(json!({ "seconds": seconds, "cpu_seconds": cpu, "losses": losses, "n_tokens": n_tokens }))
 }
 
 fn decode(
@@ -143,12 +147,13 @@ fn decode(
         top_p: 1.0,
     };
     let (mut seconds, mut tokens, mut logprobs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut cpu = Vec::new();
     for _ in 0..=repeats {
         tokens.clear();
         logprobs.clear();
         let slot = backend.open_slot(Some(adapter), prompt.len() + NEW_TOKENS)?;
         let mut logits = backend.prefill(slot, &prompt, false)?.next_logits;
-        let start = Instant::now();
+        let (start, cpu_start) = (Instant::now(), cpu_seconds()?);
         for _ in 0..NEW_TOKENS {
             let draw = sample(&logits, &greedy, 0, 0)?;
             tokens.push(draw.token);
@@ -156,12 +161,25 @@ fn decode(
             logits = backend.decode_step(&[(slot, draw.token)])?;
         }
         seconds.push(start.elapsed().as_secs_f64());
+        cpu.push(cpu_seconds()? - cpu_start);
         backend.close_slot(slot);
     }
-    let seconds = &seconds[1..];
-    Ok(
-        json!({ "seconds": seconds, "tokens": tokens, "logprobs": logprobs, "n_tokens": NEW_TOKENS }),
-    )
+    let (seconds, cpu) = (&seconds[1..], cpu[1..].iter().sum::<f64>());
+    Ok(json!({
+        "seconds": seconds, "cpu_seconds": cpu, "tokens": tokens, "logprobs": logprobs,
+        "n_tokens": NEW_TOKENS,
+    }))
+}
+
+/// Processor time of all threads of this process so far, as Linux counts it.
+fn cpu_seconds() -> Result<f64, Failure> {
+    let mut nanoseconds = 0.0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let first = text.split_whitespace().next().ok_or("empty schedstat")?;
+        nanoseconds += first.parse::<f64>()?;
+    }
+    Ok(nanoseconds / 1e9)
 }
 
 /// Largest resident memory of this process; 0 where the system does not tell.
