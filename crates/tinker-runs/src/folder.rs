@@ -26,7 +26,8 @@ impl RunFolder {
     /// The run in `path`.
     ///
     /// # Errors
-    /// [`Error::NotARun`] if the folder has none of the three files.
+    /// [`Error::NotARun`] if the folder has none of the three files, or without `config.json` only
+    /// empty ones: what a disk that was full at the start leaves.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let folder = Self { path: path.into() };
         if folder.holds_run() {
@@ -42,9 +43,11 @@ impl RunFolder {
     }
 
     pub(crate) fn holds_run(&self) -> bool {
-        [CONFIG, METRICS, CHECKPOINTS]
-            .iter()
-            .any(|name| self.path.join(name).is_file())
+        let has_rows = |name| {
+            let file = self.path.join(name).metadata();
+            file.is_ok_and(|file| file.is_file() && file.len() > 0)
+        };
+        self.path.join(CONFIG).is_file() || has_rows(METRICS) || has_rows(CHECKPOINTS)
     }
 
     /// Where it is.

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -14,6 +15,9 @@ use crate::jsonl::{Durability, LineWriter};
 use crate::metrics::MetricsRow;
 
 const LOCK: &str = ".lock";
+/// How often the lock is tried, and how long is waited between.
+const N_LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The only writer of a run folder; dropping it releases the folder.
 #[derive(Debug)]
@@ -138,6 +142,17 @@ pub(crate) fn is_locked(path: &Path) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
+/// Tries a few times: whoever asks whether the folder is written holds the lock for an instant.
+fn try_lock(file: &File) -> std::result::Result<(), TryLockError> {
+    for _ in 1..N_LOCK_TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOCK_PAUSE),
+            other => return other,
+        }
+    }
+    file.try_lock()
+}
+
 fn take_lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
@@ -147,7 +162,7 @@ fn take_lock(dir: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(Error::io("open", &path))?;
-    match file.try_lock() {
+    match try_lock(&file) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();

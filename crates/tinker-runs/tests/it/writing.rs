@@ -77,6 +77,7 @@ fn a_metric_called_step_does_not_spoil_the_row() {
 fn a_second_writer_is_refused_until_the_first_is_gone() {
     let dir = TempDir::new().unwrap();
     let writer = RunWriter::create(dir.path()).unwrap();
+    writer.write_config(&json!({})).unwrap();
 
     let error = RunWriter::resume(dir.path()).unwrap_err();
     assert!(matches!(error, Error::Locked { .. }), "{error}");
@@ -109,6 +110,35 @@ fn a_new_run_does_not_mix_with_an_old_one() {
             .contains("resume it, or choose another name"),
         "{error}"
     );
+}
+
+#[test]
+fn a_run_whose_settings_could_not_be_written_can_be_begun_again() {
+    let dir = TempDir::new().unwrap();
+    drop(RunWriter::create(dir.path()).unwrap());
+
+    let resumed = RunWriter::resume(dir.path()).unwrap_err();
+    let begun = RunWriter::create(dir.path());
+
+    assert!(matches!(resumed, Error::NotARun { .. }), "{resumed}");
+    begun.unwrap().write_config(&json!({})).unwrap();
+    RunFolder::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_writer_waits_for_whoever_only_looks_at_the_lock() {
+    let dir = TempDir::new().unwrap();
+    drop(RunWriter::create(dir.path()).unwrap());
+    let looked_at = fs::File::open(dir.path().join(".lock")).unwrap();
+    looked_at.lock_shared().unwrap();
+
+    let writing = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| RunWriter::create(dir.path()));
+        drop(looked_at);
+        writer.join().unwrap()
+    });
+
+    writing.unwrap();
 }
 
 #[test]
