@@ -5,7 +5,9 @@ use std::time::Duration;
 use tinker_api::{
     ApiFuture, Error, ErrorKind, LossFn, SaveOptions, ServiceClient, StateOptions, TrainingClient,
 };
-use tinker_types::{AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse, TinkerPath};
+use tinker_types::{
+    AdamParams, Datum, ErrorCategory, ForwardBackwardOutput, OptimStepResponse, TinkerPath,
+};
 
 use crate::trainer::{Pending, Restored, Service, Trainer, TrainerSpec};
 
@@ -49,10 +51,11 @@ impl Service for ServiceClient {
     }
 }
 
-/// Whether the server was asked and said no, as opposed to not being reached or not allowing it.
+/// Whether the server says that this checkpoint is at fault, as opposed to failing itself, not
+/// being reached or not allowing it: those may be over soon, and an earlier checkpoint lose steps.
 fn is_about_the_checkpoint(error: &Error) -> bool {
     match error {
-        Error::RequestFailed { .. } => true,
+        Error::RequestFailed { category, .. } => *category == ErrorCategory::User,
         error => {
             matches!(
                 error.kind(),
@@ -95,4 +98,28 @@ impl Trainer for TrainingClient {
 /// The operation was submitted when `future` was made; this only changes its type.
 fn pending<T: Send + 'static>(future: ApiFuture<T>) -> Pending<'static, T> {
     Box::pin(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use tinker_api::RequestType;
+
+    use super::*;
+
+    #[test]
+    fn only_the_users_fault_makes_a_checkpoint_unusable() {
+        let check = |category, expected| {
+            let error = Error::RequestFailed {
+                operation: RequestType::LoadWeights,
+                category,
+                message: "m".to_owned(),
+                request_id: "r".parse().unwrap(),
+            };
+            assert_eq!(is_about_the_checkpoint(&error), expected, "{error}");
+        };
+
+        check(ErrorCategory::User, true);
+        check(ErrorCategory::Server, false);
+        check(ErrorCategory::Unknown("new".to_owned()), false);
+    }
 }
