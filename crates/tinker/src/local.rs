@@ -26,6 +26,9 @@ const IDLE_TIMEOUT: &str = "15m";
 const MAX_LOG_BYTES: u64 = 16 << 20;
 /// How often a server that keeps dying is started again within one command.
 const MAX_RESTARTS: u32 = 5;
+/// A server that was started again and answers after this long has stayed: one that dies of the
+/// work it finds is gone by then.
+const STAYS_AFTER: Duration = Duration::from_secs(1);
 /// How many lines of the log a failure to start shows.
 const N_LOG_LINES: usize = 12;
 
@@ -67,7 +70,7 @@ pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
         if !tinker_server::is_running(home)? {
             child = match child {
                 Some(started) => still_starting(started, home)?,
-                None => Some(start(home, 0)?),
+                None => Some(start(home, 0, None)?),
             };
         } else if let Some(server) = tinker_server::read_lock(home)?.filter(answers) {
             if child.is_some() {
@@ -88,15 +91,17 @@ pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
 
 /// Keeps the embedded server there while a long command needs it.
 ///
-/// A server that died is started again on its old port, with the data directory's own token: to
-/// the client it looks like an outage, which its retries bridge.
+/// A server that died is started again on its old port, with its old token: to the client it looks
+/// like an outage, which its retries bridge. One that was told to leave is let go.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     home: PathBuf,
-    port: u16,
+    server: LockInfo,
     ui: Ui,
     child: Option<Child>,
+    /// Starts since it last stayed.
     n_starts: u32,
+    started: Instant,
 }
 
 impl Keeper {
@@ -104,25 +109,60 @@ impl Keeper {
     pub(crate) fn new(home: &Path, server: &LockInfo, ui: &Ui) -> Self {
         Self {
             home: home.to_owned(),
-            port: server.port,
+            server: server.clone(),
             ui: ui.clone(),
             child: None,
             n_starts: 0,
+            started: Instant::now(),
         }
     }
 
-    /// Starts the server again if it is gone. Does not wait for it.
+    /// Starts the server again if it died. Does not wait for it.
     ///
     /// # Errors
-    /// It was started a few times and did not stay.
+    /// It was told to leave, another one took its place, or it was started a few times and did not
+    /// stay.
     pub(crate) fn look(&mut self) -> Result<()> {
-        let is_starting = match &mut self.child {
-            Some(child) => child.try_wait().is_ok_and(|status| status.is_none()),
-            None => false,
-        };
-        if is_starting || tinker_server::is_running(&self.home)? {
-            return Ok(());
+        if tinker_server::is_running(&self.home)? {
+            return self.look_at_sign();
         }
+        let was_told_to_leave = match &mut self.child {
+            Some(child) => match child.try_wait() {
+                Ok(None) => return Ok(()),
+                Ok(Some(status)) => status.success(),
+                Err(_) => false,
+            },
+            // A server that leaves takes its sign down; one that dies cannot.
+            None => tinker_server::read_lock(&self.home)?.is_none(),
+        };
+        if was_told_to_leave {
+            let what = "the embedded server was stopped while it was needed";
+            return Err(Failure::new(FailureKind::General, what));
+        }
+        self.start_again()
+    }
+
+    /// Looks whether the server that runs is the one that is needed, and has stayed.
+    fn look_at_sign(&mut self) -> Result<()> {
+        // One that starts has not put up its sign yet.
+        let Some(sign) = tinker_server::read_lock(&self.home)? else {
+            return Ok(());
+        };
+        if (sign.port, &sign.token) != (self.server.port, &self.server.token) {
+            let what = format!(
+                "the embedded server is another one now, at {} and no longer at {}",
+                sign.base_url(),
+                self.server.base_url()
+            );
+            return Err(Failure::new(FailureKind::General, what));
+        }
+        if self.n_starts > 0 && self.started.elapsed() > STAYS_AFTER && answers(&sign) {
+            self.n_starts = 0;
+        }
+        Ok(())
+    }
+
+    fn start_again(&mut self) -> Result<()> {
         if self.n_starts == MAX_RESTARTS {
             let what = format!("the embedded server ended {MAX_RESTARTS} times in a row");
             return Err(with_log(
@@ -133,13 +173,16 @@ impl Keeper {
         self.n_starts += 1;
         self.ui
             .warn("the embedded server has ended; starting it again, nothing is lost");
-        self.child = Some(start(&self.home, self.port)?);
+        self.started = Instant::now();
+        let (port, token) = (self.server.port, Some(self.server.token.as_str()));
+        self.child = Some(start(&self.home, port, token)?);
         Ok(())
     }
 }
 
-/// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it.
-fn start(home: &Path, port: u16) -> Result<Child> {
+/// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it. It
+/// asks for `token`, or else for that of the data directory.
+fn start(home: &Path, port: u16, token: Option<&str>) -> Result<Child> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let log = open_log(home)?;
     let mut command = Command::new(&program);
@@ -160,6 +203,10 @@ fn start(home: &Path, port: u16) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
+    if let Some(token) = token {
+        // The environment is for this user alone; arguments are for everybody to read.
+        command.env(env::TINKER_API_KEY.name, token);
+    }
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command
@@ -230,20 +277,15 @@ fn answers(server: &LockInfo) -> bool {
     probe(server).is_ok_and(|status| status.starts_with("HTTP/1.1 200"))
 }
 
-/// The status line of the health check, asked for without a runtime.
+/// The status line of the health check, asked for without a runtime, and without the token: the
+/// sign may be that of a server long gone, and a stranger at its port now.
 fn probe(server: &LockInfo) -> std::io::Result<String> {
-    request(server, "GET", "/api/v1/healthz")
-}
-
-/// Sends a request without a body and returns the status line of its answer.
-pub(crate) fn request(server: &LockInfo, method: &str, path: &str) -> std::io::Result<String> {
     let addr = SocketAddr::new(reachable(server.host), server.port);
     let mut stream = TcpStream::connect_timeout(&addr, PROBE_TIMEOUT)?;
     stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nX-API-Key: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-        server.token
+        "GET /api/v1/healthz HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();
     stream.take(64 << 10).read_to_end(&mut answer)?;

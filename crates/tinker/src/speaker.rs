@@ -180,6 +180,15 @@ impl Speaker {
     }
 }
 
+/// A stop text ends the answer and is no part of it, nor is what its last token spells after it.
+pub(crate) fn without_stop(mut text: String, stops: &[String]) -> String {
+    let found = stops.iter().filter(|stop| !stop.is_empty());
+    if let Some(at) = found.filter_map(|stop| text.find(stop.as_str())).min() {
+        text.truncate(at);
+    }
+    text
+}
+
 fn parse_temperature(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
@@ -204,6 +213,15 @@ fn parse_top_k(text: &str) -> std::result::Result<i64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stop_text_is_no_part_of_the_answer() {
+        let stops = ["!".to_owned(), "END".to_owned()];
+
+        assert_eq!(without_stop("aye END".to_owned(), &stops), "aye ");
+        assert_eq!(without_stop("aye!). END".to_owned(), &stops), "aye");
+        assert_eq!(without_stop("aye".to_owned(), &stops), "aye");
+    }
 
     #[test]
     fn sampling_values_out_of_range_are_refused() {

@@ -2,15 +2,17 @@
 
 use std::io::{BufRead as _, IsTerminal as _, stdin};
 
+use anyhow::Context as _;
 use serde_json::json;
 use tinker_api::SampleOptions;
 use tinker_chat::{Message, Renderer, Role};
 use tinker_types::ModelInput;
 
 use crate::context::Ctx;
-use crate::failure::Result;
+use crate::failure::{Failure, FailureKind, Result};
+use crate::human;
 use crate::output::{Format, Output, write_quietly};
-use crate::speaker::{Flags, SamplingFlags, Speaker};
+use crate::speaker::{Flags, SamplingFlags, Speaker, without_stop};
 
 /// Talk to a model
 ///
@@ -46,15 +48,23 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
         speaker.label
     ));
     let mut messages = opening(args.system.as_deref());
-    while let Some(line) = read_line(ctx)? {
+    let mut n_failed = 0;
+    while let Some(line) = read_line(ctx).await? {
         match parse(&line) {
             Line::Say(text) => {
                 messages.push(Message::user(text));
-                let reply = reply(&speaker, renderer.as_ref(), &messages, &args.sampling).await?;
-                if ctx.format == Format::Table {
-                    write_quietly(&format!("{}\n", reply.content)).map_err(anyhow::Error::new)?;
+                match reply(&speaker, renderer.as_ref(), &messages, &args.sampling).await {
+                    Ok(reply) => {
+                        show(ctx, &reply)?;
+                        messages.push(reply);
+                    }
+                    // What was said before is worth more than the line, which can be said again.
+                    Err(failure) => {
+                        messages.pop();
+                        n_failed += 1;
+                        ctx.ui.failure(&failure);
+                    }
                 }
-                messages.push(reply);
             }
             Line::Reset => {
                 messages.retain(|message| message.role == Role::System);
@@ -74,9 +84,25 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
         }
     }
     speaker.close().await;
-    // People read the replies as they come; programs get the conversation when it is over.
     let json = json!({ "model": args.speaker.model, "messages": messages });
-    Ok(Output::text("", json))
+    let output = Output::text("", json);
+    if n_failed == 0 || stdin().is_terminal() {
+        return Ok(output);
+    }
+    // Whoever typed has seen it; a script must be told.
+    output
+        .print(ctx.format)
+        .context("cannot write to standard output")?;
+    let what = format!("{} not answered", human::counted(n_failed, "line"));
+    Err(Failure::new(FailureKind::General, what))
+}
+
+/// Replies are for people as they come; programs get the conversation when it is over.
+fn show(ctx: &Ctx, reply: &Message) -> Result<()> {
+    if ctx.format == Format::Table {
+        write_quietly(&format!("{}\n", reply.content)).map_err(anyhow::Error::new)?;
+    }
+    Ok(())
 }
 
 fn opening(system: Option<&str>) -> Vec<Message> {
@@ -99,24 +125,27 @@ async fn reply(
         .sample(input, params, SampleOptions::default())
         .await?;
     let tokens = response.sequences.into_iter().next().map(|s| s.tokens);
-    let (message, _) = renderer
+    let (mut message, _) = renderer
         .parse_response(&tokens.unwrap_or_default())
         .map_err(anyhow::Error::new)?;
+    message.content = without_stop(message.content, &flags.stop);
     Ok(message)
 }
 
 /// The next line, after a prompt where a person types; `None` at the end of the input.
-fn read_line(ctx: &Ctx) -> Result<Option<String>> {
-    let stdin = stdin();
-    if stdin.is_terminal() {
+///
+/// It is waited for on a thread of its own, so that the session's heartbeat goes on.
+async fn read_line(ctx: &Ctx) -> Result<Option<String>> {
+    if stdin().is_terminal() {
         ctx.ui.ask("> ");
     }
-    let mut line = String::new();
-    let n_read = stdin
-        .lock()
-        .read_line(&mut line)
-        .map_err(anyhow::Error::new)?;
-    Ok((n_read > 0).then_some(line))
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        let n_read = stdin().lock().read_line(&mut line)?;
+        Ok::<_, std::io::Error>((n_read > 0).then_some(line))
+    });
+    let line = reading.await.context("cannot wait for standard input")?;
+    Ok(line.context("cannot read standard input")?)
 }
 
 fn parse(line: &str) -> Line<'_> {

@@ -6,7 +6,7 @@ use tinker_types::{SampleResponse, SampledSequence};
 
 use crate::failure::Result;
 use crate::output::Output;
-use crate::speaker::Speaker;
+use crate::speaker::{Speaker, without_stop};
 
 /// The sequences drawn for one prompt.
 #[derive(Debug)]
@@ -117,15 +117,6 @@ fn text_of(speaker: &Speaker, renderer: Option<&dyn Renderer>, tokens: &[u32]) -
     Ok(text.map_err(anyhow::Error::new)?)
 }
 
-/// A stop text ends the answer and is no part of it, nor is what its last token spells after it.
-fn without_stop(mut text: String, stops: &[String]) -> String {
-    let found = stops.iter().filter(|stop| !stop.is_empty());
-    if let Some(at) = found.filter_map(|stop| text.find(stop.as_str())).min() {
-        text.truncate(at);
-    }
-    text
-}
-
 fn spell(
     speaker: &Speaker,
     tokens: &[u32],
@@ -159,15 +150,6 @@ fn listing(tokens: &[Spelled]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stop_text_is_no_part_of_the_answer() {
-        let stops = ["!".to_owned(), "END".to_owned()];
-
-        assert_eq!(without_stop("aye END".to_owned(), &stops), "aye ");
-        assert_eq!(without_stop("aye!). END".to_owned(), &stops), "aye");
-        assert_eq!(without_stop("aye".to_owned(), &stops), "aye");
-    }
 
     #[test]
     fn listings_show_what_tokens_spell() {

@@ -10,7 +10,7 @@ use tinker_server::{ApiToken, ServeOptions, Server};
 
 use crate::base_model;
 use crate::context::Ctx;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureKind, Result};
 use crate::human::parse_duration;
 use crate::logging;
 use crate::output::Output;
@@ -47,15 +47,33 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let server = Server::bind(options).await?;
-        if !args.detached {
-            announce(ctx, &server)?;
+    let served = runtime.block_on(serve(ctx, options, args.detached));
+    // After a second Ctrl-C the operation that runs is not waited for; its log outlives it.
+    runtime.shutdown_background();
+    served
+}
+
+/// Serves until the first request to leave, and what runs then has ended; or until the second.
+async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Output> {
+    let server = Server::bind(options).await?;
+    if !detached {
+        announce(ctx, &server)?;
+    }
+    let (mut first, mut all) = (Interrupts::watch()?, Interrupts::watch()?);
+    let twice = async {
+        all.next().await;
+        ctx.ui
+            .note("finishing the operation that runs; Ctrl-C again leaves at once");
+        all.next().await;
+    };
+    tokio::select! {
+        served = server.run(async move { first.next().await }) => {
+            served?;
+            Ok(Output::none())
         }
-        let mut interrupts = Interrupts::watch()?;
-        server.run(async move { interrupts.next().await }).await?;
-        Ok(Output::none())
-    })
+        () = twice => Err(Failure::new(FailureKind::Interrupted, "left at once")
+            .hint("nothing acknowledged is lost: the next server goes on from the log")),
+    }
 }
 
 fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {

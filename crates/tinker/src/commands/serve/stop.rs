@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tinker_server::LockInfo;
 
 use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
@@ -11,6 +12,8 @@ use crate::output::Output;
 
 /// How long the operation that runs may take to finish.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server that starts may take to say which process it is.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
 /// Stop the server on this machine
@@ -22,8 +25,7 @@ pub(crate) struct Args {}
 
 pub(super) async fn run(ctx: &Ctx) -> Result<Output> {
     let home = &ctx.settings.home;
-    let sign = tinker_server::read_lock(home)?;
-    let Some(server) = sign.filter(|_| tinker_server::is_running(home).unwrap_or(false)) else {
+    let Some(server) = holder(home).await? else {
         return Ok(Output::text(
             "no server runs on this machine",
             json!({ "stopped": false }),
@@ -35,6 +37,31 @@ pub(super) async fn run(ctx: &Ctx) -> Result<Output> {
         format!("stopped the server (process {})", server.pid),
         json!({ "stopped": true, "pid": server.pid }),
     ))
+}
+
+/// The server that holds the data directory.
+///
+/// It puts up its sign some time after it takes the lock, and takes an old sign down at once: a
+/// sign that is there at two looks while the lock is held is its own.
+///
+/// # Errors
+/// It did not say who it is.
+async fn holder(home: &Path) -> Result<Option<LockInfo>> {
+    let deadline = Instant::now() + SIGN_TIMEOUT;
+    let mut last = None;
+    while tinker_server::is_running(home)? {
+        let sign = tinker_server::read_lock(home)?;
+        if sign.is_some() && sign == last {
+            return Ok(sign);
+        }
+        last = sign;
+        if Instant::now() > deadline {
+            let what = "a server is starting and has not said yet which process it is";
+            return Err(Failure::new(FailureKind::Conflict, what).hint("try again in a moment"));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    Ok(None)
 }
 
 #[cfg(unix)]

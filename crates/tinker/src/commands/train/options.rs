@@ -104,7 +104,10 @@ impl Flags {
     /// # Errors
     /// The rows held out leave none.
     fn given(&self, n_rows: usize) -> Result<Vec<(&'static str, &'static str, Value)>> {
-        let held_out = self.test_size.map(|size| size.resolve(n_rows)).transpose()?;
+        let held_out = self
+            .test_size
+            .map(|size| size.resolve(n_rows))
+            .transpose()?;
         let start = self.load_checkpoint.as_ref();
         let all = [
             ("--rank", "lora_rank", self.rank.map(|v| json!(v))),

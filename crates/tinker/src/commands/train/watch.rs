@@ -77,8 +77,7 @@ impl Observer for Watcher {
             Event::Step(report) => self.step(report),
             Event::Evaluated { nll, .. } => self.held_out = Some(nll),
             Event::Stopping { next_step } => {
-                self.ui
-                    .note(format_args!("saving before step {next_step}"));
+                self.ui.note(format_args!("saving before step {next_step}"));
             }
             _ => {}
         }
