@@ -114,7 +114,7 @@ impl Arch {
             None => 0,
         };
         let qwen2 = name == "Qwen2ForCausalLM";
-        let arch = Self {
+        let mut arch = Self {
             qk_norm: name == "Qwen3ForCausalLM",
             qkv_bias: qwen2,
             name,
@@ -130,9 +130,10 @@ impl Arch {
             rms_eps: config.rms_norm_eps.unwrap_or(1e-6) as f32,
             tied_head: config.tie_word_embeddings.unwrap_or(false),
             max_context: config.max_position_embeddings.unwrap_or(2048),
-            inverse_frequencies: inverse_frequencies(&config, head_dim)?,
+            inverse_frequencies: Vec::new(),
         };
         arch.check()?;
+        arch.inverse_frequencies = inverse_frequencies(&config, head_dim)?;
         Ok(arch)
     }
 
@@ -157,6 +158,15 @@ impl Arch {
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim {} is odd", self.head_dim));
+        }
+        const WIDEST_HEAD: usize = 1 << 16;
+        if self.head_dim > WIDEST_HEAD {
+            let size = self.head_dim;
+            return Err(format!("head_dim is {size}, above {WIDEST_HEAD}"));
+        }
+        if !(self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
+            let eps = self.rms_eps;
+            return Err(format!("rms_norm_eps is {eps}, it must be at least 0"));
         }
         Ok(())
     }
@@ -186,17 +196,20 @@ fn inverse_frequencies(config: &Config, head_dim: usize) -> Result<Vec<f32>, Str
     let parameters = config.rope_parameters.as_ref();
     let scaling = parameters.or(config.rope_scaling.as_ref()).unwrap_or(&none);
     let theta = scaling.rope_theta.or(config.rope_theta).unwrap_or(10_000.0);
+    if !(theta.is_finite() && theta > 0.0) {
+        return Err(format!("rope_theta is {theta}, it must be above 0"));
+    }
     let exponents = (0..head_dim / 2).map(|i| (2 * i) as f64 / head_dim as f64);
     let plain = exponents.map(|e| 1.0 / theta.powf(e));
     let need = |name: &str, value: Option<f64>| {
         let value = value.filter(|v| v.is_finite() && *v > 0.0);
         value.ok_or_else(|| format!("rope scaling has no usable `{name}`"))
     };
-    match scaling.rope_type.as_deref().unwrap_or("default") {
-        "default" => Ok(plain.map(|f| f as f32).collect()),
+    let frequencies: Vec<f32> = match scaling.rope_type.as_deref().unwrap_or("default") {
+        "default" => plain.map(|f| f as f32).collect(),
         "linear" => {
             let factor = need("factor", scaling.factor)?;
-            Ok(plain.map(|f| (f / factor) as f32).collect())
+            plain.map(|f| (f / factor) as f32).collect()
         }
         "llama3" => {
             let rule = Llama3 {
@@ -208,11 +221,17 @@ fn inverse_frequencies(config: &Config, head_dim: usize) -> Result<Vec<f32>, Str
                     scaling.original_max_position_embeddings,
                 )?,
             };
-            Ok(plain.map(|f| rule.scale(f) as f32).collect())
+            plain.map(|f| rule.scale(f) as f32).collect()
         }
-        other => Err(format!(
-            "rope type `{other}` is not supported; supported: default, linear, llama3"
-        )),
+        other => {
+            return Err(format!(
+                "rope type `{other}` is not supported; supported: default, linear, llama3"
+            ));
+        }
+    };
+    match frequencies.iter().find(|f| !f.is_finite()) {
+        None => Ok(frequencies),
+        Some(f) => Err(format!("rope_theta {theta} gives the frequency {f}")),
     }
 }
 
@@ -292,6 +311,34 @@ mod tests {
             ),
             (config(r#", "head_dim": 5"#), "head_dim 5 is odd"),
             (config("").replace("32", "0"), "vocab_size is 0"),
+            (
+                config(r#", "head_dim": 18446744073709551614"#),
+                "head_dim is 18446744073709551614",
+            ),
+            (
+                config(r#", "head_dim": 1000000000"#),
+                "head_dim is 1000000000, above 65536",
+            ),
+            (
+                config(r#", "rope_theta": 0"#),
+                "rope_theta is 0, it must be above 0",
+            ),
+            (
+                config(r#", "rope_parameters": {"rope_theta": -10.0}"#),
+                "rope_theta is -10, it must be above 0",
+            ),
+            (
+                config(r#", "rope_theta": 1e-200"#),
+                "gives the frequency inf",
+            ),
+            (
+                config(r#", "rms_norm_eps": -1e-6"#),
+                "rms_norm_eps is -0.000001, it must be at least 0",
+            ),
+            (
+                config(r#", "rms_norm_eps": 1e300"#),
+                "rms_norm_eps is inf, it must be at least 0",
+            ),
             ("{".into(), "EOF while parsing"),
         ];
         for (text, expected) in cases {

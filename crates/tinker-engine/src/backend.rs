@@ -75,7 +75,8 @@ pub trait Backend: Send + fmt::Debug {
     /// Creates an adapter from a saved state, checking every shape against the base model.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape than the base model asks for, or is not finite.
+    /// If a tensor is missing, has another shape than the base model asks for, or is not finite; if a
+    /// second moment is below 0, or moments and step do not fit together.
     fn import_adapter(&mut self, state: &AdapterState) -> Result<AdapterId>;
 
     /// Copies an adapter to the host: weights, moments, step and accumulated gradient.
@@ -98,7 +99,8 @@ pub trait Backend: Send + fmt::Debug {
     /// One output per sequence, in input order.
     ///
     /// # Errors
-    /// If a token is outside the vocabulary, a sequence is empty, too long, or its arrays disagree.
+    /// If a token is outside the vocabulary, a sequence is empty, too long, or its arrays disagree;
+    /// and if a loss is not finite or a log-probability is NaN, naming the sequence.
     fn forward(
         &mut self,
         adapter: Option<AdapterId>,
@@ -110,7 +112,8 @@ pub trait Backend: Send + fmt::Debug {
     /// Either the whole batch is added or, on an error, the gradient is unchanged.
     ///
     /// # Errors
-    /// As [`Backend::forward`]; and if a loss or gradient is not finite, naming the sequence.
+    /// As [`Backend::forward`]; and if a gradient is not finite, naming the sequence, or the sum of
+    /// all gradients is not, naming the tensor.
     fn forward_backward(
         &mut self,
         adapter: AdapterId,
@@ -120,7 +123,8 @@ pub trait Backend: Send + fmt::Debug {
     /// Applies one AdamW step with the accumulated gradient (zero if there is none) and clears it.
     ///
     /// # Errors
-    /// If a hyper-parameter is out of range or the adapter is unknown; the adapter is unchanged.
+    /// If a hyper-parameter is out of range, the adapter is unknown, or a weight or moment would not
+    /// be finite, naming its tensor; the adapter is unchanged.
     fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport>;
 
     /// Opens an empty cached sequence of at most `capacity` tokens.
@@ -141,7 +145,8 @@ pub trait Backend: Send + fmt::Debug {
     /// Appends `tokens` to a slot.
     ///
     /// # Errors
-    /// If `tokens` is empty, outside the vocabulary, or does not fit the slot.
+    /// If `tokens` is empty, outside the vocabulary, or does not fit the slot; or if a log-probability
+    /// is NaN. The slot is unchanged.
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill>;
 
     /// Appends one token to each slot; returns `[rows, vocab]` logits, row by row.

@@ -126,6 +126,22 @@ pub(crate) struct AdamStep {
     pub(crate) correction2_root: f32,
 }
 
+impl AdamStep {
+    /// Weight and moments after the step, of those before it and the gradient (Loshchilov and Hutter
+    /// 2019, algorithm 2, in the order PyTorch computes it).
+    #[inline(always)]
+    fn apply(&self, w: f32, g: f32, m: f32, v: f32) -> [f32; 3] {
+        let p = self.params;
+        let keep = 1.0 - p.learning_rate * p.weight_decay;
+        let rate = p.learning_rate / self.correction1;
+        let g = g * self.clip;
+        let m = m + (g - m) * (1.0 - p.beta1);
+        let v = p.beta2 * v + (1.0 - p.beta2) * g * g;
+        let w = w * keep - rate * m / (v.sqrt() / self.correction2_root + p.eps);
+        [w, m, v]
+    }
+}
+
 kernels! {
     /// `sum a b`.
     fn dot / dot_at(a: &[f32], b: &[f32]) -> f32 {
@@ -319,17 +335,23 @@ kernels! {
         x.iter().position(|x| *x == max).unwrap_or(0)
     }
 
-    /// One AdamW step (Loshchilov and Hutter 2019, algorithm 2, in the order PyTorch computes it).
+    /// Whether [`adamw`] would leave weights and moments finite.
+    fn adamw_stays_finite / adamw_stays_finite_at(step: AdamStep, weights: &[f32], gradient: &[f32], first: &[f32], second: &[f32]) -> bool {
+        let moments = first.iter().zip(second);
+        // Not `all`: without an early exit the loop is vectorised.
+        let mut finite = true;
+        for ((w, g), (m, v)) in weights.iter().zip(gradient).zip(moments) {
+            let [w, m, v] = step.apply(*w, *g, *m, *v);
+            finite &= w.is_finite() & m.is_finite() & v.is_finite();
+        }
+        finite
+    }
+
+    /// One AdamW step.
     fn adamw / adamw_at(step: AdamStep, weights: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
-        let p = step.params;
-        let keep = 1.0 - p.learning_rate * p.weight_decay;
-        let rate = p.learning_rate / step.correction1;
         let moments = first.iter_mut().zip(second);
         for ((w, g), (m, v)) in weights.iter_mut().zip(gradient).zip(moments) {
-            let g = g * step.clip;
-            *m += (g - *m) * (1.0 - p.beta1);
-            *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
-            *w = *w * keep - rate * *m / (v.sqrt() / step.correction2_root + p.eps);
+            [*w, *m, *v] = step.apply(*w, *g, *m, *v);
         }
     }
 }

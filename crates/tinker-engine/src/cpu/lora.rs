@@ -1,6 +1,7 @@
 //! Adapters in the layout of the kernels: every factor in both orientations, gradients flat.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::{Buffer, round_up};
 use super::elementwise::{self, AdamStep};
@@ -266,6 +267,7 @@ impl Adapter {
             turned: Buffer::zeros(layout.len),
             turned_a: Buffer::zeros(layout.turned_len),
             gradient: Buffer::zeros(0),
+        check_step(state)?;
             first_moment: Buffer::zeros(0),
             second_moment: Buffer::zeros(0),
             step: 0,
@@ -287,6 +289,11 @@ impl Adapter {
         }
         if !state.gradient.is_empty() {
             adapter.gradient = Buffer::zeros(layout.len);
+                if let Some(value) = second.iter().find(|v| **v < 0.0) {
+                    let name = &place.name;
+                    let message = format!("second moments of `{name}` hold {value}, below 0");
+                    return Err(Error::Invalid(message));
+                }
         }
         for place in &places {
             if let Some(tensor) = state.weights.get(&place.name) {
@@ -337,6 +344,7 @@ impl Adapter {
             if !self.gradient.is_empty() {
                 state
                     .gradient
+            step: 0,
                     .insert(place.name.clone(), place.gather(&self.gradient));
             }
         }
@@ -406,26 +414,76 @@ impl Adapter {
     /// One AdamW step; see [`crate::Backend::optim_step`].
     pub(crate) fn optim_step(&mut self, params: &AdamW, pool: &Pool) -> Result<OptimReport> {
         params.check()?;
-        let len = self.layout.len;
-        if self.gradient.is_empty() {
-            self.gradient = Buffer::zeros(len);
-        }
-        let grad_norm = norm(&self.gradient, pool);
-        if !grad_norm.is_finite() {
-            return Err(Error::NotFinite(format!(
-                "the gradient norm is {grad_norm}"
-            )));
-        }
-        if self.first_moment.is_empty() {
-            self.first_moment = Buffer::zeros(len);
-            self.second_moment = Buffer::zeros(len);
-        }
-        self.step += 1;
+        let zeros = Buffer::zeros(self.layout.len);
+        let gradient = if self.gradient.is_empty() {
+            &zeros
+        } else {
+            &self.gradient
+        };
+        let grad_norm = norm(gradient, pool);
+        let next = self.step + 1;
         let step = AdamStep {
             params: *params,
             clip: params.clip_factor(grad_norm),
-            correction1: params.correction(params.beta1, self.step) as f32,
-            correction2_root: params.correction(params.beta2, self.step).sqrt() as f32,
+            correction1: params.correction(params.beta1, next) as f32,
+            correction2_root: params.correction(params.beta2, next).sqrt() as f32,
+        };
+        let (first, second) = if self.step == 0 {
+            (&zeros, &zeros)
+        } else {
+            (&self.first_moment, &self.second_moment)
+        };
+        self.check_update(step, [gradient, first, second], pool)?;
+        if self.step == 0 {
+            self.first_moment = Buffer::zeros(zeros.len());
+            self.second_moment = Buffer::zeros(zeros.len());
+        }
+        if self.gradient.is_empty() {
+            self.gradient = zeros;
+        }
+        self.update(step, pool);
+        self.gradient = Buffer::zeros(0);
+        self.step = next;
+        self.turn();
+        Ok(OptimReport {
+            step: next,
+            grad_norm,
+        })
+    }
+
+        let overflowed = AtomicBool::new(false);
+        pool.run(len.div_ceil(CHUNK), &|i| {
+            let start = i * CHUNK;
+            if !finite(&self.weights[start..len.min(start + CHUNK)], start) {
+                overflowed.store(true, Ordering::Relaxed);
+            }
+        });
+        if !overflowed.into_inner() {
+            return Ok(());
+        }
+        let mut tensors = self.layout.tensors(self.spec.rank);
+        let bad = tensors.find(|t| t.indices().any(|i| !finite(&self.weights[i..=i], i)));
+        let name = bad.map_or("the adapter".to_owned(), |t| format!("`{}`", t.name));
+        Err(Error::NotFinite(format!(
+            "the optimizer step takes weights or moments of {name} out of the range of f32: \
+             lower the learning rate or clip the gradient"
+        )))
+    }
+
+    /// Takes a step that is known to stay finite.
+    fn update(&mut self, step: AdamStep, pool: &Pool) {
+        let len = self.layout.len;
+    /// Checks that a step with this gradient and these moments leaves every value finite.
+    fn check_update<'a>(
+        &self,
+        step: AdamStep,
+        [gradient, first, second]: [&'a [f32]; 3],
+        pool: &Pool,
+    ) -> Result<()> {
+        let len = self.layout.len;
+        let finite = |w: &[f32], at: usize| {
+            let of = |x: &'a [f32]| &x[at..at + w.len()];
+            elementwise::adamw_stays_finite(step, w, of(gradient), of(first), of(second))
         };
         let (weights, first, second) = (
             SharedMut::new(&mut self.weights),
@@ -446,12 +504,19 @@ impl Adapter {
             };
             elementwise::adamw(step, w, &gradient[start..][..n], m, v);
         });
-        self.gradient = Buffer::zeros(0);
-        self.turn();
-        Ok(OptimReport {
-            step: self.step,
-            grad_norm,
-        })
+    }
+
+    /// Checks an accumulated gradient, naming the tensor.
+    pub(crate) fn check_gradient(&self, gradient: &[f32]) -> Result<()> {
+        if elementwise::sum_of_squares(gradient).is_finite() {
+            return Ok(());
+        }
+        let mut tensors = self.layout.tensors(self.spec.rank);
+        let bad = tensors.find(|t| t.indices().any(|i| !gradient[i].is_finite()));
+        let name = bad.map_or("the adapter".to_owned(), |t| format!("`{}`", t.name));
+        Err(Error::NotFinite(format!(
+            "the accumulated gradient of {name} is not finite: take an optimizer step before more"
+        )))
     }
 }
 
@@ -469,6 +534,23 @@ fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32], st
 
 /// Elements that one task of an optimizer step handles.
 const CHUNK: usize = 1 << 14;
+
+/// Checks that moments and the number of steps that made them fit.
+fn check_step(state: &AdapterState) -> Result<()> {
+    // Beyond it `f64`, in which moments are corrected, does not tell steps apart.
+    const MOST: u64 = 1 << 53;
+    let step = state.step;
+    if step > MOST {
+        let message = format!("optimizer step {step} is above {MOST}");
+        return Err(Error::Invalid(message));
+    }
+    if (step > 0) == state.moments.is_empty() {
+        let has = if step > 0 { "has no" } else { "has" };
+        let message = format!("an adapter at optimizer step {step} {has} moments");
+        return Err(Error::Invalid(message));
+    }
+    Ok(())
+}
 
 /// Global L2 norm; chunks are added in order, whoever computed them.
 fn norm(gradient: &[f32], pool: &Pool) -> f64 {

@@ -258,7 +258,15 @@ impl Backend for Cpu {
             pool: &self.pool,
             scratch: &mut self.scratch,
         };
+        let before = held.len;
         let (prompt_logprobs, next_logits) = inference.prefill(held, tokens, prompt_logprobs);
+        if let Some(i) = prompt_logprobs.iter().position(|l| l.is_nan()) {
+            held.len = before;
+            let (slot, position) = (slot.0, before + i + 1);
+            return Err(Error::NotFinite(format!(
+                "slot {slot}: the log-probability of the token at position {position} is NaN"
+            )));
+        }
         Ok(Prefill {
             prompt_logprobs,
             next_logits,

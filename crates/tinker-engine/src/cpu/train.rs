@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::block::{Activations, Angles, BackwardPass, Block, Deltas};
 use super::buffer::Buffer;
@@ -201,7 +201,9 @@ impl Training<'_> {
             );
             true
         });
-        outputs.into_results(|i, output| check_finite(i, &output).map(|()| output))
+        outputs.into_results(|i, output| {
+            check_output(i, self.sequences[i].k, &output).map(|()| output)
+        })
     }
 
     /// As [`Training::forward`], and adds to `gradient`, which is left as it was on an error.
@@ -224,12 +226,16 @@ impl Training<'_> {
         }
         let sum = OrderedSum::new(total, std::mem::take(spare), 2 * workspaces.len());
         self.each_sequence(workspaces, &|workspace, i| {
-            let mut own = sum.buffer(i);
+            let _guard = AbortOnUnwind(&sum);
+            let Some(mut own) = sum.buffer(i) else {
+                return false;
+            };
             own.fill(0.0);
             let sequence = &self.sequences[i];
             let output =
                 workspace.run(self.model, Some(adapter), &angles, sequence, Some(&mut own));
-            let outcome = check_finite(i, &output).and_then(|()| check_gradient(i, &own));
+            let outcome =
+                check_output(i, sequence.k, &output).and_then(|()| check_gradient(i, &own));
             let failed = outcome.is_err();
             outputs.set(i, outcome.map(|()| output));
             sum.add(i, own);
@@ -237,6 +243,7 @@ impl Training<'_> {
         });
         let total = sum.into_total(spare);
         let outputs = outputs.into_results(|_, output| output)?;
+        adapter.check_gradient(&total)?;
         spare.push(std::mem::replace(gradient, total));
         Ok(outputs)
     }
@@ -267,7 +274,14 @@ impl Training<'_> {
     }
 }
 
-fn check_finite(i: usize, output: &SequenceOutput) -> Result<()> {
+/// Refuses what is no result. A log-probability of minus infinity is one: the target cannot occur.
+fn check_output(i: usize, k: usize, output: &SequenceOutput) -> Result<()> {
+    if let Some(at) = output.logprobs.iter().position(|l| l.is_nan()) {
+        let position = at / k.max(1);
+        return Err(Error::NotFinite(format!(
+            "sequence {i}: the log-probability at position {position} is NaN"
+        )));
+    }
     if output.loss.is_finite() {
         return Ok(());
     }
@@ -321,6 +335,20 @@ struct SumState {
     free: Vec<Buffer>,
     /// Buffers that may still be made.
     allowance: usize,
+    /// Whether a sequence will never be added.
+    aborted: bool,
+}
+
+/// Aborts a sum if its thread panics, so that nobody waits for the sequence it was at.
+struct AbortOnUnwind<'a>(&'a OrderedSum);
+
+impl Drop for AbortOnUnwind<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().aborted = true;
+            self.0.changed.notify_all();
+        }
+    }
 }
 
 impl OrderedSum {
@@ -332,6 +360,7 @@ impl OrderedSum {
             waiting: BTreeMap::new(),
             free,
             allowance,
+            aborted: false,
         };
         Self {
             state: Mutex::new(state),
@@ -340,16 +369,19 @@ impl OrderedSum {
     }
 
     /// A buffer for sequence `i`. Waits if too many are in use, except for the sequence that all
-    /// others wait for, so that somebody always moves on.
-    fn buffer(&self, i: usize) -> Buffer {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// others wait for, so that somebody always moves on. `None` once the sum is aborted.
+    fn buffer(&self, i: usize) -> Option<Buffer> {
+        let mut state = self.lock();
         loop {
+            if state.aborted {
+                return None;
+            }
             if let Some(buffer) = state.free.pop() {
-                return buffer;
+                return Some(buffer);
             }
             if state.allowance > 0 || i == state.next {
                 state.allowance = state.allowance.saturating_sub(1);
-                return Buffer::zeros(state.total.len());
+                return Some(Buffer::zeros(state.total.len()));
             }
             state = self
                 .changed
@@ -359,7 +391,7 @@ impl OrderedSum {
     }
 
     fn add(&self, i: usize, gradient: Buffer) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.waiting.insert(i, gradient);
         loop {
             let next = state.next;
@@ -373,6 +405,10 @@ impl OrderedSum {
         self.changed.notify_all();
     }
 
+    fn lock(&self) -> MutexGuard<'_, SumState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The sum; the buffers go to `spare`.
     fn into_total(self, spare: &mut Vec<Buffer>) -> Buffer {
         let state = self
@@ -381,5 +417,53 @@ impl OrderedSum {
             .unwrap_or_else(PoisonError::into_inner);
         spare.extend(state.free);
         state.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::Path;
+
+    use super::*;
+    use crate::adapter::LoraSpec;
+    use crate::loss::Loss;
+
+    #[test]
+    fn a_panic_in_one_sequence_ends_the_whole_batch() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let model = Model::load(&root.join("../../fixtures/numerics/llama")).unwrap();
+        let spec = LoraSpec {
+            rank: 2,
+            seed: 1,
+            train_attn: true,
+            train_mlp: true,
+            train_unembed: true,
+        };
+        let adapter = Adapter::new(&model.arch, &spec).unwrap();
+        let sequence = |target| TrainSequence {
+            tokens: vec![1; 20],
+            targets: vec![target; 20],
+            k: 1,
+            loss: Loss::CrossEntropy {
+                weights: vec![1.0; 20],
+            },
+        };
+        // Without the check, a target outside the vocabulary panics.
+        let targets = [9999, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+        let training = Training {
+            model: &model,
+            pool: &Pool::new(2),
+            sequences: &targets.map(sequence),
+        };
+        let mut workspaces = [Workspace::new(), Workspace::new()];
+        let mut gradient = Buffer::zeros(0);
+
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            training.forward_backward(&adapter, &mut workspaces, &mut gradient, &mut Vec::new())
+        }));
+
+        assert!(outcome.is_err());
+        assert!(gradient.is_empty());
     }
 }

@@ -140,6 +140,137 @@ fn bad_optimizer_settings_are_refused_and_leave_the_adapter() {
     assert_eq!(backend.optim_step(adapter, &good).unwrap().step, 1);
 }
 
+const PLAIN: AdamW = AdamW {
+    learning_rate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.0,
+    grad_clip_norm: 0.0,
+};
+
+#[test]
+fn a_step_that_overflows_is_refused_and_leaves_the_adapter() {
+    let mut backend = load("llama", 2);
+    let name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight";
+    let mut state = Reference::of("llama").adapter();
+    let zeros = |tensor: &tinker_engine::HostTensor| vec![0.0; tensor.data.len()];
+    state.gradient = state
+        .weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), zeros(tensor)))
+        .collect();
+    // Its square is not an f32.
+    state.gradient.get_mut(name).unwrap()[5] = 1e25;
+    let adapter = backend.import_adapter(&state).unwrap();
+
+    let error = backend.optim_step(adapter, &PLAIN).unwrap_err();
+
+    assert!(matches!(error, Error::NotFinite(_)), "{error}");
+    assert!(error.to_string().contains(&format!("`{name}`")), "{error}");
+    assert_eq!(backend.export_adapter(adapter).unwrap(), state);
+    let fast = AdamW {
+        learning_rate: f32::MAX,
+        weight_decay: 2.0,
+        ..PLAIN
+    };
+    state.gradient.clear();
+    let adapter = backend.import_adapter(&state).unwrap();
+    assert!(backend.optim_step(adapter, &fast).is_err());
+    assert_eq!(backend.export_adapter(adapter).unwrap(), state);
+}
+
+#[test]
+fn a_gradient_whose_sum_overflows_is_refused_and_stays_as_it_was() {
+    let mut backend = load("llama", 2);
+    let adapter = Reference::of("llama").import(&mut *backend);
+    let mut batch = [sequence(&[5, 6, 7], &[6, 7, 8], 3)];
+    backend.forward_backward(adapter, &batch).unwrap();
+    let mut state = backend.export_adapter(adapter).unwrap();
+    for value in state.gradient.values_mut().flatten() {
+        *value = f32::MAX.copysign(*value);
+    }
+    let full = backend.import_adapter(&state).unwrap();
+    batch[0].loss = Loss::CrossEntropy {
+        weights: vec![1e34; 3],
+    };
+
+    let error = backend.forward_backward(full, &batch).unwrap_err();
+
+    let message = error.to_string();
+    assert!(
+        message.starts_with("the accumulated gradient of `base_model.model."),
+        "{message}"
+    );
+    assert_eq!(backend.export_adapter(full).unwrap(), state);
+}
+
+#[test]
+fn logprobs_that_are_not_numbers_are_refused_even_where_they_do_not_count() {
+    let mut backend = load("llama", 2);
+    let mut state = Reference::of("llama").adapter();
+    let name = "base_model.model.lm_head.lora_B.weight";
+    state.weights.get_mut(name).unwrap().data.fill(1e38);
+    let adapter = backend.import_adapter(&state).unwrap();
+    let silent = TrainSequence {
+        loss: Loss::CrossEntropy {
+            weights: vec![0.0; 2],
+        },
+        ..sequence(&[1, 2], &[2, 3], 2)
+    };
+    let message = "sequence 0: the log-probability at position 0 is NaN";
+
+    let forward = backend.forward(Some(adapter), std::slice::from_ref(&silent));
+    assert_eq!(forward.unwrap_err().to_string(), message);
+    let backward = backend.forward_backward(adapter, &[silent]);
+    assert_eq!(backward.unwrap_err().to_string(), message);
+
+    let slot = backend.open_slot(Some(adapter), 3).unwrap();
+    backend.prefill(slot, &[1], true).unwrap();
+    let error = backend.prefill(slot, &[1, 2], true).unwrap_err();
+    let expected = format!(
+        "slot {}: the log-probability of the token at position 2 is NaN",
+        slot.0
+    );
+    assert_eq!(error.to_string(), expected);
+    // The slot still holds one token of three.
+    backend.prefill(slot, &[1, 2], false).unwrap();
+}
+
+#[test]
+fn optimizer_states_that_no_training_leaves_are_refused() {
+    let mut backend = load("llama", 1);
+    let adapter = backend.create_adapter(&all_modules(2)).unwrap();
+    backend.optim_step(adapter, &PLAIN).unwrap();
+    let good = backend.export_adapter(adapter).unwrap();
+    let name = "base_model.model.lm_head.lora_A.weight";
+    let mut negative = good.clone();
+    negative.moments.get_mut(name).unwrap().1[3] = -0.5;
+    let mut bare = good.clone();
+    bare.moments.clear();
+    let mut early = good.clone();
+    early.step = 0;
+    let mut late = good.clone();
+    late.step = u64::MAX;
+    let cases = [
+        (
+            negative,
+            format!("second moments of `{name}` hold -0.5, below 0"),
+        ),
+        (bare, "an adapter at optimizer step 1 has no moments".into()),
+        (early, "an adapter at optimizer step 0 has moments".into()),
+        (
+            late,
+            format!("optimizer step {} is above {}", u64::MAX, 1u64 << 53),
+        ),
+    ];
+    for (bad, expected) in cases {
+        let error = backend.import_adapter(&bad).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+    assert!(backend.import_adapter(&good).is_ok());
+}
+
 #[test]
 fn bad_adapters_are_refused() {
     let mut backend = load("llama", 1);

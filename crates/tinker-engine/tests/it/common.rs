@@ -8,8 +8,8 @@ use tinker_engine::{
     AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
 };
 
-/// Llama with llama3 rope scaling and its own head; Qwen3 with QK norm and a tied head.
-pub const MODELS: [&str; 2] = ["llama", "qwen3"];
+/// Llama with llama3 rope scaling; Qwen2 with biases; Qwen3 with QK norm and a tied head.
+pub const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
 pub fn dir(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

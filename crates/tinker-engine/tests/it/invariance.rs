@@ -1,6 +1,6 @@
 //! Bit for bit: threads, batch mates, order of calls, chunks, slots and other adapters do not matter.
 
-use tinker_engine::{AdamW, AdapterState, TrainSequence};
+use tinker_engine::{AdamW, AdapterState, Backend, TrainSequence};
 
 use crate::common::{MODELS, Reference, all_modules, load};
 
@@ -124,7 +124,7 @@ fn export_and_import_in_mid_accumulation_continue_bit_for_bit() {
 
 /// A prompt longer than any block of rows or keys.
 fn prompt() -> Vec<u32> {
-    (0..200).map(|i| (i * 37 + 11) % 320).collect()
+    (0..500).map(|i| (i * 37 + 11) % 320).collect()
 }
 
 #[test]
@@ -133,10 +133,10 @@ fn chunks_of_a_prompt_and_single_tokens_give_the_bits_of_the_whole() {
         let mut backend = load(model, 2);
         let adapter = Some(Reference::of(model).import(&mut *backend));
         let prompt = prompt();
-        let whole = backend.open_slot(adapter, 300).unwrap();
+        let whole = backend.open_slot(adapter, 512).unwrap();
         let expected = backend.prefill(whole, &prompt, true).unwrap();
-        for chunk in [1, 7, 33, 64, 150] {
-            let slot = backend.open_slot(adapter, 300).unwrap();
+        for chunk in [7, 33, 64, 150, 480, 497] {
+            let slot = backend.open_slot(adapter, 512).unwrap();
             let mut next_logits = Vec::new();
             for tokens in prompt.chunks(chunk) {
                 next_logits = backend.prefill(slot, tokens, false).unwrap().next_logits;
@@ -146,10 +146,10 @@ fn chunks_of_a_prompt_and_single_tokens_give_the_bits_of_the_whole() {
                 "{model}, chunks of {chunk}"
             );
         }
-        let slot = backend.open_slot(adapter, 300).unwrap();
-        backend.prefill(slot, &prompt[..100], false).unwrap();
+        let slot = backend.open_slot(adapter, 512).unwrap();
+        backend.prefill(slot, &prompt[..400], false).unwrap();
         let mut logits = Vec::new();
-        for token in &prompt[100..] {
+        for token in &prompt[400..] {
             logits = backend.decode_step(&[(slot, *token)]).unwrap();
         }
         assert_eq!(logits, expected.next_logits, "{model}, decoded");
@@ -174,7 +174,7 @@ fn scoring_a_sequence_gives_the_bits_of_its_prompt_logprobs() {
 
         let scored = backend.forward(adapter, &[sequence]).unwrap();
 
-        let slot = backend.open_slot(adapter, 300).unwrap();
+        let slot = backend.open_slot(adapter, 512).unwrap();
         let prefill = backend.prefill(slot, &prompt, true).unwrap();
         assert_eq!(prefill.prompt_logprobs, scored[0].logprobs, "{model}");
     }
@@ -188,7 +188,7 @@ fn rows_of_a_decode_step_do_not_see_each_other() {
         let other = Some(backend.create_adapter(&all_modules(17)).unwrap());
         let owners = [tuned, None, other, tuned, None, tuned, tuned, other, None];
         let mut open = |adapter, i: usize| {
-            let slot = backend.open_slot(adapter, 300).unwrap();
+            let slot = backend.open_slot(adapter, 512).unwrap();
             backend
                 .prefill(slot, &prompt()[..3 + 11 * i], false)
                 .unwrap();
@@ -240,4 +240,65 @@ fn a_forked_slot_goes_its_own_way() {
             .next_logits,
         logits
     );
+}
+
+#[test]
+fn threads_do_not_change_prefill_and_decoding() {
+    for model in MODELS {
+        let run = |threads| {
+            let mut backend = load(model, threads);
+            let tuned = Some(Reference::of(model).import(&mut *backend));
+            let rows: Vec<_> = [tuned, None, tuned]
+                .into_iter()
+                .zip([500, 97, 20])
+                .map(|(adapter, n)| {
+                    let slot = backend.open_slot(adapter, 512).unwrap();
+                    (slot, backend.prefill(slot, &prompt()[..n], true).unwrap())
+                })
+                .collect();
+            let (slots, prefills): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+            let decode = |token| {
+                let rows: Vec<_> = slots.iter().map(|slot| (*slot, token)).collect();
+                backend.decode_step(&rows).unwrap()
+            };
+            (prefills, (0..10).map(decode).collect::<Vec<_>>())
+        };
+        let one = run(1);
+        for threads in [2, 5] {
+            assert!(run(threads) == one, "{model}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn snapshots_and_open_slots_keep_the_weights_they_were_made_of() {
+    for model in MODELS {
+        let mut backend = load(model, 2);
+        let adapter = Reference::of(model).import(&mut *backend);
+        let logits = |backend: &mut dyn Backend, adapter| {
+            let slot = backend.open_slot(Some(adapter), 50).unwrap();
+            backend.prefill(slot, &[3, 1, 4, 1], false).unwrap();
+            backend.decode_step(&[(slot, 5)]).unwrap()
+        };
+        let before = logits(&mut *backend, adapter);
+        let snapshot = backend.snapshot_adapter(adapter).unwrap();
+        let slot = backend.open_slot(Some(adapter), 50).unwrap();
+        backend.prefill(slot, &[3, 1, 4, 1], false).unwrap();
+
+        backend.forward_backward(adapter, &batch(model)).unwrap();
+        backend.optim_step(adapter, &STEP).unwrap();
+
+        assert_ne!(logits(&mut *backend, adapter), before, "{model}");
+        assert_eq!(logits(&mut *backend, snapshot), before, "{model}");
+        assert_eq!(
+            backend.decode_step(&[(slot, 5)]).unwrap(),
+            before,
+            "{model}"
+        );
+        backend.drop_adapter(adapter);
+        assert_eq!(logits(&mut *backend, snapshot), before, "{model}");
+        let copy = backend.export_adapter(snapshot).unwrap();
+        assert!(copy.moments.is_empty() && copy.gradient.is_empty() && copy.step == 0);
+        backend.import_adapter(&copy).unwrap();
+    }
 }

@@ -1,8 +1,9 @@
-//! Integration tests of the engine, on the two reference models of `fixtures/numerics`.
+//! Integration tests of the engine, on the reference models of `fixtures/numerics`.
 
 mod bad_input;
 mod common;
 mod finite_differences;
 mod generating;
 mod invariance;
+mod loading;
 mod pytorch;

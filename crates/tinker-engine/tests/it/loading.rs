@@ -1,0 +1,100 @@
+//! Weights of 16 bits and in several files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, serialize_to_file};
+use tinker_engine::{HostTensor, load_cpu};
+
+use crate::common::{MODELS, dir, tensors};
+
+/// Writes tensors as one safetensors file, each value by `bytes`.
+fn write<'a>(
+    path: &Path,
+    dtype: Dtype,
+    tensors: impl Iterator<Item = (&'a String, &'a HostTensor)>,
+    bytes: impl Fn(f32) -> Vec<u8>,
+) {
+    let encoded: Vec<_> = tensors
+        .map(|(name, tensor)| {
+            let data: Vec<u8> = tensor.data.iter().flat_map(|x| bytes(*x)).collect();
+            (name, tensor.shape.clone(), data)
+        })
+        .collect();
+    let views = encoded.iter().map(|(name, shape, data)| {
+        let view = TensorView::new(dtype, shape.clone(), data).unwrap();
+        (name.as_str(), view)
+    });
+    serialize_to_file(views, None, path).unwrap();
+}
+
+/// Logits and prompt log-probs of a model directory.
+fn answer(dir: &Path) -> tinker_engine::Prefill {
+    let mut backend = load_cpu(dir, 2).unwrap();
+    let slot = backend.open_slot(None, 20).unwrap();
+    backend.prefill(slot, &[3, 1, 4, 1, 5, 9], true).unwrap()
+}
+
+fn check(model: &str, dtype: Dtype, bytes: impl Fn(f32) -> Vec<u8>, round: impl Fn(f32) -> f32) {
+    let (sharded, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for copy in [&sharded, &whole] {
+        let config = dir(model).join("config.json");
+        std::fs::copy(config, copy.path().join("config.json")).unwrap();
+    }
+    let mut weights = tensors(&dir(model).join("model.safetensors"));
+    let mut map = BTreeMap::new();
+    for shard in 0..3 {
+        let file = format!("model-{shard}-of-3.safetensors");
+        let part = weights.iter().enumerate().filter(|(i, _)| i % 3 == shard);
+        map.extend(
+            part.clone()
+                .map(|(_, (name, _))| (name.clone(), file.clone())),
+        );
+        write(
+            &sharded.path().join(file),
+            dtype,
+            part.map(|(_, t)| t),
+            &bytes,
+        );
+    }
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    std::fs::write(sharded.path().join("model.safetensors.index.json"), index).unwrap();
+    for value in weights.values_mut().flat_map(|tensor| &mut tensor.data) {
+        *value = round(*value);
+    }
+    let single = whole.path().join("model.safetensors");
+    write(&single, Dtype::F32, weights.iter(), |x| {
+        x.to_le_bytes().to_vec()
+    });
+
+    assert_eq!(
+        answer(sharded.path()),
+        answer(whole.path()),
+        "{model} {dtype:?}"
+    );
+    assert_ne!(
+        answer(sharded.path()),
+        answer(&dir(model)),
+        "{model} {dtype:?}"
+    );
+}
+
+#[test]
+fn shards_of_16_bits_load_as_their_rounded_values() {
+    for model in MODELS {
+        check(
+            model,
+            Dtype::BF16,
+            |x| bf16::from_f32(x).to_le_bytes().to_vec(),
+            |x| bf16::from_f32(x).to_f32(),
+        );
+        check(
+            model,
+            Dtype::F16,
+            |x| f16::from_f32(x).to_le_bytes().to_vec(),
+            |x| f16::from_f32(x).to_f32(),
+        );
+    }
+}
