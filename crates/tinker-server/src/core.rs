@@ -10,6 +10,7 @@ use tinker_types::{
     FinishSessionRequest, RequestId, SamplingSessionId, SessionId, TinkerPath, TrainingRunId,
 };
 
+use crate::attempts::Attempts;
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
 use crate::clock::now;
@@ -50,6 +51,7 @@ pub(crate) struct Core {
     samples: Mutex<Journal>,
     /// Held while a checkpoint's directory and row change.
     checkpoints: Mutex<()>,
+    attempts: Mutex<Attempts>,
     engine: Mutex<Sender<Command>>,
 }
 
@@ -98,7 +100,9 @@ impl Core {
             Scope::Samples,
             Arc::clone(&futures),
         )?;
+        let attempts = Attempts::open(Arc::clone(&options.disk), paths.attempts());
         let core = Arc::new(Self {
+            attempts: Mutex::new(attempts),
             paths,
             disk: options.disk,
             limits: options.limits,
@@ -164,6 +168,7 @@ impl Core {
         let journal = opened?;
         for found in journal.found() {
             if found.finished.is_none() {
+                self.attempts().note_unfinished(found.request_id.clone());
                 self.send(Command::Operation {
                     run: run.clone(),
                     seq: found.seq,
@@ -380,4 +385,72 @@ pub(crate) fn newest_snapshot(
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Run;
+    use crate::disk::OsDisk;
+    use crate::operation::{OpKind, Outcome, run_request_id};
+    use tinker_types::LoraConfig;
+
+    fn open(home: &Path) -> Arc<Core> {
+        let options = CoreOptions {
+            home: home.to_owned(),
+            disk: Arc::new(OsDisk),
+            limits: Limits::default(),
+            models: ModelRegistry::new(home.to_owned(), &[]).unwrap(),
+            load: Arc::new(|_, _| Err(tinker_engine::Error::Invalid("no model".into()))),
+            threads: 1,
+            version: "0".into(),
+        };
+        Core::open(options, std::sync::mpsc::channel().0).unwrap()
+    }
+
+    fn run(core: &Core) -> TrainingRunId {
+        let id: TrainingRunId = "s:train:0".parse().unwrap();
+        let row = Run {
+            id: id.clone(),
+            session_id: "s".parse().unwrap(),
+            base_model: "m".into(),
+            lora: LoraConfig::default(),
+            user_metadata: None,
+            created_at: now(),
+            last_request_at: now(),
+            corrupted: None,
+        };
+        core.catalog.put_run(row).unwrap();
+        id
+    }
+
+    fn n_open(core: &Core) -> usize {
+        core.close_settled_journals();
+        lock(&core.journals).len()
+    }
+
+    #[test]
+    fn a_log_is_closed_once_nothing_is_pending_and_opens_again_with_its_results() {
+        let home = tempfile::tempdir().unwrap();
+        let core = open(home.path());
+        let run = run(&core);
+        let id = run_request_id(&run, 0).unwrap();
+        let journal = core.journal(&run).unwrap();
+        lock(&journal)
+            .accept(&id, OpKind::CreateModel, 0, b"{}", 10)
+            .unwrap();
+        drop(journal);
+        assert_eq!(n_open(&core), 1);
+
+        let journal = core.journal(&run).unwrap();
+        lock(&journal).finish(&id, Outcome::json(&1));
+        assert_eq!(n_open(&core), 1, "somebody has it");
+        drop(journal);
+        assert_eq!(n_open(&core), 0);
+
+        let again = core.journal(&run).unwrap();
+        assert!(lock(&again).found()[0].finished.is_some());
+        drop((again, core));
+        assert_eq!(lock(&open(home.path()).journals).len(), 0);
+    }
 }

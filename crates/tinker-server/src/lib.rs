@@ -8,6 +8,7 @@
 mod adapter_files;
 mod api_error;
 mod app;
+mod attempts;
 mod auth;
 mod body;
 mod bundle;

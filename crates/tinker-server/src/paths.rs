@@ -30,6 +30,11 @@ impl Paths {
         self.root.join("tinker.db")
     }
 
+    /// Counts of operations that are tried again.
+    pub(crate) fn attempts(&self) -> PathBuf {
+        self.root.join("attempts.json")
+    }
+
     /// Half-written bundles; emptied at start.
     pub(crate) fn temp(&self) -> PathBuf {
         self.root.join("tmp")

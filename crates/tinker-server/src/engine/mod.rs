@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tinker_types::{ErrorCategory, RequestId, TrainingRunId};
 
+use crate::attempts::MAX_RETRIES;
 use crate::core::{Core, lock};
 use crate::error::{Error, Result};
 use crate::operation::{OpKind, Outcome};
@@ -226,7 +227,7 @@ impl Worker {
     /// Executes an operation and publishes its result. A panic in the engine fails the operation
     /// and throws the engine's state away; runs are rebuilt from snapshot and log.
     fn operate(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) {
-        let guarded = std::panic::AssertUnwindSafe(|| self.execute(run, seq, queued));
+        let guarded = std::panic::AssertUnwindSafe(|| self.attempt(run, seq, queued));
         let outcome = std::panic::catch_unwind(guarded).unwrap_or_else(|_| {
             self.discard_base_of(run);
             Outcome::failed(
@@ -241,7 +242,19 @@ impl Worker {
                 .futures
                 .complete(&queued.request_id, outcome, None),
         }
+        self.core.attempts().end(&queued.request_id);
         self.after_operation(run, seq);
+    }
+
+    /// Executes an operation, unless it took the process down too often.
+    fn attempt(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) -> Outcome {
+        if self.core.attempts().begin(&queued.request_id) {
+            return self.execute(run, seq, queued);
+        }
+        Outcome::refused(format!(
+            "operation {seq} of training run {run} was running {} times when the server died, perhaps for want of memory, and is not tried again: send less data at once",
+            MAX_RETRIES + 1
+        ))
     }
 
     /// Throws a base model away whose state cannot be trusted; its samples start anew.
