@@ -22,8 +22,9 @@ use crate::operation::Outcome;
 /// Shortest and longest life of a checkpoint, in seconds: an hour to ten years.
 const TTL_SECONDS: std::ops::RangeInclusive<u64> = 3600..=10 * 365 * 24 * 3600;
 
-/// Longest name of a file, in bytes, on the file systems in use.
-const MAX_FILE_NAME: usize = 255;
+/// Longest name of a checkpoint's directory, in bytes: file systems take 255, and while it is
+/// replaced it is called `.<name>.old`.
+const MAX_FILE_NAME: usize = 250;
 
 /// What both kinds of named save have in common.
 struct NamedSave<'a> {

@@ -113,6 +113,19 @@ async fn malformed_bodies_say_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_large_body_is_read_and_refused_as_a_small_one() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    let padded = |body: &str| format!("{}{body}", " ".repeat(100_000)).into_bytes();
+    let send = |body: String| server.post_bytes("/optim_step", "application/json", padded(&body));
+
+    assert_eq!(send("{".into()).await.status, 400);
+    assert_eq!(send("{}".into()).await.status, 422);
+    assert_eq!(send(optim(&run, 1).to_string()).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_body_beyond_the_limit_is_refused_even_if_compressed() {
     let home = tempfile::tempdir().unwrap();
     let mut options = crate::harness::options(home.path());
