@@ -1,6 +1,6 @@
 //! Continuous batching: prompts and samples of any number of requests over one [`Backend`].
 //!
-//! Each step prefills at most one prompt and appends one token to every running sample, so requests
+//! Each step prefills at most one prompt (or a part of it, where that goes token by token) and appends one token to every running sample, so requests
 //! come and go between steps. What a sample gives depends on its request and seed alone; who else is
 //! running decides only when it is done.
 
@@ -101,6 +101,10 @@ pub struct FinishedGeneration {
 /// Most samples that run at a time, unless set otherwise.
 pub const MAX_ROWS: usize = 64;
 
+/// Most tokens of a prompt that go through one by one in a step, so that running samples need not
+/// wait for all of them.
+const TOKENS_PER_STEP: usize = 16;
+
 /// Runs generation requests in batches that change from step to step.
 #[derive(Debug)]
 pub struct Generator {
@@ -125,9 +129,11 @@ struct Active {
     samples: Vec<Option<Running>>,
 }
 
-/// A prompt that went through the model.
+/// A prompt that goes or went through the model.
 #[derive(Debug)]
 struct Prompt {
+    /// Tokens that went through.
+    done: usize,
     /// `None` once the last sample took it over.
     slot: Option<SlotId>,
     next_logits: Vec<f32>,
@@ -273,10 +279,11 @@ impl Generator {
         let mut may_prefill = true;
         let mut failed = Vec::new();
         for active in &mut self.active {
-            if room == 0 || (active.prompt.is_none() && !may_prefill) {
+            let has_prompt = active.has_prompt();
+            if room == 0 || (!has_prompt && !may_prefill) {
                 break;
             }
-            may_prefill &= active.prompt.is_some();
+            may_prefill &= has_prompt;
             match active.start(backend, room) {
                 Ok(started) => room -= started,
                 Err(error) => failed.push((active.id, error)),
@@ -400,12 +407,28 @@ impl Active {
             .chain(self.samples.into_iter().flatten().filter_map(|s| s.slot))
     }
 
-    /// Prefills the prompt if that is still to do and starts at most `room` samples; returns how many.
+    /// Whether all of the prompt went through the model.
+    fn has_prompt(&self) -> bool {
+        let n = self.request.prompt.len();
+        self.prompt.as_ref().is_some_and(|p| p.done == n)
+    }
+
+    /// Prefills the prompt if that is still to do and, once all of it went through, starts at most
+    /// `room` samples; returns how many.
     fn start(&mut self, backend: &mut dyn Backend, room: usize) -> Result<usize> {
         let mut prompt = match self.prompt.take() {
             Some(prompt) => prompt,
-            None => Prompt::run(backend, &self.request, self.max_tokens)?,
+            None => Prompt::open(backend, &self.request, self.max_tokens)?,
         };
+        if let Err(error) = prompt.advance(backend, &self.request) {
+            // Kept, so that its slot is closed with the request.
+            self.prompt = Some(prompt);
+            return Err(error);
+        }
+        if prompt.done < self.request.prompt.len() {
+            self.prompt = Some(prompt);
+            return Ok(0);
+        }
         let waiting: Vec<usize> = (0..self.samples.len())
             .filter(|i| self.samples[*i].is_none())
             .collect();
@@ -505,49 +528,63 @@ impl Running {
 }
 
 impl Prompt {
-    fn run(
+    /// An empty slot for a request.
+    fn open(
         backend: &mut dyn Backend,
         request: &GenerateRequest,
         max_tokens: usize,
     ) -> Result<Self> {
         let capacity = request.prompt.len() + max_tokens;
-        let slot = backend.open_slot(request.adapter, capacity)?;
-        let outcome = Self::fill(backend, request, slot);
-        if outcome.is_err() {
-            backend.close_slot(slot);
-        }
-        outcome
-    }
-
-    fn fill(backend: &mut dyn Backend, request: &GenerateRequest, slot: SlotId) -> Result<Self> {
-        let mut prompt = Self {
-            slot: Some(slot),
+        Ok(Self {
+            done: 0,
+            slot: Some(backend.open_slot(request.adapter, capacity)?),
             next_logits: Vec::new(),
             logprobs: Vec::new(),
             top_logprobs: Vec::new(),
+        })
+    }
+
+    /// Takes the prompt one step further; without top log-probabilities that is to its end.
+    fn advance(&mut self, backend: &mut dyn Backend, request: &GenerateRequest) -> Result<()> {
+        let rest = &request.prompt[self.done..];
+        let Some(slot) = self.slot.filter(|_| !rest.is_empty()) else {
+            return Ok(());
         };
-        if request.topk_prompt_logprobs == 0 {
-            let prefill = backend.prefill(slot, &request.prompt, request.prompt_logprobs)?;
-            if request.prompt_logprobs {
-                prompt.logprobs.push(None);
-                prompt
-                    .logprobs
-                    .extend(prefill.prompt_logprobs.into_iter().map(Some));
-            }
-            prompt.next_logits = prefill.next_logits;
-            return Ok(prompt);
+        if request.topk_prompt_logprobs > 0 {
+            let part = rest.iter().take(TOKENS_PER_STEP);
+            return part
+                .copied()
+                .try_for_each(|token| self.push(backend, request, slot, token));
         }
-        for (i, token) in request.prompt.iter().enumerate() {
-            let before = (i > 0).then_some(&prompt.next_logits);
-            let top =
-                before.map(|logits| sampler::most_likely(logits, request.topk_prompt_logprobs));
-            if request.prompt_logprobs {
-                let logprob = before.map(|logits| sampler::logprob_of(logits, *token));
-                prompt.logprobs.push(logprob.transpose()?);
-            }
-            prompt.top_logprobs.push(top.transpose()?);
-            prompt.next_logits = backend.decode_step(&[(slot, *token)])?;
+        let prefill = backend.prefill(slot, rest, request.prompt_logprobs)?;
+        if request.prompt_logprobs {
+            self.logprobs.push(None);
+            let logprobs = prefill.prompt_logprobs.into_iter().map(Some);
+            self.logprobs.extend(logprobs);
         }
-        Ok(prompt)
+        self.next_logits = prefill.next_logits;
+        self.done = request.prompt.len();
+        Ok(())
+    }
+
+    /// Appends one token, with what the model thought of it and its alternatives.
+    fn push(
+        &mut self,
+        backend: &mut dyn Backend,
+        request: &GenerateRequest,
+        slot: SlotId,
+        token: u32,
+    ) -> Result<()> {
+        let before = (self.done > 0).then_some(&self.next_logits);
+        let top = before.map(|logits| sampler::most_likely(logits, request.topk_prompt_logprobs));
+        let top = top.transpose()?;
+        if request.prompt_logprobs {
+            let logprob = before.map(|logits| sampler::logprob_of(logits, token));
+            self.logprobs.push(logprob.transpose()?);
+        }
+        self.top_logprobs.push(top);
+        self.next_logits = backend.decode_step(&[(slot, token)])?;
+        self.done += 1;
+        Ok(())
     }
 }

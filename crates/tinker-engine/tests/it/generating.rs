@@ -161,6 +161,42 @@ fn prompt_logprobs_are_the_same_with_and_without_their_top() {
     }
 }
 
+#[test]
+fn a_prompt_that_goes_token_by_token_takes_many_steps() {
+    let mut backend = FakeBackend::new(32, 512);
+    let ask = || GenerateRequest {
+        prompt_logprobs: true,
+        topk_prompt_logprobs: 2,
+        max_tokens: Some(1),
+        ..request(&[7; 200], &[1])
+    };
+    let mut generator = Generator::new(backend.info());
+    let doomed = generator.admit(ask()).unwrap();
+    let kept = generator.admit(ask()).unwrap();
+    generator.step(&mut backend).unwrap();
+    generator.cancel(doomed);
+
+    let (mut finished, mut steps) = (Vec::new(), 0);
+    while !generator.is_idle() {
+        finished.extend(generator.step(&mut backend).unwrap());
+        steps += 1;
+    }
+
+    // 16 tokens in each.
+    assert_eq!((finished.len(), finished[0].id, steps), (1, kept, 13));
+    let generation = finished.remove(0).outcome.unwrap();
+    assert_eq!(generation.prompt_logprobs.len(), 200);
+    assert_eq!(generation.top_prompt_logprobs.len(), 200);
+    assert_eq!(backend.n_slots(), 0);
+    let plain = GenerateRequest {
+        topk_prompt_logprobs: 0,
+        ..ask()
+    };
+    let plain = one(&mut backend, plain);
+    assert_eq!(plain.prompt_logprobs, generation.prompt_logprobs);
+    assert_eq!(plain.samples, generation.samples);
+}
+
 /// Ends after a number of tokens.
 struct After(usize);
 
