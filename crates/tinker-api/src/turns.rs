@@ -19,7 +19,7 @@ pub(crate) enum Fate {
     Accepted,
     /// The server refused it, or it was not sent: its number is free.
     Refused,
-    /// It may have arrived.
+    /// It may have arrived, or the server is lost.
     Unknown(String),
 }
 
@@ -29,11 +29,13 @@ impl Fate {
         let Err(error) = outcome else {
             return Self::Accepted;
         };
-        // 408 and 409 are said of requests under way, too.
         match error.status() {
-            Some(400..=407 | 410..=499) => Self::Refused,
+            // The last attempt was refused; an earlier one may not have been.
+            _ if error.may_have_arrived() => Self::Unknown(error.to_string()),
+            Some(_) => Self::Refused,
             None if error.attempts() == 0 => Self::Refused,
-            _ => Self::Unknown(error.to_string()),
+            // A server that was not reached at all: what comes next may count on this operation.
+            None => Self::Unknown(error.to_string()),
         }
     }
 }

@@ -189,6 +189,7 @@ impl Answer {
                 format!("the answer ({}, {kind}) was not understood", self.status),
             )
             .with_source(error)
+            .with_arrival(true)
             .with_request_id(self.request_id.clone());
             match &self.origin {
                 None => error,

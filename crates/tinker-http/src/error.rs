@@ -54,6 +54,7 @@ struct Inner {
     request_id: Option<String>,
     category: Option<ErrorCategory>,
     attempts: u32,
+    may_have_arrived: bool,
     elapsed: Duration,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -68,6 +69,7 @@ impl Error {
             request_id: None,
             category: None,
             attempts: 0,
+            may_have_arrived: false,
             elapsed: Duration::ZERO,
             source: None,
         }))
@@ -103,6 +105,11 @@ impl Error {
     pub(crate) fn with_effort(mut self, attempts: u32, elapsed: Duration) -> Self {
         self.0.attempts = attempts;
         self.0.elapsed = elapsed;
+        self
+    }
+
+    pub(crate) fn with_arrival(mut self, may_have_arrived: bool) -> Self {
+        self.0.may_have_arrived = may_have_arrived;
         self
     }
 
@@ -153,6 +160,13 @@ impl Error {
     #[must_use]
     pub const fn attempts(&self) -> u32 {
         self.0.attempts
+    }
+
+    /// Whether any of the attempts may have reached the server and taken effect, even if the last
+    /// one was refused.
+    #[must_use]
+    pub const fn may_have_arrived(&self) -> bool {
+        self.0.may_have_arrived
     }
 }
 

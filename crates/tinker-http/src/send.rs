@@ -29,7 +29,9 @@ impl Client {
         match call.credential {
             Credential::RawKey => self.repeat(call, false).await,
             Credential::TokenOrKey => {
-                let exchange = self.setup().await?.config.pjwt_auth_enabled;
+                // Without settings the call itself is not sent.
+                let setup = self.setup().await.map_err(|e| e.with_arrival(false))?;
+                let exchange = setup.config.pjwt_auth_enabled;
                 self.repeat(call, exchange).await
             }
         }
@@ -48,6 +50,7 @@ impl Client {
         let started = self.now();
         let mut state = RetryState::new(call.retry.clone());
         let mut attempts = 0;
+        let mut may_have_arrived = false;
         loop {
             let outcome = self.attempt(&call, exchange, attempts).await;
             attempts += 1;
@@ -70,14 +73,19 @@ impl Client {
                         429 if call.surface_throttling => Class::Permanent,
                         _ => classify(failure, answer.should_retry),
                     };
+                    may_have_arrived |= failure.may_have_arrived();
                     (class, answer.retry_after, answer.error())
                 }
-                Err(none) => (classify(none.failure, None), None, none.error),
+                Err(none) => {
+                    may_have_arrived |= none.failure.may_have_arrived();
+                    (classify(none.failure, None), None, none.error)
+                }
             };
             match state.on_failure(self.now(), class, retry_after, Clock::draw()) {
                 Decision::GiveUp => {
                     return Err(error
                         .with_call(call.method.as_str(), call.url.path())
+                        .with_arrival(may_have_arrived)
                         .with_effort(attempts, self.now().saturating_sub(started)));
                 }
                 Decision::RetryAfter(wait) => {
@@ -126,6 +134,7 @@ impl Client {
         let result = exchanged.await;
         match &result {
             Ok(_) => self.note_reached(),
+            Err(none) if none.failure == Failure::Unreadable => self.note_reached(),
             // A slow answer is no sign that the server is gone.
             Err(none) if matches!(none.failure, Failure::Local | Failure::TimedOut) => {}
             Err(none) => self.note_lost(&none.error.to_string()),
@@ -188,7 +197,7 @@ async fn read(mut response: reqwest::Response) -> Result<Answer, NoAnswer> {
     while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(NoAnswer {
-                failure: Failure::Local,
+                failure: Failure::Unreadable,
                 error: Error::new(ErrorKind::Decode, "the answer is larger than 1 GiB"),
             });
         }
@@ -242,7 +251,11 @@ fn no_answer(error: reqwest::Error) -> NoAnswer {
             "the server did not answer in time",
         )
     } else if error.is_decode() && !was_cut_off(&error) {
-        (Failure::Local, ErrorKind::Decode, "the answer is corrupt")
+        (
+            Failure::Unreadable,
+            ErrorKind::Decode,
+            "the answer is corrupt",
+        )
     } else if error.is_builder() {
         (
             Failure::Local,

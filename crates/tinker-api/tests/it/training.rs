@@ -180,6 +180,28 @@ async fn a_submission_that_may_have_arrived_stops_the_client() {
 }
 
 #[tokio::test]
+async fn a_refusal_after_a_failure_that_may_have_arrived_stops_the_client() {
+    for (first, last) in [(503, 401), (503, 403), (500, 404), (409, 422)] {
+        let server = server().await;
+        answer_with(&server, "optim_step", Some(1), refusal(first)).await;
+        answer_with(&server, "optim_step", None, refusal(last)).await;
+        let trainer = trainer(&server).await;
+
+        let refused = trainer.optim_step(AdamParams::default());
+        let pass = trainer.forward_backward(vec![datum()], LossFn::CrossEntropy);
+
+        let message = refused.await.unwrap_err().to_string();
+        assert!(message.contains(&last.to_string()), "{message}");
+        let error = pass.await.unwrap_err();
+        assert!(
+            matches!(error, Error::Stopped(_)),
+            "{first} {last}: {error}"
+        );
+        assert!(requests(&server, "forward_backward").await.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_repeated_submission_has_the_same_number_and_bytes() {
     let server = server().await;
     answer_with(&server, "forward_backward", Some(2), refusal(503)).await;

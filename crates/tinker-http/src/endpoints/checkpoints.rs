@@ -57,7 +57,9 @@ impl Client {
         let call = Call::new(self, Method::DELETE, TrafficClass::Rest, url);
         match self.send(call).await {
             // The first attempt did it and its answer was lost.
-            Err(error) if *error.kind() == ErrorKind::NotFound && error.attempts() > 1 => Ok(()),
+            Err(error) if *error.kind() == ErrorKind::NotFound && error.may_have_arrived() => {
+                Ok(())
+            }
             other => other.map(drop),
         }
     }

@@ -28,8 +28,23 @@ pub enum Failure {
     Interrupted,
     /// No answer in time.
     TimedOut,
-    /// The client itself could not send the request or read the answer.
+    /// An answer came that cannot be read.
+    Unreadable,
+    /// The client itself could not send the request.
     Local,
+}
+
+impl Failure {
+    /// Whether the server may have done what the request asks for.
+    #[must_use]
+    pub const fn may_have_arrived(self) -> bool {
+        match self {
+            Self::Unsent | Self::Local => false,
+            Self::Interrupted | Self::TimedOut | Self::Unreadable => true,
+            // 408 and 409 are said of requests under way, too.
+            Self::Status { code, .. } => !matches!(code, 400..=407 | 410..=499),
+        }
+    }
 }
 
 /// What a failure calls for.
@@ -52,7 +67,7 @@ pub const fn classify(failure: Failure, should_retry: Option<bool>) -> Class {
         // Servers restart; a loopback server is back within seconds.
         Failure::Unsent | Failure::Interrupted => return Class::Unreachable,
         Failure::TimedOut => return Class::Transient,
-        Failure::Local => return Class::Permanent,
+        Failure::Unreadable | Failure::Local => return Class::Permanent,
         Failure::Status { code, empty_body } => {
             // An edge proxy refuses with an empty 400 what the service itself would explain.
             if code == 400 && empty_body && should_retry.is_none() {
@@ -81,8 +96,8 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// Delays between attempts. Default 0.5 s doubling to 10 s, up to a quarter off.
     pub backoff: Backoff,
-    /// Longest time from the first error answer to the last attempt. Default 5 minutes, as the
-    /// official client.
+    /// Longest time from the first error answer to the last attempt, outages not counted. Default
+    /// 5 minutes, as the official client.
     pub total_timeout: Duration,
     /// How long a server that cannot be reached is waited for. Default 5 minutes.
     pub reconnect_timeout: Duration,
@@ -164,8 +179,7 @@ impl RetryState {
         draw: f64,
     ) -> Decision {
         if class != Class::Unreachable {
-            self.lost_since = None;
-            self.n_lost = 0;
+            self.end_outage(now);
         }
         match class {
             Class::Permanent => Decision::GiveUp,
@@ -184,6 +198,20 @@ impl RetryState {
                 }
                 within(now, delay, since, self.policy.total_timeout)
             }
+        }
+    }
+
+    /// Stops the clock of an outage, and takes that time off the others: they measure a server
+    /// that answers. (To restart them would let a server that comes and goes be asked for ever.)
+    fn end_outage(&mut self, now: Duration) {
+        let outage = self
+            .lost_since
+            .take()
+            .map(|since| now.saturating_sub(since));
+        self.n_lost = 0;
+        if let Some(outage) = outage {
+            self.failing_since = self.failing_since.map(|since| since + outage);
+            self.billing_since = self.billing_since.map(|since| since + outage);
         }
     }
 

@@ -298,6 +298,41 @@ async fn an_answer_that_breaks_off_is_asked_for_again() {
     client.config().await.unwrap();
 }
 
+/// Sends a step to a server that answers so, one attempt that counts; whether it may have arrived.
+async fn may_have_arrived(answers: &[&'static str]) -> bool {
+    let settings = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+    let uri = serve_raw([&[settings, settings], answers].concat());
+    let policy = RetryPolicy {
+        max_attempts: 1,
+        backoff: quick(),
+        reconnect_timeout: Duration::from_secs(5),
+        ..RetryPolicy::default()
+    };
+    let client = builder(&uri).retry_policy(policy).build().unwrap();
+    let error = client.optim_step(&step()).await.unwrap_err();
+    assert_eq!(error.attempts() as usize, answers.len(), "{error}");
+    error.may_have_arrived()
+}
+
+#[tokio::test]
+async fn a_refusal_after_an_attempt_that_may_have_arrived_says_so() {
+    const INTERRUPTED: &str = "";
+    const REFUSED: &str = "HTTP/1.1 401 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const THROTTLED: &str = "HTTP/1.1 429 Later\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const FAILED: &str = "HTTP/1.1 500 Oh\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+    for (answers, expected) in [
+        (&[REFUSED][..], false),
+        (&[THROTTLED], false),
+        (&[FAILED], true),
+        (&[INTERRUPTED, REFUSED], true),
+        (&[INTERRUPTED, THROTTLED], true),
+        (&[INTERRUPTED, INTERRUPTED, REFUSED], true),
+    ] {
+        assert_eq!(may_have_arrived(answers).await, expected, "{answers:?}");
+    }
+}
+
 #[tokio::test]
 async fn lists_are_paged_and_scoped_and_ids_keep_their_colons() {
     let server = server().await;

@@ -25,6 +25,7 @@ fn sorts_failures_by_what_they_call_for() {
         (Failure::Unsent, None, Class::Unreachable),
         (Failure::Interrupted, Some(false), Class::Unreachable),
         (Failure::TimedOut, None, Class::Transient),
+        (Failure::Unreadable, None, Class::Permanent),
         (Failure::Local, Some(true), Class::Permanent),
         (empty_400, None, Class::Transient),
         (empty_400, Some(false), Class::Permanent),
@@ -52,6 +53,27 @@ fn sorts_failures_by_what_they_call_for() {
             "{failure:?} {should_retry:?}"
         );
     }
+}
+
+#[test]
+fn tells_refusals_from_requests_that_may_have_arrived() {
+    for failure in [
+        Failure::Interrupted,
+        Failure::TimedOut,
+        Failure::Unreadable,
+        status(302),
+        status(408),
+        status(409),
+        status(500),
+        status(503),
+    ] {
+        assert!(failure.may_have_arrived(), "{failure:?}");
+    }
+    for code in [400, 401, 402, 403, 404, 410, 413, 422, 429] {
+        assert!(!status(code).may_have_arrived(), "{code}");
+    }
+    assert!(!Failure::Unsent.may_have_arrived());
+    assert!(!Failure::Local.may_have_arrived());
 }
 
 /// Feeds `(now in ms, class, retry-after in ms)` and compares the delays in ms; `None` gives up.
@@ -125,6 +147,39 @@ fn a_lost_server_is_waited_for_and_an_answer_restarts_that_clock() {
             (17_000, Class::Transient, None, Some(500)),
             (18_000, Class::Unreachable, None, Some(500)),
             (38_000, Class::Unreachable, None, None),
+        ],
+    );
+}
+
+#[test]
+fn the_time_of_an_outage_does_not_count_as_failing() {
+    check(
+        RetryPolicy::default(),
+        &[
+            (0, Class::Transient, None, Some(500)),
+            (1000, Class::Unreachable, None, Some(500)),
+            (290_000, Class::Unreachable, None, Some(1000)),
+            (300_000, Class::Transient, None, Some(1000)),
+            (590_000, Class::Transient, None, Some(2000)),
+            (599_000, Class::Transient, None, None),
+        ],
+    );
+}
+
+#[test]
+fn a_server_that_comes_and_goes_is_given_up() {
+    let policy = RetryPolicy {
+        max_attempts: 3,
+        ..RetryPolicy::default()
+    };
+    check(
+        policy,
+        &[
+            (0, Class::Transient, None, Some(500)),
+            (500, Class::Unreachable, None, Some(500)),
+            (1000, Class::Transient, None, Some(1000)),
+            (2000, Class::Unreachable, None, Some(500)),
+            (2500, Class::Transient, None, None),
         ],
     );
 }
