@@ -311,7 +311,9 @@ impl ServiceClient {
         Ok(self.session().await?.id.clone())
     }
 
-    /// Ends the session, if there is one, and its heartbeat. Further calls do nothing.
+    /// Ends the session, if there is one, and its heartbeat: one attempt of 3 s, so that a lost
+    /// server holds nobody up; it ends the session itself when heartbeats cease. Further calls do
+    /// nothing.
     ///
     /// Endpoint: `POST /api/v1/sessions/{id}/finish`.
     ///

@@ -70,6 +70,11 @@ impl Token {
         }
     }
 
+    /// Puts its replacement off.
+    pub(crate) const fn replace_at(&mut self, time: Duration) {
+        self.refresh_at = time;
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }

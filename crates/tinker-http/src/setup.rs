@@ -20,6 +20,10 @@ use crate::pools::TrafficClass;
 
 /// Time for a refresh of the dynamic settings.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the refresh of a token that is still valid.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed refresh of a token that is still valid.
+const TOKEN_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the server said at the start, and the budgets that follow from it.
 #[derive(Debug)]
@@ -126,36 +130,42 @@ impl Client {
     }
 
     /// A token that is good for the next request; a new one if `refused` is the one in use.
+    ///
+    /// While the token in use is valid, a failing refresh delays one call a minute, briefly.
     pub(crate) async fn token(&self, refused: Option<&str>) -> Result<String> {
         let mut slot = self.inner().token.0.lock().await;
         let now = self.now();
-        if let Some(token) = &*slot
-            && !token.is_due(now)
-            && refused != Some(token.as_str())
-        {
+        let in_use = slot
+            .as_mut()
+            .filter(|token| token.is_valid(now) && refused != Some(token.as_str()));
+        let Some(token) = in_use else {
+            let text = self.exchange_key(self.exchange_call()?).await?;
+            *slot = Some(Token::received(text.clone(), self.now()));
+            return Ok(text);
+        };
+        if !token.is_due(now) {
             return Ok(token.as_str().to_owned());
         }
-        match (self.exchange_key().await, &*slot) {
-            (Ok(text), _) => {
-                *slot = Some(Token::received(text.clone(), self.now()));
-                Ok(text)
-            }
-            // A refusal is final; otherwise the token in use serves as long as it lives.
-            (Err(error), Some(token))
-                if *error.kind() != ErrorKind::Unauthenticated
-                    && refused.is_none()
-                    && token.is_valid(now) =>
-            {
+        let call = self.exchange_call()?;
+        let call = call.retry(RetryPolicy::never()).timeout(TOKEN_TIMEOUT);
+        match self.exchange_key(call).await {
+            Ok(text) => *token = Token::received(text, self.now()),
+            // A refusal is final.
+            Err(error) if *error.kind() == ErrorKind::Unauthenticated => return Err(error),
+            Err(error) => {
                 tracing::warn!(%error, "the token was not refreshed; the old one is used");
-                Ok(token.as_str().to_owned())
+                token.replace_at(self.now() + TOKEN_PAUSE);
             }
-            (Err(error), _) => Err(error),
         }
+        Ok(token.as_str().to_owned())
     }
 
-    async fn exchange_key(&self) -> Result<String> {
+    fn exchange_call(&self) -> Result<Call> {
         let empty = serde_json::Map::new();
-        let call = Call::post(self, TrafficClass::Session, AUTH_TOKEN, &empty)?.with_raw_key();
+        Ok(Call::post(self, TrafficClass::Session, AUTH_TOKEN, &empty)?.with_raw_key())
+    }
+
+    async fn exchange_key(&self, call: Call) -> Result<String> {
         let answer = Box::pin(self.send(call)).await?;
         Ok(answer.json::<TokenResponse>()?.jwt)
     }

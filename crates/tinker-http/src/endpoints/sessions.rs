@@ -10,12 +10,15 @@ use tinker_types::{
 use super::training_runs::{AccessScope, Page};
 use crate::call::{Body, Call};
 use crate::client::Client;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::machine::RetryPolicy;
 use crate::pools::TrafficClass;
 
 /// Time for a heartbeat: the next one comes soon.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the end of a session: who ends one wants to leave, and the server ends it anyway when
+/// its heartbeats cease.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Client {
     /// Opens a session.
@@ -49,7 +52,7 @@ impl Client {
         self.send(call).await.map(drop)
     }
 
-    /// Ends a session; the first reason given wins.
+    /// Ends a session: one attempt, 3 s in all. The first reason given wins.
     ///
     /// Endpoint: `POST /api/v1/sessions/{id}/finish`.
     ///
@@ -64,8 +67,17 @@ impl Client {
             .base_url()
             .join(SESSIONS, [session_id.as_str(), "finish"]);
         let call = Call::new(self, reqwest::Method::POST, TrafficClass::Session, url)
-            .body(Body::json(request)?);
-        self.send(call).await.map(drop)
+            .body(Body::json(request)?)
+            .retry(RetryPolicy::never())
+            .timeout(FINISH_TIMEOUT);
+        // A token that has to be fetched first counts, too.
+        tokio::select! {
+            outcome = self.send(call) => outcome.map(drop),
+            () = self.sleep(FINISH_TIMEOUT) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("session {session_id} was not ended within {FINISH_TIMEOUT:?}"),
+            )),
+        }
     }
 
     /// Lists sessions, newest first.

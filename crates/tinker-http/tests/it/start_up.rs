@@ -1,7 +1,10 @@
 //! Settings, tokens and their refusal.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tinker_http::ErrorKind;
+use tinker_types::{FinishReason, FinishSessionRequest};
 
 use crate::support::*;
 
@@ -82,6 +85,58 @@ async fn the_key_is_exchanged_and_a_refused_token_is_replaced_once() {
             .iter()
             .all(|r| header(r, "x-api-key") == Some("tml-secret"))
     );
+}
+
+/// A token that is due at once and valid for a minute: {"exp":1060,"iat":1000}.
+const SHORT: &str = "eyJs.eyJleHAiOjEwNjAsImlhdCI6MTAwMH0.x";
+
+#[tokio::test]
+async fn a_failing_refresh_is_tried_once_a_minute_and_the_old_token_serves() {
+    let server = server_with(json!({"pjwt_auth_enabled": true})).await;
+    let tokens = [ok(json!({"jwt": SHORT})), status(503)];
+    script(&server, "POST", "/api/v1/auth/token", tokens).await;
+    script(
+        &server,
+        "GET",
+        CAPABILITIES,
+        [ok(json!({"supported_models": []}))],
+    )
+    .await;
+    let client = client(&server);
+
+    for _ in 0..4 {
+        client.get_server_capabilities().await.unwrap();
+    }
+
+    let sent = requests(&server, CAPABILITIES).await;
+    assert!(sent.iter().all(|r| header(r, "x-api-key") == Some(SHORT)));
+    assert_eq!(requests(&server, "/api/v1/auth/token").await.len(), 2);
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_tried_once_and_not_waited_for() {
+    let server = server().await;
+    let route = "/api/v1/sessions/S1/finish";
+    let slow = status(200).set_delay(Duration::from_secs(600));
+    script(&server, "POST", route, [status(503), slow]).await;
+    let client = client(&server);
+    let session = "S1".parse().unwrap();
+    let request = FinishSessionRequest {
+        reason: FinishReason::Success,
+        detail: None,
+    };
+
+    let failed = client.finish_session(&session, &request).await.unwrap_err();
+    // Only the client's clock is stopped; it leaps whenever the client waits.
+    tokio::time::pause();
+    let asked_at = client.now();
+    let late = client.finish_session(&session, &request).await.unwrap_err();
+
+    assert_eq!(failed.attempts(), 1);
+    assert_eq!(*late.kind(), ErrorKind::Timeout);
+    let took = client.now() - asked_at;
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(requests(&server, route).await.len() <= 2);
 }
 
 #[tokio::test]
