@@ -2,9 +2,9 @@
 
 use tinker_http::{AccessScope, Client, Page};
 use tinker_types::{
-    Checkpoint, CheckpointsResponse, ProjectId, SamplerInfo, SamplingSessionId, ServerCapabilities,
-    SessionId, SessionInfo, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse,
-    WeightsInfo,
+    Checkpoint, CheckpointsResponse, Cursor, ProjectId, SamplerInfo, SamplingSessionId,
+    ServerCapabilities, SessionId, SessionInfo, TinkerPath, TrainingRun, TrainingRunId,
+    TrainingRunsResponse, WeightsInfo,
 };
 
 use crate::error::Result;
@@ -69,9 +69,9 @@ impl RestClient {
     pub async fn list_all_training_runs(&self, limit: Option<u64>) -> Result<Vec<TrainingRun>> {
         let mut runs = Vec::new();
         while let Some(page) = next_page(runs.len(), limit) {
-            let rows = self.list_training_runs(page).await?.training_runs;
-            let is_last = (rows.len() as u64) < page.limit;
-            runs.extend(rows);
+            let answer = self.list_training_runs(page).await?;
+            let is_last = is_last(page, answer.training_runs.len(), Some(&answer.cursor));
+            runs.extend(answer.training_runs);
             if is_last {
                 break;
             }
@@ -117,9 +117,9 @@ impl RestClient {
     pub async fn list_all_user_checkpoints(&self, limit: Option<u64>) -> Result<Vec<Checkpoint>> {
         let mut checkpoints = Vec::new();
         while let Some(page) = next_page(checkpoints.len(), limit) {
-            let rows = self.list_user_checkpoints(page).await?.checkpoints;
-            let is_last = (rows.len() as u64) < page.limit;
-            checkpoints.extend(rows);
+            let answer = self.list_user_checkpoints(page).await?;
+            let is_last = is_last(page, answer.checkpoints.len(), answer.cursor.as_ref());
+            checkpoints.extend(answer.checkpoints);
             if is_last {
                 break;
             }
@@ -202,9 +202,47 @@ fn next_page(n_rows: usize, limit: Option<u64>) -> Option<Page> {
     })
 }
 
+/// Whether nothing follows a page of `n_rows`. Servers may give fewer rows than asked for; without
+/// a cursor, a page that is not full is the last.
+fn is_last(page: Page, n_rows: usize, cursor: Option<&Cursor>) -> bool {
+    let n_rows = n_rows as u64;
+    let is_short = match cursor {
+        Some(cursor) => page.offset + n_rows >= cursor.total_count,
+        None => n_rows < page.limit,
+    };
+    n_rows == 0 || is_short
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_end_at_the_total_or_at_an_empty_page() {
+        let page = |offset| Page { limit: 100, offset };
+        for (page, n_rows, total_count, expected) in [
+            (page(0), 100, None, false),
+            (page(0), 99, None, true),
+            (page(0), 0, None, true),
+            (page(0), 50, Some(120), false),
+            (page(50), 50, Some(120), false),
+            (page(100), 20, Some(120), true),
+            (page(100), 0, Some(120), true),
+            (page(0), 100, Some(100), true),
+            (page(0), 0, Some(0), true),
+        ] {
+            let cursor = total_count.map(|total_count| Cursor {
+                offset: page.offset,
+                limit: 50,
+                total_count,
+            });
+            assert_eq!(
+                is_last(page, n_rows, cursor.as_ref()),
+                expected,
+                "{page:?} {n_rows} {total_count:?}"
+            );
+        }
+    }
 
     #[test]
     fn pages_end_at_the_limit() {

@@ -52,6 +52,31 @@ async fn lists_are_read_to_the_end_or_to_the_limit() {
     assert!(requests(&server, "create_session").await.is_empty());
 }
 
+/// The same, never more than 50 rows and with the total.
+fn capped_page(request: &Request) -> wiremock::ResponseTemplate {
+    let query: std::collections::HashMap<_, _> = request.url.query_pairs().collect();
+    let offset: u64 = query["offset"].parse().unwrap();
+    let rows: Vec<Value> = (offset..130.min(offset + 50)).map(checkpoint).collect();
+    let cursor = json!({"offset": offset, "limit": 50, "total_count": 130});
+    ok(json!({"checkpoints": rows, "cursor": cursor}))
+}
+
+#[tokio::test]
+async fn lists_of_a_server_that_caps_its_pages_are_read_to_the_end() {
+    let server = server().await;
+    Mock::given(method("GET"))
+        .and(path("/api/v1/checkpoints"))
+        .respond_with(capped_page)
+        .mount(&server)
+        .await;
+
+    let rest = service(&server).rest_client();
+    let all = rest.list_all_user_checkpoints(None).await.unwrap();
+
+    assert_eq!(all.len(), 130);
+    assert_eq!(requests(&server, "checkpoints").await.len(), 3);
+}
+
 #[tokio::test]
 async fn a_checkpoint_is_found_in_its_run_or_is_none() {
     let server = server().await;
