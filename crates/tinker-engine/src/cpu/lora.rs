@@ -267,7 +267,6 @@ impl Adapter {
             turned: Buffer::zeros(layout.len),
             turned_a: Buffer::zeros(layout.turned_len),
             gradient: Buffer::zeros(0),
-        check_step(state)?;
             first_moment: Buffer::zeros(0),
             second_moment: Buffer::zeros(0),
             step: 0,
@@ -280,6 +279,7 @@ impl Adapter {
         let mut adapter = Self::zeros(arch, &state.spec)?;
         let layout = adapter.layout.clone();
         let places: Vec<TensorPlace> = layout.tensors(state.spec.rank).collect();
+        check_step(state)?;
         check_names(&places, "weight", &state.weights, false)?;
         check_names(&places, "moments", &state.moments, true)?;
         check_names(&places, "gradient", &state.gradient, true)?;
@@ -289,11 +289,6 @@ impl Adapter {
         }
         if !state.gradient.is_empty() {
             adapter.gradient = Buffer::zeros(layout.len);
-                if let Some(value) = second.iter().find(|v| **v < 0.0) {
-                    let name = &place.name;
-                    let message = format!("second moments of `{name}` hold {value}, below 0");
-                    return Err(Error::Invalid(message));
-                }
         }
         for place in &places {
             if let Some(tensor) = state.weights.get(&place.name) {
@@ -306,6 +301,11 @@ impl Adapter {
                 place.scatter(&tensor.data, &mut adapter.weights)?;
             }
             if let Some((first, second)) = state.moments.get(&place.name) {
+                if let Some(value) = second.iter().find(|v| **v < 0.0) {
+                    let name = &place.name;
+                    let message = format!("second moments of `{name}` hold {value}, below 0");
+                    return Err(Error::Invalid(message));
+                }
                 place.scatter(first, &mut adapter.first_moment)?;
                 place.scatter(second, &mut adapter.second_moment)?;
             }
@@ -344,7 +344,6 @@ impl Adapter {
             if !self.gradient.is_empty() {
                 state
                     .gradient
-            step: 0,
                     .insert(place.name.clone(), place.gather(&self.gradient));
             }
         }
@@ -357,6 +356,7 @@ impl Adapter {
             gradient: Buffer::zeros(0),
             first_moment: Buffer::zeros(0),
             second_moment: Buffer::zeros(0),
+            step: 0,
             ..self.clone()
         }
     }
@@ -451,6 +451,18 @@ impl Adapter {
         })
     }
 
+    /// Checks that a step with this gradient and these moments leaves every value finite.
+    fn check_update<'a>(
+        &self,
+        step: AdamStep,
+        [gradient, first, second]: [&'a [f32]; 3],
+        pool: &Pool,
+    ) -> Result<()> {
+        let len = self.layout.len;
+        let finite = |w: &[f32], at: usize| {
+            let of = |x: &'a [f32]| &x[at..at + w.len()];
+            elementwise::adamw_stays_finite(step, w, of(gradient), of(first), of(second))
+        };
         let overflowed = AtomicBool::new(false);
         pool.run(len.div_ceil(CHUNK), &|i| {
             let start = i * CHUNK;
@@ -473,18 +485,6 @@ impl Adapter {
     /// Takes a step that is known to stay finite.
     fn update(&mut self, step: AdamStep, pool: &Pool) {
         let len = self.layout.len;
-    /// Checks that a step with this gradient and these moments leaves every value finite.
-    fn check_update<'a>(
-        &self,
-        step: AdamStep,
-        [gradient, first, second]: [&'a [f32]; 3],
-        pool: &Pool,
-    ) -> Result<()> {
-        let len = self.layout.len;
-        let finite = |w: &[f32], at: usize| {
-            let of = |x: &'a [f32]| &x[at..at + w.len()];
-            elementwise::adamw_stays_finite(step, w, of(gradient), of(first), of(second))
-        };
         let (weights, first, second) = (
             SharedMut::new(&mut self.weights),
             SharedMut::new(&mut self.first_moment),
@@ -535,6 +535,18 @@ fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32], st
 /// Elements that one task of an optimizer step handles.
 const CHUNK: usize = 1 << 14;
 
+/// Global L2 norm; chunks are added in order, whoever computed them.
+fn norm(gradient: &[f32], pool: &Pool) -> f64 {
+    let mut sums = vec![0.0f64; gradient.len().div_ceil(CHUNK)];
+    let shared = SharedMut::new(&mut sums);
+    pool.run(gradient.len().div_ceil(CHUNK), &|i| {
+        let chunk = &gradient[i * CHUNK..gradient.len().min((i + 1) * CHUNK)];
+        // SAFETY: each task writes its own element.
+        unsafe { shared.slice(i, 1)[0] = elementwise::sum_of_squares(chunk) };
+    });
+    sums.iter().sum::<f64>().sqrt()
+}
+
 /// Checks that moments and the number of steps that made them fit.
 fn check_step(state: &AdapterState) -> Result<()> {
     // Beyond it `f64`, in which moments are corrected, does not tell steps apart.
@@ -550,18 +562,6 @@ fn check_step(state: &AdapterState) -> Result<()> {
         return Err(Error::Invalid(message));
     }
     Ok(())
-}
-
-/// Global L2 norm; chunks are added in order, whoever computed them.
-fn norm(gradient: &[f32], pool: &Pool) -> f64 {
-    let mut sums = vec![0.0f64; gradient.len().div_ceil(CHUNK)];
-    let shared = SharedMut::new(&mut sums);
-    pool.run(gradient.len().div_ceil(CHUNK), &|i| {
-        let chunk = &gradient[i * CHUNK..gradient.len().min((i + 1) * CHUNK)];
-        // SAFETY: each task writes its own element.
-        unsafe { shared.slice(i, 1)[0] = elementwise::sum_of_squares(chunk) };
-    });
-    sums.iter().sum::<f64>().sqrt()
 }
 
 /// Checks that `names` are those of `places`, all of them and no others; or none at all.

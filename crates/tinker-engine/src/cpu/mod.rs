@@ -49,7 +49,7 @@ struct Cpu {
     model: Model,
     pool: Pool,
     workspaces: Vec<Workspace>,
-    /// Buffers for gradients of sequences, kept between calls.
+    /// Buffers for gradients of sequences, kept between calls: at most one per thread.
     spare: Vec<Buffer>,
     scratch: Scratch,
     adapters: BTreeMap<AdapterId, Arc<Adapter>>,
@@ -165,6 +165,9 @@ impl Backend for Cpu {
 
     fn drop_adapter(&mut self, adapter: AdapterId) {
         self.adapters.remove(&adapter);
+        if self.adapters.is_empty() {
+            self.spare.clear();
+        }
     }
 
     fn forward(
@@ -206,6 +209,8 @@ impl Backend for Cpu {
             &mut self.spare,
         );
         adapter.gradient = gradient;
+        self.spare.retain(|buffer| !buffer.is_empty());
+        self.spare.truncate(self.pool.threads());
         outputs
     }
 
@@ -307,5 +312,45 @@ impl Backend for Cpu {
         };
         self.slots.extend(taken);
         Ok(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::Loss;
+
+    #[test]
+    fn gradients_are_kept_for_reuse_up_to_one_per_thread_and_while_there_are_adapters() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = root.join("../../fixtures/numerics/llama");
+        let mut cpu = Cpu::new(Model::load(&dir).unwrap(), 2);
+        let spec = LoraSpec {
+            rank: 2,
+            seed: 1,
+            train_attn: true,
+            train_mlp: true,
+            train_unembed: false,
+        };
+        let adapters = [(); 2].map(|()| cpu.create_adapter(&spec).unwrap());
+        // A long sequence first, so that gradients of later ones wait for it.
+        let sequence = |n: usize| TrainSequence {
+            tokens: vec![1; n],
+            targets: vec![2; n],
+            k: 1,
+            loss: Loss::CrossEntropy {
+                weights: vec![1.0; n],
+            },
+        };
+        let batch = [200, 1, 1, 1, 1, 1, 1, 1].map(sequence);
+        for adapter in [adapters[0], adapters[1], adapters[0]] {
+            cpu.forward_backward(adapter, &batch).unwrap();
+            assert!((1..=2).contains(&cpu.spare.len()), "{}", cpu.spare.len());
+        }
+
+        cpu.drop_adapter(adapters[0]);
+        assert!(!cpu.spare.is_empty());
+        cpu.drop_adapter(adapters[1]);
+        assert!(cpu.spare.is_empty());
     }
 }
