@@ -23,6 +23,22 @@ pub enum Event {
         /// How long it was away.
         after: Duration,
     },
+    /// The server takes polls and leaves them unanswered; the client goes on asking.
+    ServerSilent {
+        /// The future.
+        request_id: RequestId,
+        /// Of what operation.
+        request_type: RequestType,
+        /// For how long.
+        since: Duration,
+    },
+    /// It answers polls of that future again.
+    ServerAnswers {
+        /// The future.
+        request_id: RequestId,
+        /// How long it was silent.
+        after: Duration,
+    },
     /// A call failed and will be sent again.
     Retrying {
         /// Path of the call.

@@ -13,7 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::future_driver::Resolved;
 use crate::limits::BytePermit;
-use crate::machine::{Failure, PollEnd, PollEvent, QueueWatch, RetryPolicy};
+use crate::machine::{
+    Failure, PollEnd, PollEvent, QueueWatch, RetryPolicy, SilenceNews, SilenceWatch,
+};
 use crate::pools::TrafficClass;
 use crate::request_type::RequestType;
 
@@ -26,6 +28,7 @@ pub(crate) struct Inquiry<'a> {
     started: Duration,
     n_asks: u32,
     queue: QueueWatch,
+    silence: SilenceWatch,
     /// Held until the result is decoded.
     permit: Option<BytePermit>,
     last: Option<Last>,
@@ -53,6 +56,7 @@ impl<'a> Inquiry<'a> {
             started: client.now(),
             n_asks: 0,
             queue: QueueWatch::default(),
+            silence: SilenceWatch::default(),
             permit: None,
             last: None,
         }
@@ -62,6 +66,13 @@ impl<'a> Inquiry<'a> {
         &mut self,
         allow_metadata_only: bool,
     ) -> Result<PollEvent> {
+        let sent_at = self.client.now();
+        let event = self.ask_once::<T>(allow_metadata_only).await?;
+        self.note_silence(sent_at, event);
+        Ok(event)
+    }
+
+    async fn ask_once<T: FutureResult>(&mut self, allow_metadata_only: bool) -> Result<PollEvent> {
         let call = self.call::<T>(allow_metadata_only)?;
         let exchange = self.client.config().await?.pjwt_auth_enabled;
         self.n_asks += 1;
@@ -150,6 +161,22 @@ impl<'a> Inquiry<'a> {
                 state,
                 reason,
             });
+        }
+    }
+
+    fn note_silence(&mut self, sent_at: Duration, event: PollEvent) {
+        let request_id = self.request_id.clone();
+        match self.silence.observe(sent_at, self.client.now(), event) {
+            None => {}
+            Some(SilenceNews::Silent(since)) => self.client.tell(&Event::ServerSilent {
+                request_id,
+                request_type: self.request_type,
+                since,
+            }),
+            Some(SilenceNews::Answers(after)) => {
+                self.client
+                    .tell(&Event::ServerAnswers { request_id, after });
+            }
         }
     }
 

@@ -29,6 +29,18 @@ fn tell(ui: &Ui, is_lost: &AtomicBool, event: &Event) {
                 human::duration(*after)
             ));
         }
+        Event::ServerSilent {
+            request_type,
+            since,
+            ..
+        } => ui.warn(format_args!(
+            "the server has not answered for {} (asked for {request_type}); waiting for it",
+            human::duration(*since)
+        )),
+        Event::ServerAnswers { after, .. } => ui.note(format_args!(
+            "the server answers again after {}",
+            human::duration(*after)
+        )),
         // Every attempt fails while the server is away, which was said.
         Event::Retrying { .. } if is_lost.load(Ordering::Relaxed) => {}
         Event::Retrying {

@@ -12,5 +12,7 @@ mod retry;
 pub use backoff::Backoff;
 pub use limit::{ByteBudget, SharedPause};
 pub use link::Link;
-pub use poll::{FuturePoll, PollEnd, PollEvent, PollPolicy, PollStep, QueueWatch};
+pub use poll::{
+    FuturePoll, PollEnd, PollEvent, PollPolicy, PollStep, QueueWatch, SilenceNews, SilenceWatch,
+};
 pub use retry::{Class, Decision, Failure, RetryPolicy, RetryState, classify, parse_retry_after};

@@ -256,5 +256,50 @@ impl QueueWatch {
     }
 }
 
+/// Time-outs in a row that mean more than a long hold.
+const SILENT_POLLS: u32 = 2;
+
+/// Notices when a server leaves polls of one future unanswered, and when it answers again.
+#[derive(Debug, Clone, Default)]
+pub struct SilenceWatch {
+    since: Option<Duration>,
+    n_timeouts: u32,
+}
+
+/// What a [`SilenceWatch`] noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SilenceNews {
+    /// Two polls in a row were not answered; the first was sent this long ago.
+    Silent(Duration),
+    /// It answers, this long after the first poll that it did not answer was sent.
+    Answers(Duration),
+}
+
+impl SilenceWatch {
+    /// Takes note of what became of a poll that was sent at `sent_at`.
+    pub fn observe(
+        &mut self,
+        sent_at: Duration,
+        now: Duration,
+        event: PollEvent,
+    ) -> Option<SilenceNews> {
+        let since = *self.since.get_or_insert(sent_at);
+        let silence = now.saturating_sub(since);
+        match event {
+            PollEvent::TimedOut => {
+                self.n_timeouts = self.n_timeouts.saturating_add(1);
+                (self.n_timeouts == SILENT_POLLS).then_some(SilenceNews::Silent(silence))
+            }
+            // No answer either; told as the loss of the server.
+            PollEvent::ConnectionLost => None,
+            _ => {
+                let was_silent = self.n_timeouts >= SILENT_POLLS;
+                *self = Self::default();
+                was_silent.then_some(SilenceNews::Answers(silence))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

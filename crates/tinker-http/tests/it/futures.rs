@@ -1,8 +1,10 @@
 //! Waiting for results.
 
+use std::time::Duration;
+
 use prost::Message;
 use serde_json::{Value, json};
-use tinker_http::{ErrorKind, Event, RequestType, Resolved};
+use tinker_http::{ErrorKind, Event, RequestType, Resolved, Timeouts};
 use tinker_types::{ErrorCategory, ForwardBackwardOutput, PROTOBUF, QueueState, RequestId, proto};
 use wiremock::{MockServer, ResponseTemplate};
 
@@ -165,9 +167,35 @@ async fn queue_news_reaches_the_observer_once() {
 }
 
 #[tokio::test]
+async fn a_hung_server_is_told_and_waited_for() {
+    let hung = done().set_delay(Duration::from_secs(600));
+    let server = answers([hung.clone(), hung.clone(), hung, done()]).await;
+    let heard = Heard::default();
+    let timeouts = Timeouts {
+        retrieve: Duration::from_millis(50),
+        ..Timeouts::default()
+    };
+    let builder = heard.attach(builder(&server.uri())).timeouts(timeouts);
+    let client = builder.build().unwrap();
+
+    client.retrieve_optim_step(&id(), None).await.unwrap();
+
+    let events = heard.events();
+    assert!(
+        matches!(events[0], Event::ServerSilent { .. }),
+        "{events:?}"
+    );
+    assert!(
+        matches!(events[1], Event::ServerAnswers { .. }),
+        "{events:?}"
+    );
+    assert_eq!(events.len(), 2, "{events:?}");
+}
+
+#[tokio::test]
 async fn asks_are_numbered_and_the_round_trip_is_told_once() {
     let server = answers([status(408), status(408), done()]).await;
-    let took = std::time::Duration::from_millis(250);
+    let took = Duration::from_millis(250);
 
     client(&server)
         .retrieve_optim_step(&id(), Some(took))

@@ -198,6 +198,29 @@ fn queue_news_is_told_once_per_state_and_reason_in_any_case() {
     assert_eq!(watch.observe(&serde_json::from_str("{}").unwrap()), None);
 }
 
+#[test]
+fn silence_is_told_after_two_polls_and_once_more_when_it_ends() {
+    use SilenceNews::{Answers, Silent};
+
+    let secs = Duration::from_secs;
+    let mut watch = SilenceWatch::default();
+    for (sent_at, now, event, expected) in [
+        (0, 45, TimedOut, None),
+        (45, 50, TryAgain, None),
+        (50, 95, TimedOut, None),
+        (95, 140, TimedOut, Some(Silent(secs(90)))),
+        (140, 185, TimedOut, None),
+        (185, 186, ConnectionLost, None),
+        (190, 200, TryAgain, Some(Answers(secs(150)))),
+        (200, 245, TimedOut, None),
+        (245, 290, TimedOut, Some(Silent(secs(90)))),
+        (290, 300, Done, Some(Answers(secs(100)))),
+    ] {
+        let news = watch.observe(secs(sent_at), secs(now), event);
+        assert_eq!(news, expected, "at {now} s after {event:?}");
+    }
+}
+
 fn any_event() -> impl Strategy<Value = PollEvent> {
     prop_oneof![
         Just(TryAgain),
