@@ -103,7 +103,7 @@ impl From<Error> for ApiError {
             Error::Stopping => Self::stopping(),
             // The path in a disk error is the user's own: it is their machine.
             Error::Io { .. } => Self::internal(error.to_string(), error.with_causes()),
-            Error::Corrupt { .. } => Self::bad_request(error.to_string()),
+            Error::Corrupt { .. } | Error::Newer { .. } => Self::bad_request(error.to_string()),
             other => Self::internal("internal error; see the server's log", other.with_causes()),
         }
     }

@@ -243,10 +243,13 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
     let manifest: Manifest =
         serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
     if manifest.format_version > FORMAT_VERSION {
-        return Err(corrupt(format!(
-            "its format version {} is newer than this program's {FORMAT_VERSION}: use a newer tinker",
-            manifest.format_version
-        )));
+        return Err(Error::Newer {
+            message: format!(
+                "its format version {} is newer than this program's {FORMAT_VERSION}: use a newer tinker",
+                manifest.format_version
+            ),
+            path,
+        });
     }
     Ok(Some(manifest))
 }

@@ -10,6 +10,12 @@ pub(crate) fn now() -> Millis {
     jiff::Timestamp::now().as_millisecond()
 }
 
+/// Reads [`timestamp`]'s text back.
+pub(crate) fn millis(text: &Timestamp) -> Option<Millis> {
+    let moment: jiff::Timestamp = text.0.parse().ok()?;
+    Some(moment.as_millisecond())
+}
+
 /// RFC 3339 text, as answers carry it.
 pub(crate) fn timestamp(at: Millis) -> Timestamp {
     let moment = jiff::Timestamp::from_millisecond(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);

@@ -200,10 +200,17 @@ impl Core {
             Arc::clone(&self.futures),
         )?;
         let oldest = snapshots(&self.paths.snapshots(run))?.into_iter().next();
-        if let Some(seq) = oldest {
+        // A snapshot may hold an operation whose result a crash kept from the log.
+        let is_finished = |seq: &u64| journal.is_finished_to(*seq);
+        if let Some(seq) = oldest.filter(is_finished) {
             journal.raise_floor(seq);
         }
         Ok(journal)
+    }
+
+    /// The operations that are being tried again.
+    pub(crate) fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        lock(&self.attempts)
     }
 
     /// The log of all samples.
@@ -369,13 +376,14 @@ pub(crate) fn snapshot_dir(snapshots: &Path, seq: u64) -> PathBuf {
 /// The newest snapshot of a run that can be read.
 ///
 /// # Errors
-/// If the directory cannot be read.
+/// If the directory cannot be read, or a newer program wrote into it.
 pub(crate) fn newest_snapshot(
     dir: &Path,
 ) -> Result<Option<(bundle::Manifest, tinker_engine::AdapterState)>> {
     for seq in snapshots(dir)?.into_iter().rev() {
         match bundle::read(&snapshot_dir(dir, seq), true) {
             Ok(found) => return Ok(Some(found)),
+            Err(error @ Error::Newer { .. }) => return Err(error),
             Err(error) => {
                 tracing::error!(
                     error = error.with_causes(),

@@ -50,6 +50,14 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A file that another, newer version of this program wrote.
+    #[error("cannot read {path}: {message}", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Which version, and what to do.
+        message: String,
+    },
     /// A model, checkpoint, run or session that does not exist; the text lists what does.
     #[error("{0}")]
     NotFound(String),
@@ -74,6 +82,15 @@ impl Error {
             action,
             path: path.to_owned(),
             source,
+        }
+    }
+
+    /// Whether the same operation may succeed later: the server's surroundings are at fault.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() != io::ErrorKind::NotFound,
+            Self::Database(_) => true,
+            _ => false,
         }
     }
 

@@ -81,6 +81,8 @@ pub(crate) struct Found {
     pub(crate) seq: u64,
     /// How it ended, if it did.
     pub(crate) finished: Option<Form>,
+    /// When it ended, or when it was accepted.
+    pub(crate) at: Millis,
 }
 
 /// The log of one scope with its index.
@@ -145,6 +147,7 @@ impl Journal {
                 kind: entry.kind,
                 seq: entry.seq,
                 finished: entry.finished.map(|f| f.form),
+                at: entry.finished.map_or(entry.at, |f| f.at),
             })
             .collect();
         all.sort_by(|a, b| (a.seq, &a.request_id).cmp(&(b.seq, &b.request_id)));
@@ -159,6 +162,12 @@ impl Journal {
     /// Whether everything accepted is finished, and its result in the log.
     pub(crate) fn is_settled(&self) -> bool {
         self.n_pending == 0 && self.unlogged.is_empty()
+    }
+
+    /// Whether no operation up to `seq` is unfinished.
+    pub(crate) fn is_finished_to(&self, seq: u64) -> bool {
+        let mut early = self.entries.values().filter(|e| e.seq <= seq);
+        early.all(|e| e.finished.is_some())
     }
 
     /// Says that operations up to `seq` are part of a snapshot.

@@ -29,6 +29,11 @@ pub(crate) enum OpKind {
 }
 
 impl OpKind {
+    /// Whether it makes its training run.
+    pub(crate) const fn creates_run(self) -> bool {
+        matches!(self, Self::CreateModel | Self::CreateFromWeights)
+    }
+
     /// Whether two bodies are the same protobuf or JSON value; map order may differ.
     pub(crate) fn same_request(self, a: &[u8], b: &[u8]) -> bool {
         if a == b {
@@ -185,6 +190,7 @@ impl From<Error> for Outcome {
             | Error::NotFound(_)
             | Error::Conflict(_)
             | Error::Corrupt { .. }
+            | Error::Newer { .. }
             | Error::Engine(Engine::Invalid(_) | Engine::NotFinite(_) | Engine::Model { .. }) => {
                 Self::refused(error.to_string())
             }

@@ -257,9 +257,11 @@ fn read_segment<H: DeserializeOwned>(
         let parsed =
             split(payload).and_then(|(header, _body)| serde_json::from_slice(&header).ok());
         let Some(header) = parsed else {
-            return Err(Error::Corrupt {
+            return Err(Error::Newer {
                 path: path.to_owned(),
-                message: format!("the record at byte {offset} was written by another version"),
+                message: format!(
+                    "the record at byte {offset} was written by another version: use a newer tinker"
+                ),
             });
         };
         let location = Location { segment, offset };

@@ -14,7 +14,7 @@ use super::base::Base;
 use super::{Queued, Worker};
 use crate::bundle::{self, FORMAT_VERSION, Manifest};
 use crate::catalog::Run;
-use crate::clock::{now, timestamp};
+use crate::clock::{Millis, millis, now, timestamp};
 use crate::core::{lock, newest_snapshot, snapshot_dir, snapshots};
 use crate::disk::remove_dir;
 use crate::error::{Error, Result};
@@ -46,7 +46,12 @@ impl Worker {
         };
         let body = lock(&journal).body(&queued.request_id);
         let outcome = match body.map(|body| Operation::decode(queued.kind, &body)) {
-            Ok(Ok(operation)) => self.perform(run, seq, queued, &operation),
+            Ok(Ok(operation)) => match &operation {
+                Operation::CreateFromWeights(request) | Operation::LoadWeights(request) => {
+                    self.load(run, seq, queued, &operation, request)
+                }
+                _ => self.perform(run, seq, queued, &operation),
+            },
             Ok(Err(malformed)) => Ok(Outcome::refused(malformed.to_string())),
             Err(error) => Err(error),
         };
@@ -124,7 +129,7 @@ impl Worker {
         let row = self.usable(run)?;
         let journal = self.core.journal(run)?;
         let snapshot = newest_snapshot(&self.core.paths.snapshots(run))?;
-        let from = match snapshot {
+        let mut next = match snapshot {
             Some((manifest, state)) => {
                 let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
                 self.insert(run, &row, adapter, state.spec, manifest.seq_id);
@@ -133,14 +138,19 @@ impl Worker {
             None => 0,
         };
         let history = lock(&journal).found();
-        for found in history.into_iter().filter(|f| f.seq >= from) {
-            match found.finished {
-                None => break,
-                Some(Form::Failed) => {}
-                Some(_) => {
-                    let body = lock(&journal).body(&found.request_id)?;
-                    self.repeat(run, &found, &body)?;
+        let first = next;
+        for found in history.into_iter().filter(|f| f.seq >= first) {
+            let Some(form) = found.finished else { break };
+            if found.seq != next {
+                return Err(self.lost(run, next));
+            }
+            next += 1;
+            if form != Form::Failed {
+                if !self.runs.contains_key(run) && !found.kind.creates_run() {
+                    return Err(self.lost(run, 0));
                 }
+                let body = lock(&journal).body(&found.request_id)?;
+                self.repeat(run, &found, &body)?;
             }
             if let Some(active) = self.runs.get_mut(run) {
                 active.applied = found.seq;
@@ -155,6 +165,16 @@ impl Worker {
         )))
     }
 
+    /// What is left on disk does not suffice for a run.
+    fn lost(&self, run: &TrainingRunId, seq: u64) -> Error {
+        Error::Corrupt {
+            path: self.core.paths.snapshots(run),
+            message: format!(
+                "training run {run} has no readable snapshot after operation {seq}, which is no longer in its log: start a new run from its last checkpoint"
+            ),
+        }
+    }
+
     /// Executes an operation again whose result is known, for its effect on the adapter.
     fn repeat(
         &mut self,
@@ -166,6 +186,10 @@ impl Worker {
             .map_err(|error| Error::Invalid(error.to_string()))?;
         if !operation.changes_adapter() {
             return Ok(());
+        }
+        if let Operation::LoadWeights(request) | Operation::CreateFromWeights(request) = &operation
+        {
+            self.check_unchanged(request, found.at)?;
         }
         let queued = Queued {
             request_id: found.request_id.clone(),
@@ -179,6 +203,23 @@ impl Worker {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses to load a checkpoint again that was written after it was loaded: it holds other
+    /// weights than the run was trained on.
+    fn check_unchanged(&self, request: &LoadWeightsRequest, loaded_at: Millis) -> Result<()> {
+        let dir = self.core.paths.checkpoint(&request.path);
+        let written = bundle::read_manifest(&dir)?.and_then(|m| millis(&m.created_at));
+        if written.is_none_or(|at| at <= loaded_at) {
+            return Ok(());
+        }
+        Err(Error::Corrupt {
+            path: dir,
+            message: format!(
+                "{} was overwritten after a training run had loaded it, and the run's own copy cannot be read",
+                request.path
+            ),
+        })
     }
 
     fn usable(&self, run: &TrainingRunId) -> Result<Run> {
@@ -260,16 +301,12 @@ impl Worker {
         let row = self.usable(run)?;
         let loaded = self.import(&row, request);
         let (adapter, spec) = loaded.inspect_err(|error| {
-            self.note_unusable(run, &error.to_string());
+            if !(error.is_passing() || matches!(error, Error::Newer { .. })) {
+                self.note_unusable(run, &error.to_string());
+            }
         })?;
         self.insert(run, &row, adapter, spec, 0);
-        // From here on the run no longer needs the checkpoint, which may be deleted.
-        self.mark_for_snapshot(run);
-        Ok(Outcome::json(&LoadWeightsResponse {
-            path: Some(request.path.clone()),
-            model_id: Some(run.clone()),
-            tag: Default::default(),
-        }))
+        Ok(loaded_weights(run, request))
     }
 
     fn load_weights(
@@ -284,12 +321,7 @@ impl Worker {
         base.backend.drop_adapter(active.adapter);
         active.adapter = adapter;
         active.spec = spec;
-        self.mark_for_snapshot(run);
-        Ok(Outcome::json(&LoadWeightsResponse {
-            path: Some(request.path.clone()),
-            model_id: Some(run.clone()),
-            tag: Default::default(),
-        }))
+        Ok(loaded_weights(run, request))
     }
 
     fn import(&mut self, row: &Run, request: &LoadWeightsRequest) -> Result<(AdapterId, LoraSpec)> {
@@ -309,11 +341,40 @@ impl Worker {
         Ok((adapter, state.spec))
     }
 
-    fn mark_for_snapshot(&mut self, run: &TrainingRunId) {
-        let every = self.core.limits.snapshot_every;
-        if let Some(active) = self.runs.get_mut(run) {
-            active.ops_since = every;
+    /// Executes an operation that reads a checkpoint, and saves what it read before anybody is told:
+    /// from here on the run no longer needs the checkpoint, which may be overwritten or deleted.
+    fn load(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        operation: &Operation,
+        request: &LoadWeightsRequest,
+    ) -> Result<Outcome> {
+        if self.holds_snapshot_of(run, seq)? {
+            return Ok(loaded_weights(run, request));
         }
+        let outcome = self.perform(run, seq, queued, operation)?;
+        if let Some(active) = self.runs.get_mut(run) {
+            active.applied = seq;
+            active.ops_since += 1;
+        }
+        if let Err(error) = self.snapshot(run) {
+            // What did not succeed leaves nothing behind.
+            self.free(run);
+            remove_dir(&snapshot_dir(&self.core.paths.snapshots(run), seq))?;
+            return Err(error);
+        }
+        Ok(outcome)
+    }
+
+    /// Whether this very operation is part of a snapshot: a crash came before its result was logged.
+    fn holds_snapshot_of(&mut self, run: &TrainingRunId, seq: u64) -> Result<bool> {
+        let known = snapshots(&self.core.paths.snapshots(run))?;
+        Ok(known.contains(&seq)
+            && self
+                .active(run)
+                .is_ok_and(|(_, active)| active.applied == seq))
     }
 
     fn forward_backward(
@@ -388,7 +449,11 @@ impl Worker {
         )?;
         active.ops_since = 0;
         active.time_since = Duration::ZERO;
-        drop_older(&dir, &journal)
+        if let Err(error) = drop_older(&dir, &journal) {
+            // The snapshot is good; the next one tries again.
+            tracing::warn!(run.id = %run, error = error.with_causes(), "cannot drop old snapshots");
+        }
+        Ok(())
     }
 }
 
@@ -443,6 +508,14 @@ pub(super) fn manifest(
         created_at: timestamp(now()),
         files: Default::default(),
     }
+}
+
+fn loaded_weights(run: &TrainingRunId, request: &LoadWeightsRequest) -> Outcome {
+    Outcome::json(&LoadWeightsResponse {
+        path: Some(request.path.clone()),
+        model_id: Some(run.clone()),
+        tag: Default::default(),
+    })
 }
 
 fn created_run(run: &TrainingRunId) -> Outcome {
