@@ -151,24 +151,50 @@ impl Worker {
     fn run(mut self) {
         let mut swept = Instant::now();
         loop {
-            if let Next::Leave { save } = self.take_commands() {
+            // A thread that ended here would leave everybody waiting without a word.
+            let turn = self.guarded(|worker| worker.turn(&mut swept));
+            if let Some(Next::Leave { save }) = turn {
                 if save {
                     self.save_all();
                 }
                 return;
             }
-            let started = Instant::now();
-            if let Some((run, seq, queued)) = self.queue.pop() {
-                self.operate(&run, seq, &queued);
-            }
-            // Sampling gets as much time as training just had, and at least one step.
-            let share = started.elapsed();
-            self.sample_for(share);
-            if swept.elapsed() > HOUSEKEEPING {
-                self.sweep();
-                swept = Instant::now();
+        }
+    }
+
+    /// Reads what there is to do and does some of it.
+    fn turn(&mut self, swept: &mut Instant) -> Next {
+        if let leave @ Next::Leave { .. } = self.take_commands() {
+            return leave;
+        }
+        let started = Instant::now();
+        if let Some((run, seq, queued)) = self.queue.pop() {
+            self.operate(&run, seq, &queued);
+        }
+        // Sampling gets as much time as training just had, and at least one step.
+        let share = started.elapsed();
+        self.sample_for(share);
+        if swept.elapsed() > HOUSEKEEPING {
+            *swept = Instant::now();
+            self.sweep();
+        }
+        Next::GoOn
+    }
+
+    /// Does something that must not end the thread; `None` after a panic.
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let guarded = std::panic::AssertUnwindSafe(|| work(&mut *self));
+        if let Ok(done) = std::panic::catch_unwind(guarded) {
+            return Some(done);
+        }
+        tracing::error!("the engine failed; its runs are rebuilt from snapshots and logs");
+        self.runs.clear();
+        for (_, base) in std::mem::take(&mut self.bases) {
+            for id in base.sampling.requests() {
+                self.core.samples().finish(&id, engine_failed());
             }
         }
+        None
     }
 
     /// Reads all commands that are there, waiting for one if there is nothing to do.
@@ -207,10 +233,16 @@ impl Worker {
                 self.queue.open(&run, next);
                 self.queue.push(&run, seq, Queued { request_id, kind });
             }
-            Command::Sample { request_id } => self.admit(&request_id),
+            Command::Sample { request_id } => {
+                let admitted = self.guarded(|worker| worker.admit(&request_id));
+                if admitted.is_none() {
+                    self.core.samples().finish(&request_id, engine_failed());
+                }
+            }
             Command::Cancel(request_id) => self.cancel(&request_id),
             Command::Unload { run, request_id } => {
-                let outcome = self.unload(&run);
+                let unloaded = self.guarded(|worker| worker.unload(&run));
+                let outcome = unloaded.unwrap_or_else(engine_failed);
                 self.core.futures.complete(&request_id, outcome, None);
             }
             Command::ForgetWeights(dir) => {
@@ -228,13 +260,9 @@ impl Worker {
     /// and throws the engine's state away; runs are rebuilt from snapshot and log.
     fn operate(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) {
         let guarded = std::panic::AssertUnwindSafe(|| self.attempt(run, seq, queued));
-        let outcome = std::panic::catch_unwind(guarded).unwrap_or_else(|_| {
-            self.discard_base_of(run);
-            Outcome::failed(
-                ErrorCategory::Server,
-                "the engine failed; see the server's log",
-            )
-        });
+        let executed = std::panic::catch_unwind(guarded);
+        let panicked = executed.is_err();
+        let outcome = executed.unwrap_or_else(|_| engine_failed());
         match self.core.journal(run) {
             Ok(journal) => lock(&journal).finish(&queued.request_id, outcome),
             Err(_) => self
@@ -243,7 +271,13 @@ impl Worker {
                 .complete(&queued.request_id, outcome, None),
         }
         self.core.attempts().end(&queued.request_id);
-        self.after_operation(run, seq);
+        self.guarded(|worker| {
+            if panicked {
+                worker.discard_base_of(run);
+            } else {
+                worker.after_operation(run, seq);
+            }
+        });
     }
 
     /// Executes an operation, unless it took the process down too often.
@@ -303,4 +337,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// The result of what a panic cut short.
+fn engine_failed() -> Outcome {
+    Outcome::failed(
+        ErrorCategory::Server,
+        "the engine failed; see the server's log",
+    )
 }

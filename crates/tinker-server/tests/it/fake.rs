@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tinker_engine::{
     AdamW, AdapterId, AdapterState, Backend, BaseInfo, Error, HostTensor, LoraSpec, OptimReport,
     Prefill, Result, SequenceOutput, SlotId, TrainSequence,
 };
+use tinker_server::LoadBackend;
 
 const NAME: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 pub(crate) const VOCAB: usize = 32;
@@ -16,6 +19,25 @@ pub(crate) const CONTEXT: usize = 64;
 /// Loads for any directory.
 pub(crate) fn load(_dir: &Path, _threads: usize) -> Result<Box<dyn Backend>> {
     Ok(Box::new(FakeBackend::new()))
+}
+
+/// What a backend does wrong.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    /// Refuses to train on these tokens.
+    pub(crate) refused: Option<Vec<u32>>,
+    /// Panics once in exporting an adapter.
+    pub(crate) export_panics: Arc<AtomicBool>,
+}
+
+/// Loads a backend with faults for any directory.
+pub(crate) fn load_with(faults: Faults) -> LoadBackend {
+    Arc::new(move |_dir, _threads| {
+        Ok(Box::new(FakeBackend {
+            faults: faults.clone(),
+            ..FakeBackend::new()
+        }))
+    })
 }
 
 #[derive(Debug)]
@@ -31,6 +53,7 @@ pub(crate) struct FakeBackend {
     adapters: BTreeMap<u64, AdapterState>,
     slots: BTreeMap<u64, Slot>,
     next: u64,
+    faults: Faults,
 }
 
 impl FakeBackend {
@@ -48,6 +71,7 @@ impl FakeBackend {
             adapters: BTreeMap::new(),
             slots: BTreeMap::new(),
             next: 0,
+            faults: Faults::default(),
         }
     }
 
@@ -146,6 +170,9 @@ impl Backend for FakeBackend {
     }
 
     fn export_adapter(&self, adapter: AdapterId) -> Result<AdapterState> {
+        if self.faults.export_panics.swap(false, Ordering::SeqCst) {
+            panic!("a bug in the export");
+        }
         self.state(adapter).cloned()
     }
 
@@ -177,6 +204,10 @@ impl Backend for FakeBackend {
     ) -> Result<Vec<SequenceOutput>> {
         if sequences.iter().any(|s| s.tokens == [13, 13, 13]) {
             panic!("a bug in the engine");
+        }
+        let refused = self.faults.refused.as_ref();
+        if refused.is_some_and(|refused| sequences.iter().any(|s| s.tokens == *refused)) {
+            return Err(Error::Invalid("tokens that this backend refuses".into()));
         }
         let outputs = self.outputs(Some(adapter), sequences)?;
         let weights = self.weights(Some(adapter))?;
