@@ -13,6 +13,7 @@ mod fake;
 mod harness;
 mod lifecycle;
 mod real_engine;
+mod recovery;
 mod sampling;
 mod sessions;
 mod training;
