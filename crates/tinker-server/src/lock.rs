@@ -158,7 +158,7 @@ impl HomeLock {
         let file = options
             .open(&path)
             .map_err(|source| Error::io("write", &path, source))?;
-        match try_lock(&file, || std::thread::sleep(BETWEEN_TRIES)) {
+        match try_lock(&file, || std::thread::park_timeout(BETWEEN_TRIES)) {
             Ok(()) => {
                 let lock = Self {
                     home: home.to_owned(),
