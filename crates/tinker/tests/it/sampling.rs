@@ -113,8 +113,25 @@ fn a_token_out_of_range_is_refused() {
 
     let finished = trained.home.run(&["sample", "--tokens-file", &file]);
 
-    assert_eq!(finished.code, 2, "{finished:?}");
-    assert!(finished.stderr.contains("99999999"), "{finished:?}");
+    finished.failed(2, "", "token 99999999");
+}
+
+#[test]
+fn a_line_that_cannot_be_answered_does_not_end_the_conversation() {
+    let trained = trained();
+    let long = "word ".repeat(3000);
+
+    let finished = trained.home.run_with_input(
+        &["chat", "-m", "@last", "--max-tokens", "8", "--json"],
+        &format!("Hello!\n{long}\nHello!\n"),
+    );
+
+    assert_eq!(finished.code, 1, "{finished:?}");
+    assert!(
+        finished.stderr.contains("error: 1 line not answered"),
+        "{finished:?}"
+    );
+    assert_eq!(finished.json()["messages"].as_array().unwrap().len(), 4);
 }
 
 #[test]

@@ -124,6 +124,27 @@ fn a_run_folder_is_not_used_twice() {
         "9",
     ]);
 
+    let config = trained.home.path("home/runs").join(RUN).join("config.json");
+    let config = std::fs::read_to_string(config).unwrap();
+    assert!(config.contains("\"server\": \"embedded\""), "{config}");
+    let refused = |flags: &[&str], message: &str| {
+        let args = ["train", "sft", "--resume", "--run", RUN];
+        let finished = trained.home.run_with_key(&[&args, flags].concat(), "tml-x");
+        finished.failed(4, message, "begin a new run");
+    };
+    refused(
+        &["--model", "x/y"],
+        "--model \"x/y\" differs from the run's",
+    );
+    refused(&["--test-size", "0.5"], "--test-size 187 differs from");
+    refused(
+        &["--load-checkpoint", &trained.state],
+        &format!("--load-checkpoint \"{}\" differs", trained.state),
+    );
+    refused(
+        &["--base-url", "http://127.0.0.1:1"],
+        "the run was trained on the embedded server, not on http://127.0.0.1:1",
+    );
     again.failed(4, "run folder", "already holds a run");
     assert!(!resumed.stderr.contains("hint:"), "{resumed:?}");
     resumed.failed(
@@ -147,6 +168,7 @@ fn interrupted_and_resumed_equals_uninterrupted() {
 
     running.wait_for("step 3/24");
     running.interrupt();
+    running.wait_for("finishing the step in flight, then saving; Ctrl-C again quits");
     let interrupted = running.finish();
     let resumed = home.run(&["resume", "cut", "--json"]).ok();
 
@@ -230,36 +252,86 @@ fn a_changed_data_file_is_not_resumed_from() {
     resumed.failed(4, "data file", "has changed since the run began");
 }
 
-#[test]
-fn damaged_weights_are_named() {
+/// Trains on a copy of the embedded model, changed by `damage`.
+fn train_on_damaged(damage: impl FnOnce(&Path)) -> Finished {
     let home = Home::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
-    std::fs::create_dir(home.path("model")).unwrap();
+    let model = home.path("model");
+    std::fs::create_dir(&model).unwrap();
     for name in [
         "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "generation_config.json",
+        "model.safetensors",
     ] {
-        std::fs::copy(source.join(name), home.path("model").join(name)).unwrap();
+        std::fs::copy(source.join(name), model.join(name)).unwrap();
     }
-    std::fs::write(home.path("model/model.safetensors"), b"not tensors").unwrap();
-
-    let finished = home.run(&[
+    damage(&model);
+    let data = pirate();
+    home.run(&[
         "train",
         "sft",
-        &pirate(),
+        &data,
         "-m",
         "./model",
         "--renderer",
         "qwen3_instruct",
         "--lr",
         "1e-3",
-    ]);
+    ])
+}
 
-    assert_ne!(finished.code, 0, "{finished:#?}");
-    assert!(
-        finished.stderr.contains("model.safetensors"),
-        "{finished:#?}"
+#[test]
+fn weights_that_are_no_tensors_are_named() {
+    let finished = train_on_damaged(|model| {
+        std::fs::write(model.join("model.safetensors"), b"not tensors").unwrap();
+    });
+
+    finished.failed(2, "", "model.safetensors");
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let finished = train_on_damaged(|model| {
+        let path = model.join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The last bf16 value of the file becomes NaN.
+        let at = bytes.len() - 2;
+        bytes[at..].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+        std::fs::write(path, bytes).unwrap();
+    });
+
+    finished.failed(2, "", "NaN");
+}
+
+#[test]
+fn weights_of_another_shape_than_the_configuration_says_are_named() {
+    let finished = train_on_damaged(|model| {
+        let path = model.join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let changed = config.replace("\"intermediate_size\": 640", "\"intermediate_size\": 672");
+        assert_ne!(changed, config);
+        std::fs::write(path, changed).unwrap();
+    });
+
+    finished.failed(2, "", "672");
+}
+
+#[test]
+fn a_server_stopped_in_training_is_let_go() {
+    let home = Home::new();
+    let data = pirate();
+    let mut running = home.start(&short(&data, &["--run", "left"]));
+
+    running.wait_for("step 3/24");
+    home.run(&["serve", "stop"]).ok();
+    let finished = running.finish();
+
+    assert_eq!(home.status()["running"], false);
+    finished.failed(
+        1,
+        "the embedded server was stopped while it was needed",
+        "hint: go on with: ",
     );
 }
