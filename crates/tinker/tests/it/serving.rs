@@ -39,6 +39,35 @@ fn serve_prints_what_a_client_needs_and_stops_when_asked() {
 }
 
 #[test]
+fn a_second_interrupt_ends_the_server_at_once() {
+    use std::io::Write as _;
+    let home = Home::new();
+    let (mut server, url, key) = serve(&home, &[]);
+    let addr = url.strip_prefix("http://").unwrap();
+    // A request whose body never comes holds up the orderly end.
+    let mut held = std::net::TcpStream::connect(addr).unwrap();
+    write!(
+        held,
+        "POST /api/v1/create_session HTTP/1.1\r\nHost: {addr}\r\nX-API-Key: {key}\r\n\
+         Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+    )
+    .unwrap();
+    // Answered after the request before it was read.
+    home.run(&["serve", "status"]).ok();
+
+    server.interrupt();
+    server.wait_for("Ctrl-C again leaves at once");
+    server.interrupt();
+
+    let finished = server.finish();
+    assert_eq!(finished.code, 130, "{finished:?}");
+    assert!(
+        finished.stderr.contains("error: left at once"),
+        "{finished:?}"
+    );
+}
+
+#[test]
 fn the_key_of_the_environment_is_the_key_asked_for() {
     let home = Home::new();
     let mut command = home.command(&["serve", "--port", "0"]);
