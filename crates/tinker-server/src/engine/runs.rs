@@ -129,7 +129,7 @@ impl Worker {
         let row = self.usable(run)?;
         let journal = self.core.journal(run)?;
         let snapshot = newest_snapshot(&self.core.paths.snapshots(run))?;
-        let mut next = match snapshot {
+        let first = match snapshot {
             Some((manifest, state)) => {
                 let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
                 self.insert(run, &row, adapter, state.spec, manifest.seq_id);
@@ -138,13 +138,12 @@ impl Worker {
             None => 0,
         };
         let history = lock(&journal).found();
-        let first = next;
-        for found in history.into_iter().filter(|f| f.seq >= first) {
+        let after = history.into_iter().filter(|f| f.seq >= first);
+        for (next, found) in (first..).zip(after) {
             let Some(form) = found.finished else { break };
             if found.seq != next {
                 return Err(self.lost(run, next));
             }
-            next += 1;
             if form != Form::Failed {
                 if !self.runs.contains_key(run) && !found.kind.creates_run() {
                     return Err(self.lost(run, 0));
