@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions};
 
@@ -19,7 +20,50 @@ struct Line([f32; LINE]);
 
 enum Memory {
     Lines(Vec<Line>),
-    Pages(MmapMut),
+    Pages(Pages),
+}
+
+/// A range of a chunk of huge pages that belongs to one buffer.
+struct Pages {
+    start: *mut f32,
+    /// Keeps the memory; the other ranges of the chunk are other buffers'.
+    _chunk: Arc<MmapMut>,
+}
+
+// SAFETY: the range is owned like the memory of a `Vec`; nobody else points into it.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+/// The chunk of huge pages that the next buffers are cut from, and how much of it is used.
+static CHUNK: Mutex<Option<(Arc<MmapMut>, usize)>> = Mutex::new(None);
+
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+impl Pages {
+    /// `len` zeros, or `None` if there is no memory to map.
+    fn take(len: usize) -> Option<Self> {
+        let bytes = round_up(len * size_of::<f32>(), align_of::<Line>());
+        let mut current = CHUNK.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = current
+            .as_ref()
+            .map_or(0, |(chunk, used)| chunk.len() - used);
+        if room < bytes {
+            let size = round_up(bytes.max(4 * HUGE_PAGE_BYTES), HUGE_PAGE_BYTES);
+            let chunk = MmapOptions::new().len(size).map_anon().ok()?;
+            // Advice only: without huge pages the buffer works all the same.
+            #[cfg(target_os = "linux")]
+            let _ = chunk.advise(memmap2::Advice::HugePage);
+            *current = Some((Arc::new(chunk), 0));
+        }
+        let (chunk, used) = current.as_mut()?;
+        let start = chunk.as_ptr().wrapping_add(*used).cast::<f32>().cast_mut();
+        *used += bytes;
+        Some(Self {
+            start,
+            _chunk: Arc::clone(chunk),
+        })
+    }
 }
 
 /// A zero-initialised `f32` buffer whose start is aligned to 64 bytes.
@@ -42,26 +86,15 @@ impl Buffer {
     }
 
     /// `len` zeros on huge pages where the system has them; for weights, which are streamed.
+    ///
+    /// Small buffers share a page, and are freed with the last of its chunk.
     pub(crate) fn zeros_huge(len: usize) -> Self {
-        const HUGE_PAGE_BYTES: usize = 2 << 20;
-        let bytes = len * size_of::<f32>();
-        if bytes < HUGE_PAGE_BYTES {
-            return Self::zeros(len);
-        }
-        match MmapOptions::new()
-            .len(round_up(bytes, HUGE_PAGE_BYTES))
-            .map_anon()
-        {
-            Ok(pages) => {
-                // Advice only: without huge pages the buffer works all the same.
-                #[cfg(target_os = "linux")]
-                let _ = pages.advise(memmap2::Advice::HugePage);
-                Self {
-                    memory: Memory::Pages(pages),
-                    len,
-                }
-            }
-            Err(_) => Self::zeros(len),
+        match Pages::take(len) {
+            Some(pages) => Self {
+                memory: Memory::Pages(pages),
+                len,
+            },
+            None => Self::zeros(len),
         }
     }
 
@@ -114,7 +147,7 @@ impl Deref for Buffer {
     fn deref(&self) -> &[f32] {
         let start = match &self.memory {
             Memory::Lines(lines) => lines.as_ptr().cast::<f32>(),
-            Memory::Pages(pages) => pages.as_ptr().cast::<f32>(),
+            Memory::Pages(pages) => pages.start.cast_const(),
         };
         // SAFETY: both kinds of memory hold at least `len` initialised floats, aligned to 64 bytes.
         unsafe { std::slice::from_raw_parts(start, self.len) }
@@ -125,7 +158,7 @@ impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         let start = match &mut self.memory {
             Memory::Lines(lines) => lines.as_mut_ptr().cast::<f32>(),
-            Memory::Pages(pages) => pages.as_mut_ptr().cast::<f32>(),
+            Memory::Pages(pages) => pages.start,
         };
         // SAFETY: as in `deref`, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }

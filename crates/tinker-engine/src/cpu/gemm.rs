@@ -11,9 +11,11 @@
 //! that is stored transposed is used as it lies.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::buffer::{Buffer, round_up};
-use super::pool::Pool;
+use super::pool::{Pool, SharedMut};
 use super::simd::Isa;
 use super::tile::{self, Job, Left};
 
@@ -31,6 +33,9 @@ const ROW_BLOCK: usize = 22 * ROWS;
 
 /// Multiply-adds from which on a second thread pays for its wake-up.
 const SHARED_WORK: usize = 1 << 16;
+
+/// Parts that a shared product is cut into, for each thread.
+const PARTS_PER_THREAD: usize = 4;
 
 /// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
 const NARROW: usize = 6;
@@ -118,20 +123,21 @@ pub(crate) struct Cols<'a> {
     n: usize,
     row_stride: usize,
     panel_stride: usize,
-    /// Whether all 32 columns of the last panel may be read.
-    padded: bool,
+    /// Columns that may be read in the last panel: 32 where it is padded.
+    readable: usize,
 }
 
 impl<'a> Cols<'a> {
     /// A row-major `[k, n]` matrix whose rows start `stride` apart.
     pub(crate) fn row_major(data: &'a [f32], k: usize, n: usize, stride: usize) -> Self {
+        let readable = n - n.saturating_sub(1) / PANEL * PANEL;
         Self {
             data,
             k,
             n,
             row_stride: stride,
             panel_stride: PANEL,
-            padded: false,
+            readable,
         }
     }
 
@@ -143,20 +149,7 @@ impl<'a> Cols<'a> {
             n,
             row_stride: PANEL,
             panel_stride,
-            padded: true,
-        }
-    }
-
-    /// A row-major `[k, n]` matrix whose rows are padded to whole panels.
-    pub(crate) fn padded(data: &'a [f32], k: usize, n: usize) -> Self {
-        let row_stride = round_up(n, PANEL);
-        Self {
-            data,
-            k,
-            n,
-            row_stride,
-            panel_stride: PANEL,
-            padded: true,
+            readable: PANEL,
         }
     }
 
@@ -173,16 +166,12 @@ impl<'a> Cols<'a> {
     /// One past the last element that a kernel reads.
     fn end(&self) -> usize {
         let last_panel = (self.n - 1) / PANEL;
-        let columns = if self.padded {
-            PANEL
-        } else {
-            self.n - last_panel * PANEL
-        };
-        last_panel * self.panel_stride + (self.k - 1) * self.row_stride + columns
+        last_panel * self.panel_stride + (self.k - 1) * self.row_stride + self.readable
     }
 
+    /// Whether a kernel would read beyond the last panel; kernels read 16 columns or 32.
     fn has_tail(&self) -> bool {
-        !self.padded && !self.n.is_multiple_of(PANEL)
+        !self.readable.is_multiple_of(16)
     }
 
     /// Copies the last, partial panel to `[k][32]`; what lies beyond its columns is unspecified.
@@ -249,19 +238,46 @@ pub(crate) enum Store {
 #[derive(Debug)]
 pub(crate) struct Product<'a> {
     b: Cols<'a>,
-    c: &'a mut [f32],
+    c: *mut f32,
+    len: usize,
     stride: usize,
     store: Store,
+    borrow: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> Product<'a> {
     /// `C [m, n]` with rows `stride` apart, from right factor `b`.
     pub(crate) fn new(b: Cols<'a>, c: &'a mut [f32], stride: usize, store: Store) -> Self {
+        let (len, c) = (c.len(), c.as_mut_ptr());
         Self {
             b,
             c,
+            len,
             stride,
             store,
+            borrow: PhantomData,
+        }
+    }
+
+    /// As [`Product::new`], for the part of a shared output from `start` on.
+    ///
+    /// # Safety
+    /// The output outlives the product, and nobody else touches these columns meanwhile.
+    pub(crate) unsafe fn shared(
+        b: Cols<'a>,
+        c: &SharedMut<f32>,
+        start: usize,
+        stride: usize,
+        store: Store,
+    ) -> Self {
+        let (c, len) = c.part(start);
+        Self {
+            b,
+            c,
+            len,
+            stride,
+            store,
+            borrow: PhantomData,
         }
     }
 }
@@ -307,70 +323,136 @@ fn matmul_at(isa: Isa, m: usize, k: usize, a: Rows<'_>, products: &mut [Product<
 }
 
 /// As [`matmul`], shared among the threads of `pool`: by rows if there are many, else by columns.
-pub(crate) fn matmul_on(
+pub(crate) fn matmul_on<'a>(
     pool: &Pool,
     m: usize,
     k: usize,
-    a: Rows<'_>,
-    products: &mut [Product<'_>],
+    a: Rows<'a>,
+    products: &mut [Product<'a>],
 ) {
-    let columns: usize = products.iter().map(|p| p.b.n).sum();
-    if pool.threads() == 1 || m * k * columns < SHARED_WORK {
+    let plan = Plan::new(m, k, a, products);
+    if pool.threads() == 1 || !plan.is_worth_sharing() {
         return matmul(m, k, a, products);
     }
-    check_left(m, k, a);
-    let mut tails = Buffer::zeros(0);
-    let jobs = Jobs(jobs(m, k, products, &mut tails));
-    let parts = pool.threads();
-    let by_rows = m >= 2 * ROWS * parts;
-    pool.run(parts, &|part| {
-        let (jobs, rows) = if by_rows {
-            let groups = m.div_ceil(ROWS);
-            let start = groups * part / parts * ROWS;
-            let end = (groups * (part + 1) / parts * ROWS).min(m);
-            (jobs.skip_rows(start), start..end)
-        } else {
-            (jobs.columns(part, parts), 0..m)
-        };
-        SCRATCH.with_borrow_mut(|scratch| {
-            let a = a.skip_rows(rows.start);
-            // SAFETY: as in `matmul_at`; parts write to different rows or columns.
-            unsafe { run(Isa::best(), rows.len(), k, a, jobs, &mut scratch.rows) };
+    if is_tall(m, pool) {
+        let groups = m.div_ceil(ROWS);
+        let parts = groups.min(PARTS_PER_THREAD * pool.threads());
+        pool.run(parts, &|part| {
+            let rows = groups * part / parts * ROWS..(groups * (part + 1) / parts * ROWS).min(m);
+            // SAFETY: parts are different rows.
+            unsafe { plan.run_rows(rows) };
         });
-    });
+    } else {
+        let parts = plan.parts(pool);
+        pool.run(parts, &|part| {
+            // SAFETY: parts are different columns.
+            unsafe { plan.run_panels(plan.part(part, parts)) };
+        });
+    }
 }
 
-/// Jobs that several threads take parts of.
-struct Jobs(Vec<Job>);
+/// Whether `m` rows are shared out by rows.
+pub(crate) fn is_tall(m: usize, pool: &Pool) -> bool {
+    m >= 2 * ROWS * pool.threads()
+}
 
-// SAFETY: the pointers are only used for parts that do not overlap.
-unsafe impl Sync for Jobs {}
+/// Products with the same left factor whose panels or rows several threads may take.
+pub(crate) struct Plan<'a> {
+    m: usize,
+    k: usize,
+    a: Rows<'a>,
+    jobs: Vec<Job>,
+    /// Keeps the copies that jobs point to.
+    _tails: Buffer,
+}
 
-impl Jobs {
-    fn skip_rows(&self, row: usize) -> Vec<Job> {
-        let jobs = self.0.iter();
-        jobs.map(|job| Job {
-            c: job.c.wrapping_add(row * job.stride),
-            ..*job
-        })
-        .collect()
+// SAFETY: what the pointers of the jobs reach is only touched in parts, by callers who promise that
+// these do not overlap.
+unsafe impl Sync for Plan<'_> {}
+
+impl<'a> Plan<'a> {
+    /// `A [m, k]` times each right factor, `m` and `k` at least 1.
+    pub(crate) fn new(m: usize, k: usize, a: Rows<'a>, products: &mut [Product<'a>]) -> Self {
+        check_left(m, k, a);
+        let mut tails = Buffer::zeros(0);
+        let jobs = jobs(m, k, products, &mut tails);
+        Self {
+            m,
+            k,
+            a,
+            jobs,
+            _tails: tails,
+        }
     }
 
-    fn columns(&self, part: usize, parts: usize) -> Vec<Job> {
-        let jobs = self.0.iter().filter_map(|job| {
-            let panels = job.n.div_ceil(PANEL);
-            let start = panels * part / parts;
-            let end = (panels * (part + 1) / parts * PANEL).min(job.n);
-            let n = end.checked_sub(start * PANEL).filter(|n| *n > 0)?;
-            let b = job.b.wrapping_add(start * job.panel_stride);
-            Some(Job {
-                b,
-                n,
-                c: job.c.wrapping_add(start * PANEL),
-                ..*job
-            })
+    /// Whether the work is worth the wake-up of a second thread.
+    pub(crate) fn is_worth_sharing(&self) -> bool {
+        self.m * self.k * self.n_panels() * PANEL >= SHARED_WORK
+    }
+
+    /// Parts to cut the panels into: more than threads, so that one that starts late leaves some to
+    /// the others.
+    pub(crate) fn parts(&self, pool: &Pool) -> usize {
+        self.n_panels().min(PARTS_PER_THREAD * pool.threads())
+    }
+
+    /// The panels of part `part` of `parts`.
+    pub(crate) fn part(&self, part: usize, parts: usize) -> Range<usize> {
+        let n = self.n_panels();
+        n * part / parts..n * (part + 1) / parts
+    }
+
+    /// Computes all columns of some rows.
+    ///
+    /// # Safety
+    /// No other thread has these rows, and the outputs are still borrowed.
+    unsafe fn run_rows(&self, rows: Range<usize>) {
+        let jobs = self.jobs.iter();
+        let skip = |job: &Job| Job {
+            c: job.c.wrapping_add(rows.start * job.stride),
+            ..*job
+        };
+        let (jobs, a) = (jobs.map(skip).collect(), self.a.skip_rows(rows.start));
+        SCRATCH.with_borrow_mut(|scratch| {
+            // SAFETY: bounds were checked for all rows; the rest is up to the caller.
+            unsafe { run(Isa::best(), rows.len(), self.k, a, jobs, &mut scratch.rows) };
         });
-        jobs.collect()
+    }
+
+    /// Computes a range of the panels of all products, counted one product after the other.
+    ///
+    /// # Safety
+    /// No other thread has these panels, and the outputs are still borrowed.
+    pub(crate) unsafe fn run_panels(&self, panels: Range<usize>) {
+        let jobs = self.panels(panels);
+        SCRATCH.with_borrow_mut(|scratch| {
+            // SAFETY: bounds were checked for all panels; the rest is up to the caller.
+            unsafe { run(Isa::best(), self.m, self.k, self.a, jobs, &mut scratch.rows) };
+        });
+    }
+
+    fn n_panels(&self) -> usize {
+        self.jobs.iter().map(|job| job.n.div_ceil(PANEL)).sum()
+    }
+
+    fn panels(&self, wanted: Range<usize>) -> Vec<Job> {
+        let mut before = 0;
+        let mut jobs = Vec::with_capacity(self.jobs.len());
+        for job in &self.jobs {
+            let panels = job.n.div_ceil(PANEL);
+            let start = wanted.start.saturating_sub(before).min(panels);
+            let end = wanted.end.saturating_sub(before).min(panels);
+            before += panels;
+            if start < end {
+                jobs.push(Job {
+                    b: job.b.wrapping_add(start * job.panel_stride),
+                    n: (end * PANEL).min(job.n) - start * PANEL,
+                    c: job.c.wrapping_add(start * PANEL),
+                    ..*job
+                });
+            }
+        }
+        jobs
     }
 }
 
@@ -500,9 +582,9 @@ fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) ->
         );
         let end = (m - 1) * product.stride + b.n;
         assert!(
-            end <= product.c.len(),
+            end <= product.len,
             "output ends at {end} of {}",
-            product.c.len()
+            product.len
         );
         let full = Job {
             b: b.data.as_ptr(),
@@ -513,7 +595,7 @@ fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) ->
             },
             row_stride: b.row_stride,
             panel_stride: b.panel_stride,
-            c: product.c.as_mut_ptr(),
+            c: product.c,
             stride: product.stride,
             add: product.store == Store::Add,
         };

@@ -1,9 +1,11 @@
 //! Linear layers with LoRA: frozen weights for all rows, an adapter for each run of rows.
 
+mod shared;
+
 use std::ops::Range;
 
 use super::elementwise;
-use super::gemm::{Cols, Product, Rows, Store, matmul, matmul_on};
+use super::gemm::{Cols, Product, Rows, Store, is_tall, matmul, matmul_on};
 use super::lora::{Adapter, Group, Lora};
 use super::model::Linear;
 use super::pool::Pool;
@@ -63,7 +65,7 @@ impl Site {
 }
 
 impl Batch<'_> {
-    fn matmul(&self, m: usize, k: usize, a: Rows<'_>, products: &mut [Product<'_>]) {
+    fn matmul<'a>(&self, m: usize, k: usize, a: Rows<'a>, products: &mut [Product<'a>]) {
         match self.pool {
             Some(pool) => matmul_on(pool, m, k, a, products),
             None => matmul(m, k, a, products),
@@ -71,44 +73,50 @@ impl Batch<'_> {
     }
 
     /// Computes `y = W x + b + scale * B A x` of each layer.
-    pub(crate) fn forward(&self, of: Forward<'_>, outputs: &mut [Output<'_>]) {
-        let Forward { site, x, width, u } = of;
+    pub(crate) fn forward(&self, mut of: Forward<'_>, outputs: &mut [Output<'_>]) {
+        if let Some(pool) = self.pool
+            && !is_tall(self.rows, pool)
+        {
+            return shared::forward(self, pool, of, outputs);
+        }
+        self.base(&mut of, outputs);
+        for run in self.runs {
+            if let Some(lora) = of.site.lora(run.adapter) {
+                let u = &mut of.u[run.rows.start * outputs.len() * self.rank..];
+                let u = &mut u[..run.rows.len() * lora.width()];
+                if self.runs.len() > 1 {
+                    let x = Rows::row_major(&of.x[run.rows.start * of.width..], of.width);
+                    let down = lora.down_product(of.width, &mut *u);
+                    self.matmul(run.rows.len(), of.width, x, &mut [down]);
+                }
+                elementwise::scale(lora.scale, u);
+                self.up(&run.rows, &lora, u, outputs);
+            }
+        }
+    }
+
+    /// `y = W x + b`, and with one adapter for all rows also `u = A x`, which shares the packing of `x`.
+    fn base(&self, of: &mut Forward<'_>, outputs: &mut [Output<'_>]) {
         let mut products = Vec::with_capacity(outputs.len() + 1);
         for output in outputs.iter_mut() {
             let right = output.linear.forward.cols();
             products.push(Product::new(right, output.y, right.n(), Store::Replace));
         }
-        // With one adapter for all rows, its `A` shares the packing of `x` with the weights.
-        let shared = match self.runs {
-            [run] => site.lora(run.adapter),
-            _ => None,
-        };
-        if let Some(lora) = shared {
-            products.push(lora.down_product(width, &mut *u));
+        if let [run] = self.runs
+            && let Some(lora) = of.site.lora(run.adapter)
+        {
+            products.push(lora.down_product(of.width, &mut *of.u));
         }
-        self.matmul(self.rows, width, Rows::row_major(x, width), &mut products);
-        for output in outputs.iter_mut() {
+        self.matmul(
+            self.rows,
+            of.width,
+            Rows::row_major(of.x, of.width),
+            &mut products,
+        );
+        for output in outputs {
             if let Some(bias) = &output.linear.bias {
                 elementwise::add_bias(bias, output.y);
             }
-        }
-        for run in self.runs {
-            let Some(lora) = site.lora(run.adapter) else {
-                continue;
-            };
-            let u = &mut u[run.rows.start * outputs.len() * self.rank..];
-            let u = &mut u[..run.rows.len() * lora.width()];
-            if shared.is_none() {
-                let x = Rows::row_major(&x[run.rows.start * width..], width);
-                self.matmul(
-                    run.rows.len(),
-                    width,
-                    x,
-                    &mut [lora.down_product(width, &mut *u)],
-                );
-            }
-            elementwise::scale(lora.scale, u);
-            self.up(&run.rows, &lora, u, outputs);
         }
     }
 
@@ -136,7 +144,7 @@ impl Lora<'_> {
         Self: 'c,
     {
         let n = self.width();
-        Product::new(Cols::padded(self.a_t, width, n), u, n, Store::Replace)
+        Product::new(Cols::row_major(self.a_t, width, n, n), u, n, Store::Replace)
     }
 }
 

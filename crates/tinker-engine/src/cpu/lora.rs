@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::{Buffer, round_up};
 use super::elementwise::{self, AdamStep};
-use super::gemm::PANEL;
 use super::pool::{Pool, SharedMut};
 use crate::adapter::{ALPHA, AdapterState, HostTensor, LoraSpec};
 use crate::arch::Arch;
@@ -60,8 +59,6 @@ struct Place {
     inner: usize,
     /// Start of the common `A [layers * rank, in]`.
     a: usize,
-    /// Start of its padded transpose.
-    a_t: usize,
     layers: Vec<LayerPlace>,
 }
 
@@ -84,8 +81,6 @@ pub(crate) struct Layout {
     blocks: Vec<[Option<Place>; 4]>,
     head: Option<Place>,
     len: usize,
-    /// Elements of the padded transposes of all `A`.
-    turned_len: usize,
 }
 
 impl Layout {
@@ -106,7 +101,6 @@ impl Layout {
             blocks: Vec::new(),
             head: None,
             len: 0,
-            turned_len: 0,
         };
         for i in 0..arch.n_layers {
             let places = Group::ALL.map(|group| {
@@ -130,8 +124,6 @@ impl Layout {
         layers: impl ExactSizeIterator<Item = (String, usize)>,
     ) -> Place {
         let a = self.take(layers.len() * self.rank * inner);
-        let a_t = self.turned_len;
-        self.turned_len += inner * round_up(layers.len() * self.rank, PANEL);
         let place = |(name, out): (String, usize)| LayerPlace {
             name: format!("base_model.model.{name}"),
             out,
@@ -140,7 +132,6 @@ impl Layout {
         Place {
             inner,
             a,
-            a_t,
             layers: layers.map(place).collect(),
         }
     }
@@ -228,10 +219,8 @@ pub(crate) struct Adapter {
     layout: Layout,
     /// `A [rank, in]` and `B^T [rank, out]` of every module.
     weights: Buffer,
-    /// `B [out, rank]` in the places of `B^T`.
+    /// `A^T [in, layers * rank]` and `B [out, rank]`, in the same places.
     turned: Buffer,
-    /// `A^T [in, layers * rank]` of every group, rows padded to whole panels.
-    turned_a: Buffer,
     /// Accumulated gradient, in the layout of `weights`; empty when there is none.
     pub(crate) gradient: Buffer,
     first_moment: Buffer,
@@ -265,7 +254,6 @@ impl Adapter {
             spec: *spec,
             weights: Buffer::zeros(layout.len),
             turned: Buffer::zeros(layout.len),
-            turned_a: Buffer::zeros(layout.turned_len),
             gradient: Buffer::zeros(0),
             first_moment: Buffer::zeros(0),
             second_moment: Buffer::zeros(0),
@@ -366,11 +354,11 @@ impl Adapter {
         let rank = self.layout.rank;
         for place in self.layout.places() {
             let n = place.layers.len() * rank;
-            let (a, a_t) = (&self.weights[place.a..], &mut self.turned_a[place.a_t..]);
-            transpose(n, place.inner, a, a_t, round_up(n, PANEL));
+            let (a, a_t) = (&self.weights[place.a..], &mut self.turned[place.a..]);
+            transpose(n, place.inner, a, a_t);
             for layer in &place.layers {
                 let (b_t, b) = (&self.weights[layer.b..], &mut self.turned[layer.b..]);
-                transpose(rank, layer.out, b_t, b, rank);
+                transpose(rank, layer.out, b_t, b);
             }
         }
     }
@@ -399,7 +387,7 @@ impl Adapter {
             rank,
             scale: ALPHA / self.spec.rank as f32,
             a: &self.weights[place.a..][..n * place.inner],
-            a_t: &self.turned_a[place.a_t..][..round_up(n, PANEL) * place.inner],
+            a_t: &self.turned[place.a..][..n * place.inner],
             weights: &self.weights,
             turned: &self.turned,
             place,
@@ -520,9 +508,9 @@ impl Adapter {
     }
 }
 
-/// Writes the transpose of `source [rows, columns]` to `target`, whose rows are `stride` apart.
-fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32], stride: usize) {
-    for (j, turned) in target.chunks_exact_mut(stride).take(columns).enumerate() {
+/// Writes the transpose of `source [rows, columns]` to `target`.
+fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32]) {
+    for (j, turned) in target.chunks_exact_mut(rows).take(columns).enumerate() {
         for (value, row) in turned
             .iter_mut()
             .zip(source.chunks_exact(columns).take(rows))
@@ -598,7 +586,7 @@ pub(crate) struct Lora<'a> {
     pub(crate) scale: f32,
     /// `[layers * rank, in]`.
     pub(crate) a: &'a [f32],
-    /// `[in, layers * rank]`, rows padded to whole panels.
+    /// `[in, layers * rank]`.
     pub(crate) a_t: &'a [f32],
     weights: &'a [f32],
     turned: &'a [f32],

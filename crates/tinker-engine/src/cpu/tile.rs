@@ -466,7 +466,13 @@ mod x86 {
     pub(super) unsafe fn pack_4x4(data: *const f32, stride: usize, out: *mut f32, step: usize) {
         // SAFETY: passed on to the caller; SSE is part of x86-64.
         unsafe {
-            let mut rows = std::array::from_fn::<_, 4, _>(|i| _mm_loadu_ps(data.add(i * stride)));
+            // Not `array::from_fn`: its closure is not always inlined.
+            let mut rows = [
+                _mm_loadu_ps(data),
+                _mm_loadu_ps(data.add(stride)),
+                _mm_loadu_ps(data.add(2 * stride)),
+                _mm_loadu_ps(data.add(3 * stride)),
+            ];
             let [a, b, c, d] = &mut rows;
             _MM_TRANSPOSE4_PS(a, b, c, d);
             for (t, row) in rows.into_iter().enumerate() {
