@@ -9,6 +9,7 @@ use tinker_runs::{Error, MetricsRow, RunFolder};
 
 fn folder_with(name: &str, content: impl AsRef<[u8]>) -> (TempDir, RunFolder) {
     let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
     fs::write(dir.path().join(name), content).unwrap();
     let folder = RunFolder::open(dir.path()).unwrap();
     (dir, folder)
