@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 const NANO: &str = "tinker/nano";
 
 /// The files of the model inside this program.
-const NANO_FILES: &[(&str, &[u8])] = &[
+/// A static, since a constant would be copied into every unit of code that reads it.
+static NANO_FILES: &[(&str, &[u8])] = &[
     (
         "config.json",
         include_bytes!("../../../models/nano/config.json"),
