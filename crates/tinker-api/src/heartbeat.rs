@@ -48,7 +48,10 @@ async fn beat(http: Client, session_id: SessionId, interval: Duration) {
     loop {
         http.sleep(interval).await;
         match http.session_heartbeat(&session_id).await {
-            Ok(()) => last_success = http.now(),
+            Ok(()) => {
+                tracing::debug!(session.id = %session_id, "kept alive");
+                last_success = http.now();
+            }
             Err(error) if *error.kind() == ErrorKind::Expired => return,
             Err(error) => {
                 let since = http.now().saturating_sub(last_success);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tinker_http::{
-    ApiKey, Client, ClientBuilder, Event, PollPolicy, RequestType, RetryPolicy, Timeouts,
+    ApiKey, BaseUrl, Client, ClientBuilder, Event, PollPolicy, RequestType, RetryPolicy, Timeouts,
 };
 use tinker_types::{
     CheckpointKind, CreateModelRequest, CreateModelTag, FinishReason, LoadWeightsRequest,
@@ -293,6 +293,12 @@ impl ServiceClient {
         source: impl Into<SamplingSource>,
     ) -> Result<SamplingClient> {
         SamplingClient::create(self.session().await?, source.into()).await
+    }
+
+    /// Goes on at `base_url` with everything that is under way: the server, with its state and its
+    /// key, has another port now.
+    pub fn move_to(&self, base_url: BaseUrl) {
+        self.shared.http.move_to(base_url);
     }
 
     /// Looks at runs, checkpoints and sessions. Needs no session.

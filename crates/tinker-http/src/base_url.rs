@@ -23,6 +23,14 @@ impl BaseUrl {
         url
     }
 
+    /// The call at `url` of a server that is here now.
+    pub(crate) fn place(&self, url: &Url) -> Url {
+        let mut placed = self.0.clone();
+        placed.set_path(url.path());
+        placed.set_query(url.query());
+        placed
+    }
+
     /// Whether the server is on this machine.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
@@ -110,6 +118,19 @@ mod tests {
         assert_eq!(
             url.as_str(),
             "https://host/services/prod/api/v1/training_runs/S1:train:0/a%2Fb%3Fc%23d/weights/0001"
+        );
+    }
+
+    #[test]
+    fn a_moved_call_keeps_path_and_query() {
+        let mut url = base("http://127.0.0.1:1").join("/api/v1/checkpoints", ["a/b"]);
+        url.set_query(Some("limit=1"));
+
+        let placed = base("http://127.0.0.1:2").place(&url);
+
+        assert_eq!(
+            placed.as_str(),
+            "http://127.0.0.1:2/api/v1/checkpoints/a%2Fb?limit=1"
         );
     }
 

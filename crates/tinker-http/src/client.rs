@@ -1,7 +1,7 @@
 //! The client: one server, one key, and what calls share.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use reqwest::header::HeaderMap;
 
@@ -26,6 +26,8 @@ pub struct Client {
 
 pub(crate) struct Inner {
     pub(crate) base_url: BaseUrl,
+    /// Where the server is now, if it moved since.
+    moved: RwLock<Option<BaseUrl>>,
     pub(crate) key: ApiKey,
     pub(crate) headers: HeaderMap,
     pub(crate) retry: RetryPolicy,
@@ -62,6 +64,7 @@ impl Client {
         let inner = Inner {
             pools: Pools::new(&base_url, user_agent, proxy, builder.timeouts),
             base_url,
+            moved: RwLock::default(),
             key,
             headers,
             retry: builder.retry,
@@ -77,10 +80,31 @@ impl Client {
         })
     }
 
-    /// Where the server is.
+    /// Where the server was when the client was built.
     #[must_use]
     pub fn base_url(&self) -> &BaseUrl {
         &self.inner.base_url
+    }
+
+    /// Sends every request to `base_url` from now on, calls under way included: the same server,
+    /// with the same key and below the same path, has another port now.
+    pub fn move_to(&self, base_url: BaseUrl) {
+        let mut moved = self
+            .inner
+            .moved
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *moved = Some(base_url);
+    }
+
+    /// Where a call to `url` goes now.
+    pub(crate) fn place(&self, url: &url::Url) -> url::Url {
+        let moved = self.inner.moved.read();
+        let moved = moved.unwrap_or_else(PoisonError::into_inner);
+        match &*moved {
+            Some(base_url) => base_url.place(url),
+            None => url.clone(),
+        }
     }
 
     /// How calls are repeated.

@@ -162,7 +162,7 @@ impl Client {
         })?;
         key.set_sensitive(true);
         let mut request = pool
-            .request(call.method.clone(), call.url.clone())
+            .request(call.method.clone(), self.place(&call.url))
             .headers(inner.headers.clone())
             .header("x-api-key", key)
             .header("x-stainless-retry-count", retry_count.to_string())

@@ -30,6 +30,12 @@ pub struct LockInfo {
     pub version: String,
     /// When it started, RFC 3339.
     pub started: String,
+    /// Model directories it was told to offer: whoever starts it again passes them on.
+    #[serde(default)]
+    pub models: Vec<PathBuf>,
+    /// Threads its engine was told to take; 0 is one per core.
+    #[serde(default)]
+    pub threads: usize,
 }
 
 impl LockInfo {
@@ -48,6 +54,8 @@ impl std::fmt::Debug for LockInfo {
             .field("port", &self.port)
             .field("version", &self.version)
             .field("started", &self.started)
+            .field("models", &self.models)
+            .field("threads", &self.threads)
             .finish_non_exhaustive()
     }
 }
@@ -203,6 +211,8 @@ mod tests {
             token: "tml-x".into(),
             version: "0".into(),
             started: "now".into(),
+            models: Vec::new(),
+            threads: 0,
         };
         lock.publish(&OsDisk, &info).unwrap();
 

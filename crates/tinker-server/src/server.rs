@@ -174,6 +174,8 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         token: token.expose().to_owned(),
         version: options.version.clone(),
         started: jiff::Timestamp::now().to_string(),
+        models: options.models.clone(),
+        threads: options.threads,
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use tinker_api::{ApiKey, RestClient, SamplingClient, SamplingSource, ServiceClient};
+use tinker_api::{
+    ApiKey, BaseUrl, RestClient, SamplingClient, SamplingSource, ServiceClient, TrainingClient,
+};
 use tinker_recipes::Service;
 use tinker_server::LockInfo;
 use tinker_types::{
-    Checkpoint, FinishReason, SupportedModel, TinkerPath, TrainingRun, TrainingRunId, WeightsInfo,
+    Checkpoint, FinishReason, LoraConfig, SupportedModel, TinkerPath, TrainingRun, TrainingRunId,
+    WeightsInfo,
 };
 
 use crate::base_model::BaseModel;
@@ -63,12 +66,15 @@ impl Connection {
             (Target::Embedded, Some(server)) => (server.base_url(), key_of(server)?),
             (Target::Embedded, None) => return Err(Failure::usage("there is no server")),
         };
-        let service = ServiceClient::builder(base_url)
+        let mut builder = ServiceClient::builder(base_url)
             .api_key(key)
             .user_agent(concat!("tinker/", env!("CARGO_PKG_VERSION")))
             .wait_for_server(patience)
-            .observer(teller(&ctx.ui))
-            .build()?;
+            .observer(teller(&ctx.ui));
+        if let Some(interval) = ctx.settings.heartbeat {
+            builder = builder.heartbeat_interval(interval);
+        }
+        let service = builder.build()?;
         Ok(Self {
             rest: service.rest_client(),
             service,
@@ -114,6 +120,19 @@ impl Connection {
         self.embedded.as_ref()
     }
 
+    /// Goes on at another address of the embedded server, which took its state and its key there.
+    ///
+    /// # Errors
+    /// The address is malformed.
+    pub(crate) fn follow(&self, server: &LockInfo) -> Result<()> {
+        let base_url: BaseUrl = server
+            .base_url()
+            .parse()
+            .map_err(tinker_api::Error::Transport)?;
+        self.service.move_to(base_url);
+        Ok(())
+    }
+
     /// Where recipes train.
     pub(crate) fn service(&self) -> &dyn Service {
         &self.service
@@ -132,6 +151,11 @@ impl Connection {
     /// told soon will find out by the missing heartbeat.
     pub(crate) async fn close(&self, reason: FinishReason) {
         let _ = tokio::time::timeout(GOODBYE, self.service.close(reason, None)).await;
+    }
+
+    /// As [`Self::close`], for the reason that `result` is.
+    pub(crate) async fn close_after<T>(&self, result: &Result<T>) {
+        self.close(reason_of(result)).await;
     }
 
     /// The base models on offer.
@@ -216,6 +240,19 @@ impl Connection {
         Ok(self.rest.delete_checkpoint(path).await?)
     }
 
+    /// A training run of a new adapter.
+    ///
+    /// # Errors
+    /// The server does not offer the model.
+    pub(crate) async fn create_lora(
+        &self,
+        model: &str,
+        lora: LoraConfig,
+    ) -> Result<TrainingClient> {
+        let created = self.service.create_lora_training_client(model, lora);
+        Ok(created.await?)
+    }
+
     /// A sampler of a base model.
     ///
     /// # Errors
@@ -253,6 +290,14 @@ impl Connection {
             [] => failure.hint("`tinker checkpoint list` shows what this server has"),
             known => failure.hint(format!("run {} has: {}", path.run, known.join(", "))),
         }
+    }
+}
+
+fn reason_of<T>(result: &Result<T>) -> FinishReason {
+    match result {
+        Ok(_) => FinishReason::Success,
+        Err(failure) if failure.kind == FailureKind::Interrupted => FinishReason::Interrupted,
+        Err(_) => FinishReason::Errored,
     }
 }
 

@@ -34,6 +34,12 @@ pub(crate) const TINKER_BASE_URL: Variable = Variable {
     doc: "address of the service, as --base-url",
 };
 
+/// How often a session is kept alive.
+pub(crate) const TINKER_HEARTBEAT: Variable = Variable {
+    name: "TINKER_HEARTBEAT",
+    doc: "time between two signs of life of a session, such as 5s [default: 10s]",
+};
+
 /// Where data is kept.
 pub(crate) const TINKER_HOME: Variable = Variable {
     name: "TINKER_HOME",
@@ -65,10 +71,11 @@ pub(crate) const HF_HOME: Variable = Variable {
 };
 
 /// All of them, for the help.
-pub(crate) const ALL: [Variable; 7] = [
+pub(crate) const ALL: [Variable; 8] = [
     TINKER_API_KEY,
     TINKER_BASE_URL,
     TINKER_HOME,
+    TINKER_HEARTBEAT,
     HF_HUB_CACHE,
     HF_HOME,
     NO_COLOR,

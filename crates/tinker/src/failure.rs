@@ -91,6 +91,16 @@ impl Failure {
         self
     }
 
+    /// The same failure with advice to follow after what is advised already.
+    pub(crate) fn then(mut self, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        self.hint = Some(match self.hint {
+            Some(first) => format!("{first}\nhint: {hint}"),
+            None => hint,
+        });
+        self
+    }
+
     /// The same failure as another kind.
     pub(crate) fn kind(mut self, kind: FailureKind) -> Self {
         self.kind = kind;
@@ -264,6 +274,13 @@ mod tests {
         let failure = Failure::from(anyhow::anyhow!("b").context("a: b"));
 
         assert_eq!(failure.to_string(), "error: a: b");
+    }
+
+    #[test]
+    fn advice_that_follows_has_a_line_of_its_own() {
+        let failure = Failure::usage("x").then("first").then("second");
+
+        assert_eq!(failure.to_string(), "error: x\nhint: first\nhint: second");
     }
 
     #[test]

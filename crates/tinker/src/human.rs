@@ -53,21 +53,22 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// Reads a duration such as `30s`, `15m` or `2h`; a bare number is seconds.
+/// Reads a duration such as `500ms`, `30s`, `15m` or `2h`; a bare number is seconds.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let seconds = match &text[digits.len()..] {
-        "" | "s" => Some(1),
-        "m" => Some(60),
-        "h" => Some(3600),
+    let millis = match &text[digits.len()..] {
+        "ms" => Some(1),
+        "" | "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
         _ => None,
     };
     let number: Option<u64> = digits.parse().ok();
     number
-        .zip(seconds)
+        .zip(millis)
         .and_then(|(n, unit)| n.checked_mul(unit))
-        .map(Duration::from_secs)
-        .ok_or_else(|| "write a number and s, m or h, such as 15m".to_owned())
+        .map(Duration::from_millis)
+        .ok_or_else(|| "write a number and ms, s, m or h, such as 15m".to_owned())
 }
 
 /// How long before `now` the moment `time` was, as in `5 minutes ago`; the date after 30 days,
@@ -146,6 +147,7 @@ mod tests {
     fn durations_are_read_with_their_unit() {
         assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         for bad in ["", "m", "5 m", "1.5h", "9d", "99999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

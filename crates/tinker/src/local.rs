@@ -24,11 +24,6 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: &str = "15m";
 /// A log that has grown beyond this is put aside when the next server starts.
 const MAX_LOG_BYTES: u64 = 16 << 20;
-/// How often a server that keeps dying is started again within one command.
-const MAX_RESTARTS: u32 = 5;
-/// A server that was started again and answers after this long has stayed: one that dies of the
-/// work it finds is gone by then.
-const STAYS_AFTER: Duration = Duration::from_secs(1);
 /// How many lines of the log a failure to start shows.
 const N_LOG_LINES: usize = 12;
 
@@ -70,7 +65,7 @@ pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
         if !tinker_server::is_running(home)? {
             child = match child {
                 Some(started) => still_starting(started, home)?,
-                None => Some(start(home, 0, None)?),
+                None => Some(start(home, None)?),
             };
         } else if let Some(server) = tinker_server::read_lock(home)?.filter(answers) {
             if child.is_some() {
@@ -89,112 +84,13 @@ pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
     }
 }
 
-/// Keeps the embedded server there while a long command needs it.
-///
-/// A server that died is started again on its old port, with its old token: to the client it looks
-/// like an outage, which its retries bridge. One that was told to leave is let go.
-#[derive(Debug)]
-pub(crate) struct Keeper {
-    home: PathBuf,
-    server: LockInfo,
-    ui: Ui,
-    child: Option<Child>,
-    /// Starts since it last stayed.
-    n_starts: u32,
-    started: Instant,
-}
-
-impl Keeper {
-    /// A keeper of `server`, the embedded server of `home`.
-    pub(crate) fn new(home: &Path, server: &LockInfo, ui: &Ui) -> Self {
-        Self {
-            home: home.to_owned(),
-            server: server.clone(),
-            ui: ui.clone(),
-            child: None,
-            n_starts: 0,
-            started: Instant::now(),
-        }
-    }
-
-    /// Starts the server again if it died. Does not wait for it.
-    ///
-    /// # Errors
-    /// It was told to leave, another one took its place, or it was started a few times and did not
-    /// stay.
-    pub(crate) fn look(&mut self) -> Result<()> {
-        if tinker_server::is_running(&self.home)? {
-            return self.look_at_sign();
-        }
-        let was_told_to_leave = match &mut self.child {
-            Some(child) => match child.try_wait() {
-                Ok(None) => return Ok(()),
-                Ok(Some(status)) => status.success(),
-                Err(_) => false,
-            },
-            // A server that leaves takes its sign down; one that dies cannot.
-            None => tinker_server::read_lock(&self.home)?.is_none(),
-        };
-        if was_told_to_leave {
-            let what = "the embedded server was stopped while it was needed";
-            return Err(Failure::new(FailureKind::General, what));
-        }
-        self.start_again()
-    }
-
-    /// Looks whether the server that runs is the one that is needed, and has stayed.
-    fn look_at_sign(&mut self) -> Result<()> {
-        // One that starts has not put up its sign yet.
-        let Some(sign) = tinker_server::read_lock(&self.home)? else {
-            return Ok(());
-        };
-        if (sign.port, &sign.token) != (self.server.port, &self.server.token) {
-            let what = format!(
-                "the embedded server is another one now, at {} and no longer at {}",
-                sign.base_url(),
-                self.server.base_url()
-            );
-            return Err(Failure::new(FailureKind::General, what));
-        }
-        if self.n_starts > 0 && self.started.elapsed() > STAYS_AFTER && answers(&sign) {
-            self.n_starts = 0;
-        }
-        Ok(())
-    }
-
-    fn start_again(&mut self) -> Result<()> {
-        if self.n_starts == MAX_RESTARTS {
-            let what = format!("the embedded server ended {MAX_RESTARTS} times in a row");
-            return Err(with_log(
-                Failure::new(FailureKind::General, what),
-                &self.home,
-            ));
-        }
-        self.n_starts += 1;
-        self.ui
-            .warn("the embedded server has ended; starting it again, nothing is lost");
-        self.started = Instant::now();
-        let (port, token) = (self.server.port, Some(self.server.token.as_str()));
-        self.child = Some(start(&self.home, port, token)?);
-        Ok(())
-    }
-}
-
-/// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it. It
-/// asks for `token`, or else for that of the data directory.
-fn start(home: &Path, port: u16, token: Option<&str>) -> Result<Child> {
+/// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it: on
+/// any port, or in the place of `earlier`, with what that one was told.
+pub(crate) fn start(home: &Path, earlier: Option<&LockInfo>) -> Result<Child> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let log = open_log(home)?;
     let mut command = Command::new(&program);
     command
-        .args([
-            "serve",
-            "--detached",
-            "--idle-timeout",
-            IDLE_TIMEOUT,
-            "--port",
-        ])
-        .arg(port.to_string())
+        .args(["serve", "--detached", "--idle-timeout", IDLE_TIMEOUT])
         .env(env::TINKER_HOME.name, home)
         // A key for the hosted service is not to become the key of this server.
         .env_remove(env::TINKER_API_KEY.name)
@@ -202,10 +98,10 @@ fn start(home: &Path, port: u16, token: Option<&str>) -> Result<Child> {
         .current_dir(home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log);
-    if let Some(token) = token {
-        // The environment is for this user alone; arguments are for everybody to read.
-        command.env(env::TINKER_API_KEY.name, token);
+        .stderr(open_log(home)?);
+    match earlier {
+        None => _ = command.args(["--port", "0"]),
+        Some(earlier) => replace(&mut command, earlier),
     }
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -213,6 +109,19 @@ fn start(home: &Path, port: u16, token: Option<&str>) -> Result<Child> {
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
     Ok(child)
+}
+
+/// Makes `command` start a server like `earlier`: its address, its token, its models, its threads.
+fn replace(command: &mut Command, earlier: &LockInfo) {
+    command
+        .args(["--port", &earlier.port.to_string()])
+        .args(["--host", &earlier.host.to_string()])
+        .args(["--threads", &earlier.threads.to_string()])
+        // The environment is for this user alone; arguments are for everybody to read.
+        .env(env::TINKER_API_KEY.name, &earlier.token);
+    for model in &earlier.models {
+        command.arg("--model").arg(model);
+    }
 }
 
 fn open_log(home: &Path) -> Result<File> {
@@ -260,7 +169,7 @@ fn not_answering(home: &Path) -> Failure {
     with_log(Failure::new(FailureKind::Capacity, what), home)
 }
 
-fn with_log(failure: Failure, home: &Path) -> Failure {
+pub(crate) fn with_log(failure: Failure, home: &Path) -> Failure {
     let path = log_path(home);
     let log = std::fs::read_to_string(&path).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
@@ -273,7 +182,7 @@ fn with_log(failure: Failure, home: &Path) -> Failure {
 }
 
 /// Whether the server behind the sign answers.
-fn answers(server: &LockInfo) -> bool {
+pub(crate) fn answers(server: &LockInfo) -> bool {
     probe(server).is_ok_and(|status| status.starts_with("HTTP/1.1 200"))
 }
 

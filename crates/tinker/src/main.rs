@@ -13,6 +13,7 @@ mod context;
 mod env;
 mod failure;
 mod human;
+mod keeper;
 mod local;
 mod logging;
 mod output;

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use etcetera::BaseStrategy as _;
 use tinker_recipes::sft::TrainedOn;
 
 use crate::env;
 use crate::failure::{Failure, FailureKind, Result};
+use crate::human::parse_duration;
 use tinker_api::ApiKey;
 
 /// Where Thinking Machines serves the API.
@@ -45,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) home: PathBuf,
     flags: ServerFlags,
     env_base_url: Option<String>,
+    /// Time between two heartbeats of a session, if it is not the client library's own.
+    pub(crate) heartbeat: Option<Duration>,
     /// Or what is wrong with it, which matters only to commands that need it.
     api_key: Option<std::result::Result<ApiKey, String>>,
 }
@@ -77,12 +81,13 @@ impl Settings {
     /// Reads the environment beneath `flags`.
     ///
     /// # Errors
-    /// There is no home directory to keep data in.
+    /// There is no home directory to keep data in, or a variable holds what it cannot.
     pub(crate) fn load(flags: &ServerFlags) -> Result<Self> {
         Ok(Self {
             home: home()?,
             flags: flags.clone(),
             env_base_url: env::TINKER_BASE_URL.get(),
+            heartbeat: heartbeat()?,
             api_key: env::TINKER_API_KEY.get().map(|key| parse(&key)),
         })
     }
@@ -189,6 +194,19 @@ fn parse(key: &str) -> std::result::Result<ApiKey, String> {
         .map_err(|error: <ApiKey as FromStr>::Err| error.to_string())
 }
 
+/// `$TINKER_HEARTBEAT`.
+fn heartbeat() -> Result<Option<Duration>> {
+    let Some(text) = env::TINKER_HEARTBEAT.get() else {
+        return Ok(None);
+    };
+    let what = match parse_duration(&text) {
+        Ok(time) if !time.is_zero() => return Ok(Some(time)),
+        Ok(_) => "it must be more than nothing".to_owned(),
+        Err(what) => what,
+    };
+    Err(Failure::usage(format!("TINKER_HEARTBEAT={text}: {what}")))
+}
+
 /// `$TINKER_HOME`, else the platform's data directory.
 fn home() -> Result<PathBuf> {
     if let Some(home) = env::TINKER_HOME.get() {
@@ -214,6 +232,7 @@ mod tests {
                 base_url: flag_url.map(str::to_owned),
             },
             env_base_url: env_url.map(str::to_owned),
+            heartbeat: None,
             api_key: key.then(|| parse("tml-k")),
         }
     }

@@ -144,3 +144,49 @@ fn models_are_listed_and_filtered() {
     assert!(all.contains("tinker/nano  1024"), "{all}");
     none.failed(5, "no model name contains `zzz`", "tinker model list");
 }
+
+#[test]
+fn tinkex_scripts_save_a_new_adapter_and_get_its_record() {
+    let trained = trained();
+    let file = trained.home.path("out/saved.json");
+    let name = file.display().to_string();
+    let args = [
+        "checkpoint",
+        "--base-model",
+        "tinker/nano",
+        "--output",
+        &name,
+    ];
+
+    let saved = trained
+        .home
+        .run(&[&args, ["--rank", "4", "--no-train-unembed"].as_slice()].concat())
+        .ok();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let path = record["weights_path"].as_str().unwrap();
+    let info = trained.home.run(&["checkpoint", "info", path, "--json"]);
+
+    assert_eq!(saved.stdout, format!("Checkpoint saved to {name}\n"));
+    assert!(
+        path.ends_with("/sampler_weights/checkpoint-tinker-nano"),
+        "{path}"
+    );
+    assert!(
+        path.contains(record["model_id"].as_str().unwrap()),
+        "{text}"
+    );
+    assert_eq!(info.ok().json()["lora_rank"], 4);
+    trained
+        .home
+        .run(&["checkpoint", "--base-model", "tinker/nano"])
+        .failed(2, "", "--output <OUTPUT>");
+    trained
+        .home
+        .run(&["checkpoint", "--base-model", "tinker/nano", "-o", "/"])
+        .failed(
+            2,
+            "cannot write /: it is a directory",
+            "hint: name the file",
+        );
+}

@@ -7,8 +7,12 @@
 )]
 
 mod bad_input;
+mod chatting;
+mod disk_full;
 mod help;
+mod interrupting;
 mod listing;
+mod outages;
 mod sampling;
 mod serving;
 mod support;

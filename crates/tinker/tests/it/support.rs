@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,6 +25,7 @@ pub(crate) struct Finished {
 /// A command that runs, read line by line.
 pub(crate) struct Running {
     child: Child,
+    stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     stderr: BufReader<ChildStderr>,
 }
@@ -91,6 +93,16 @@ impl Home {
         Running::new(self.command(args))
     }
 
+    /// The process of the server.
+    pub(crate) fn server_pid(&self) -> u32 {
+        u32::try_from(self.status()["pid"].as_u64().unwrap()).unwrap()
+    }
+
+    /// The adapter that a finished run left, byte for byte.
+    pub(crate) fn adapter(&self, finished: &Finished) -> Vec<u8> {
+        adapter(&self.path("home"), finished)
+    }
+
     /// What `tinker serve status` knows.
     pub(crate) fn status(&self) -> Value {
         self.run(&["serve", "status", "--json"]).json()
@@ -154,6 +166,7 @@ impl Running {
             .spawn()
             .unwrap();
         Self {
+            stdin: child.stdin.take(),
             stdout: BufReader::new(child.stdout.take().unwrap()),
             stderr: BufReader::new(child.stderr.take().unwrap()),
             child,
@@ -178,9 +191,19 @@ impl Running {
         }
     }
 
+    /// Types a line, where standard input is a pipe.
+    pub(crate) fn say(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
     /// What Ctrl-C sends.
     pub(crate) fn interrupt(&self) {
-        signal(self.child.id(), rustix::process::Signal::INT);
+        signal(self.child.id(), Signal::INT);
+    }
+
+    /// Holds it where it is until the result is dropped.
+    pub(crate) fn pause(&self) -> Paused {
+        Paused::process(self.child.id())
     }
 
     /// Ends it without a chance to say goodbye.
@@ -192,6 +215,7 @@ impl Running {
     pub(crate) fn finish(mut self) -> Finished {
         let mut stderr = String::new();
         let mut stdout = String::new();
+        drop(self.stdin.take());
         // Progress fits into the pipes' buffers, so one after the other does not block.
         self.stderr.read_to_string(&mut stderr).unwrap();
         self.stdout.read_to_string(&mut stdout).unwrap();
@@ -219,9 +243,26 @@ fn read_line(from: &mut impl BufRead) -> String {
 }
 
 /// Sends `signal` to the process `pid`.
-pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// A process that does nothing while this exists.
+#[must_use]
+pub(crate) struct Paused(u32);
+
+impl Paused {
+    pub(crate) fn process(pid: u32) -> Self {
+        signal(pid, Signal::STOP);
+        Self(pid)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        signal(self.0, Signal::CONT);
+    }
 }
 
 /// A data directory with a short finished run, shared by the tests that only look at one.
@@ -270,6 +311,35 @@ pub(crate) fn trained() -> Arc<Trained> {
     });
     *shared = Arc::downgrade(&trained);
     trained
+}
+
+/// The adapter that a finished run left in the data directory `home`, byte for byte.
+pub(crate) fn adapter(home: &Path, finished: &Finished) -> Vec<u8> {
+    let path = finished.json()["sampler_path"].as_str().unwrap().to_owned();
+    // Run ids hold colons, which are not for file names.
+    let rest = path.strip_prefix("tinker://").unwrap().replace(':', "_");
+    let dir = home.join("server/checkpoints").join(rest);
+    std::fs::read(dir.join("adapter_model.safetensors")).unwrap()
+}
+
+/// A run that is over in seconds, but not before it can be interrupted.
+const SHORT: [&str; 8] = [
+    "--max-steps",
+    "24",
+    "--batch-size",
+    "4",
+    "--save-every",
+    "4",
+    "--eval-every",
+    "0",
+];
+
+/// The arguments of such a run on `data`.
+pub(crate) fn short<'a>(data: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", "sft", data, "--json"];
+    args.extend(SHORT);
+    args.extend(flags);
+    args
 }
 
 /// The persona set of the repository.

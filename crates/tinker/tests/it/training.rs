@@ -2,38 +2,7 @@
 
 use std::path::Path;
 
-use rustix::process::Signal;
-
-use crate::support::{Finished, Home, RUN, pirate, row, signal, trained};
-
-/// A run that is over in seconds, but not before it can be interrupted.
-const SHORT: [&str; 8] = [
-    "--max-steps",
-    "24",
-    "--batch-size",
-    "4",
-    "--save-every",
-    "4",
-    "--eval-every",
-    "0",
-];
-
-/// The arguments of such a run on `data`.
-fn short<'a>(data: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["train", "sft", data, "--json"];
-    args.extend(SHORT);
-    args.extend(flags);
-    args
-}
-
-/// The adapter that a finished run left, byte for byte.
-fn adapter(home: &Home, finished: &Finished) -> Vec<u8> {
-    let path = finished.json()["sampler_path"].as_str().unwrap().to_owned();
-    // Run ids hold colons, which are not for file names.
-    let rest = path.strip_prefix("tinker://").unwrap().replace(':', "_");
-    let dir = home.path("home/server/checkpoints").join(rest);
-    std::fs::read(dir.join("adapter_model.safetensors")).unwrap()
-}
+use crate::support::{Finished, Home, RUN, pirate, row, trained};
 
 #[test]
 fn training_says_what_it_does_and_where_the_weights_are() {
@@ -160,82 +129,6 @@ fn a_run_folder_is_not_used_twice() {
 }
 
 #[test]
-fn interrupted_and_resumed_equals_uninterrupted() {
-    let home = Home::new();
-    let data = pirate();
-    let whole = home.run(&short(&data, &["--run", "whole"])).ok();
-    let mut running = home.start(&short(&data, &["--run", "cut"]));
-
-    running.wait_for("step 3/24");
-    running.interrupt();
-    running.wait_for("finishing the step in flight, then saving; Ctrl-C again quits");
-    let interrupted = running.finish();
-    let resumed = home.run(&["resume", "cut", "--json"]).ok();
-
-    assert_eq!(interrupted.code, 130, "{interrupted:#?}");
-    assert!(
-        interrupted
-            .stderr
-            .contains("error: interrupted before step"),
-        "{interrupted:#?}"
-    );
-    assert!(
-        interrupted.stderr.contains("tinker resume cut"),
-        "{interrupted:#?}"
-    );
-    assert!(
-        resumed.stderr.contains("resuming from 0000"),
-        "{resumed:#?}"
-    );
-    assert!(
-        adapter(&home, &whole) == adapter(&home, &resumed),
-        "the adapters differ"
-    );
-}
-
-#[test]
-fn a_server_killed_in_training_is_started_again_and_nothing_is_lost() {
-    let home = Home::new();
-    let data = pirate();
-    let whole = home.run(&short(&data, &["--run", "whole"])).ok();
-    let mut running = home.start(&short(&data, &["--run", "hit"]));
-
-    running.wait_for("step 3/24");
-    let pid = home.status()["pid"].as_u64().unwrap();
-    signal(u32::try_from(pid).unwrap(), Signal::KILL);
-    running.wait_for("the embedded server has ended; starting it again");
-    let finished = running.finish().ok();
-
-    assert!(
-        adapter(&home, &whole) == adapter(&home, &finished),
-        "the adapters differ"
-    );
-}
-
-#[test]
-fn a_killed_command_is_resumed_to_the_same_result() {
-    let home = Home::new();
-    let data = pirate();
-    let whole = home.run(&short(&data, &["--run", "whole"])).ok();
-    let mut running = home.start(&short(&data, &["--run", "cut"]));
-
-    running.wait_for("step 7/24");
-    running.kill();
-    let resumed = home
-        .run(&["train", "sft", "--resume", "--run", "cut", "--json"])
-        .ok();
-
-    assert!(
-        resumed.stderr.contains("resuming from 0000"),
-        "{resumed:#?}"
-    );
-    assert!(
-        adapter(&home, &whole) == adapter(&home, &resumed),
-        "the adapters differ"
-    );
-}
-
-#[test]
 fn a_changed_data_file_is_not_resumed_from() {
     let home = Home::new();
     let rows: String = (0..64).map(|i| row(&format!("Say {i}."), "Arr!")).collect();
@@ -319,19 +212,34 @@ fn weights_of_another_shape_than_the_configuration_says_are_named() {
 }
 
 #[test]
-fn a_server_stopped_in_training_is_let_go() {
+fn a_loss_that_is_not_finite_is_named_with_its_step_and_not_resumed() {
     let home = Home::new();
     let data = pirate();
-    let mut running = home.start(&short(&data, &["--run", "left"]));
+    let args = [
+        "train",
+        "sft",
+        &data,
+        "--run",
+        "hot",
+        "--lr",
+        "1e30",
+        "--schedule",
+        "constant",
+    ];
+    let flags = ["--max-steps", "8", "--batch-size", "4", "--eval-every", "0"];
 
-    running.wait_for("step 3/24");
-    home.run(&["serve", "stop"]).ok();
-    let finished = running.finish();
+    let finished = home.run(&[args.as_slice(), &flags].concat());
 
-    assert_eq!(home.status()["running"], false);
+    assert!(
+        finished
+            .stderr
+            .contains("start again with a learning rate below 1e30"),
+        "{finished:#?}"
+    );
+    assert!(!finished.stderr.contains("tinker resume"), "{finished:#?}");
     finished.failed(
         1,
-        "the embedded server was stopped while it was needed",
-        "hint: go on with: ",
+        "the loss at step ",
+        "hint: begin a new run with a lower --lr",
     );
 }

@@ -1,8 +1,9 @@
-//! `tinker checkpoint`: saved weights as the server lists them.
+//! `tinker checkpoint`: saved weights as the server lists them; and Tinkex's `checkpoint --output`.
 
 mod delete;
 mod info;
 mod list;
+mod tinkex;
 
 use tinker_types::{Checkpoint, CheckpointKind};
 
@@ -13,9 +14,12 @@ use crate::output::Output;
 
 /// Show and delete checkpoints
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    save: tinkex::Args,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -27,9 +31,10 @@ enum Command {
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Output> {
     match args.command {
-        Command::List(args) => list::run(ctx, &args).await,
-        Command::Info(args) => info::run(ctx, &args).await,
-        Command::Delete(args) => delete::run(ctx, &args).await,
+        Some(Command::List(args)) => list::run(ctx, &args).await,
+        Some(Command::Info(args)) => info::run(ctx, &args).await,
+        Some(Command::Delete(args)) => delete::run(ctx, &args).await,
+        None => tinkex::run(ctx, &args.save).await,
     }
 }
 

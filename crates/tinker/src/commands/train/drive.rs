@@ -6,8 +6,9 @@ use std::time::Duration;
 use tinker_recipes::sft::{Outcome, StopSignal};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::connect::Connection;
 use crate::failure::{Failure, FailureKind, Result};
-use crate::local::Keeper;
+use crate::keeper::Keeper;
 use crate::signals::Interrupts;
 use crate::ui::Ui;
 
@@ -21,12 +22,16 @@ pub(super) struct Ended {
     pub(super) outcome: Result<Outcome>,
     /// Whether it makes sense to tell the server: it can be reached, and nobody is in a hurry.
     pub(super) can_close: bool,
+    /// Whether going on from the last checkpoint may end otherwise.
+    pub(super) can_resume: bool,
 }
 
-/// Awaits `job`. The first of `interrupts` asks it to save and end, the second ends it at once.
+/// Awaits `job`, which works over `connection`. The first of `interrupts` asks it to save and end,
+/// the second ends it at once.
 pub(super) async fn drive(
     job: impl Future<Output = tinker_recipes::Result<Outcome>>,
     stop: StopSignal,
+    connection: &Connection,
     mut keeper: Option<Keeper>,
     interrupts: &mut Interrupts,
     ui: &Ui,
@@ -46,11 +51,19 @@ pub(super) async fn drive(
                 stop.request();
             }
             _ = look.tick(), if keeper.is_some() => {
-                if let Some(Err(failure)) = keeper.as_mut().map(Keeper::look) {
+                if let Some(Err(failure)) = keeper.as_mut().map(|k| look_after(k, connection)) {
                     return Ended::given_up(failure);
                 }
             }
         }
+    }
+}
+
+/// Looks after the embedded server, and goes where it went.
+fn look_after(keeper: &mut Keeper, connection: &Connection) -> Result<()> {
+    match keeper.look()? {
+        Some(moved) => connection.follow(moved),
+        None => Ok(()),
     }
 }
 
@@ -60,9 +73,12 @@ impl Ended {
             &outcome,
             Err(tinker_recipes::Error::Service { source, .. }) if source.is_server_lost()
         );
+        // The same steps would fail again.
+        let is_final = matches!(&outcome, Err(tinker_recipes::Error::LossNotFinite { .. }));
         Self {
             outcome: outcome.map_err(Failure::from),
             can_close: !is_lost,
+            can_resume: !is_final,
         }
     }
 
@@ -70,6 +86,7 @@ impl Ended {
         Self {
             outcome: Err(failure),
             can_close: false,
+            can_resume: true,
         }
     }
 }

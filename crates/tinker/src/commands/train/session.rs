@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use tinker_chat::Role;
 use tinker_recipes::sft::{self, Dataset, Prepared, SftConfig, SftJob, SftOptions, StopSignal};
 use tinker_runs::{RunFolder, RunWriter};
-use tinker_types::FinishReason;
 
 use super::drive::{self, Ended};
 use super::options;
@@ -15,7 +14,7 @@ use crate::base_model::BaseModel;
 use crate::connect::Connection;
 use crate::context::Ctx;
 use crate::failure::{FailureKind, Result};
-use crate::local::Keeper;
+use crate::keeper::Keeper;
 use crate::output::Output;
 use crate::settings::Target;
 use crate::signals::Interrupts;
@@ -177,20 +176,25 @@ impl Session {
             }
         };
         let mut interrupts = Interrupts::watch()?;
-        let Ended { outcome, can_close } =
-            drive::drive(job, stop, keeper, &mut interrupts, &ctx.ui).await;
+        let Ended {
+            outcome,
+            can_close,
+            can_resume,
+        } = drive::drive(job, stop, &connection, keeper, &mut interrupts, &ctx.ui).await;
         drop(watcher);
         let outcome = outcome.map_err(|failure| match failure.kind {
             // Others would fail in the same way again.
-            FailureKind::General | FailureKind::Capacity | FailureKind::Interrupted => {
-                failure.hint(resume_hint(&facts))
+            FailureKind::General | FailureKind::Capacity | FailureKind::Interrupted
+                if can_resume =>
+            {
+                failure.then(resume_hint(&facts))
             }
             _ => failure,
         });
         let result = outcome.and_then(|outcome| report(ctx, &facts, outcome));
         if can_close {
             tokio::select! {
-                () = connection.close(reason_of(&result)) => {}
+                () = connection.close_after(&result) => {}
                 () = interrupts.next() => {}
             }
         }
@@ -210,14 +214,6 @@ impl Session {
             server_flags: ctx.settings.server_flags_to_repeat(connection.target()),
             prompt: self.prompt.clone(),
         }
-    }
-}
-
-fn reason_of(result: &Result<Output>) -> FinishReason {
-    match result {
-        Ok(_) => FinishReason::Success,
-        Err(failure) if failure.kind == FailureKind::Interrupted => FinishReason::Interrupted,
-        Err(_) => FinishReason::Errored,
     }
 }
 
