@@ -61,6 +61,16 @@ impl Attempts {
         true
     }
 
+    /// Takes back an attempt that came to nothing without taking the process down.
+    pub(crate) fn take_back(&mut self, id: &RequestId) {
+        if self.found_unfinished.contains(id)
+            && let Some(n) = self.retries.get_mut(id)
+        {
+            *n = n.saturating_sub(1);
+            self.save();
+        }
+    }
+
     /// Forgets an operation that came to an end.
     pub(crate) fn end(&mut self, id: &RequestId) {
         if self.found_unfinished.remove(id) && self.retries.remove(id).is_some() {
@@ -109,6 +119,22 @@ mod tests {
         assert!(last.begin(&other));
         last.end(&id);
         assert!(process().begin(&id));
+    }
+
+    #[test]
+    fn an_attempt_that_was_taken_back_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("attempts.json");
+        let id: RequestId = "r:op:3".parse().unwrap();
+        let mut attempts = Attempts::open(Arc::new(OsDisk), path);
+        attempts.note_unfinished(id.clone());
+
+        for _ in 0..=MAX_RETRIES {
+            assert!(attempts.begin(&id));
+            attempts.take_back(&id);
+        }
+
+        assert!(attempts.begin(&id));
     }
 
     #[test]

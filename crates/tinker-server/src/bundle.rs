@@ -16,7 +16,7 @@ use tinker_types::{LoraConfig, Timestamp, TinkerPath, TrainingRunId};
 use crate::adapter_files::{
     OPTIMIZER_FILE, WEIGHTS_FILE, decode_state, encode_optimizer, encode_weights, target_modules,
 };
-use crate::disk::{Disk, create_dir, remove_dir, sync_dir};
+use crate::disk::{Disk, create_dir, read_file, remove_dir, sync_dir};
 use crate::error::{Error, Result};
 
 /// The manifest format this program writes and the newest it reads.
@@ -229,9 +229,9 @@ pub(crate) fn restore_replaced(disk: &dyn Disk, root: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If it is damaged or was written by a newer version.
-pub(crate) fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
+pub(crate) fn read_manifest(disk: &dyn Disk, dir: &Path) -> Result<Option<Manifest>> {
     let path = dir.join(MANIFEST_FILE);
-    let bytes = match fs::read(&path) {
+    let bytes = match read_file(disk, &path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", &path, error)),
@@ -258,13 +258,17 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<Option<Manifest>> {
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is none; [`Error::Corrupt`] naming the damaged file.
-pub(crate) fn read(dir: &Path, with_optimizer: bool) -> Result<(Manifest, AdapterState)> {
-    let manifest = read_manifest(dir)?.ok_or_else(|| {
+pub(crate) fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    with_optimizer: bool,
+) -> Result<(Manifest, AdapterState)> {
+    let manifest = read_manifest(disk, dir)?.ok_or_else(|| {
         Error::NotFound(format!("there is no saved adapter in {}", dir.display()))
     })?;
-    let weights = read_checked(dir, &manifest, WEIGHTS_FILE)?;
+    let weights = read_checked(disk, dir, &manifest, WEIGHTS_FILE)?;
     let optimizer = if with_optimizer {
-        Some(read_checked(dir, &manifest, OPTIMIZER_FILE)?)
+        Some(read_checked(disk, dir, &manifest, OPTIMIZER_FILE)?)
     } else {
         None
     };
@@ -273,7 +277,7 @@ pub(crate) fn read(dir: &Path, with_optimizer: bool) -> Result<(Manifest, Adapte
     Ok((manifest, state))
 }
 
-fn read_checked(dir: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
+fn read_checked(disk: &dyn Disk, dir: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
     let path: PathBuf = dir.join(name);
     let corrupt = |message: String| Error::Corrupt {
         path: path.clone(),
@@ -283,7 +287,7 @@ fn read_checked(dir: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>> 
         .files
         .get(name)
         .ok_or_else(|| corrupt("the manifest does not list it".into()))?;
-    let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let bytes = read_file(disk, &path).map_err(|e| Error::io("read", &path, e))?;
     if file_entry(&bytes) != *expected {
         return Err(corrupt(format!(
             "{} bytes whose checksum is not the manifest's",

@@ -52,6 +52,10 @@ pub(crate) struct Core {
     /// Held while a checkpoint's directory and row change.
     checkpoints: Mutex<()>,
     attempts: Mutex<Attempts>,
+    /// Runs whose next operation is held back by a passing fault.
+    held: Mutex<HashMap<TrainingRunId, Held>>,
+    /// Runs whose log a passing fault kept from being taken up.
+    left_out: Mutex<Vec<TrainingRunId>>,
     engine: Mutex<Sender<Command>>,
 }
 
@@ -61,6 +65,14 @@ impl std::fmt::Debug for Core {
             .field("paths", &self.paths)
             .finish_non_exhaustive()
     }
+}
+
+/// Why an operation does not run for now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) seq: u64,
+    /// The fault with its path.
+    pub(crate) fault: String,
 }
 
 /// What [`Core::open`] needs.
@@ -116,6 +128,8 @@ impl Core {
             journals: Mutex::default(),
             samples: Mutex::new(samples),
             checkpoints: Mutex::default(),
+            held: Mutex::default(),
+            left_out: Mutex::default(),
             engine: Mutex::new(engine),
         });
         core.take_up();
@@ -126,8 +140,8 @@ impl Core {
     fn take_up(&self) {
         for run in self.catalog.runs() {
             let recent = now() - run.last_request_at < TAKE_UP_WITHIN_MS;
-            if recent && let Err(error) = self.journal(&run.id) {
-                tracing::error!(run.id = %run.id, error = error.with_causes(), "cannot take up a training run");
+            if recent {
+                self.take_up_run(run.id);
             }
             // Its futures are known now; most have nothing left to do.
             self.close_settled_journals();
@@ -141,6 +155,46 @@ impl Core {
                 request_id: found.request_id,
             });
         }
+    }
+
+    fn take_up_run(&self, run: TrainingRunId) {
+        let Err(error) = self.journal(&run) else {
+            return;
+        };
+        tracing::error!(run.id = %run, error = error.with_causes(), "cannot take up a training run");
+        if error.is_passing() {
+            lock(&self.left_out).push(run);
+        }
+    }
+
+    /// Tries again to take up the runs that a passing fault kept out.
+    pub(crate) fn take_up_left_out(&self) {
+        let runs = std::mem::take(&mut *lock(&self.left_out));
+        for run in runs {
+            self.take_up_run(run);
+        }
+    }
+
+    /// Notes that an operation is held back. True: it was not before, or by another fault.
+    pub(crate) fn hold_back(&self, run: &TrainingRunId, held: Held) -> bool {
+        let before = lock(&self.held).insert(run.clone(), held.clone());
+        before.as_ref() != Some(&held)
+    }
+
+    /// Notes that a run goes on.
+    pub(crate) fn let_go(&self, run: &TrainingRunId) {
+        lock(&self.held).remove(run);
+    }
+
+    /// What holds a future back: a fault in its own operation or in one before it.
+    pub(crate) fn held(&self, id: &RequestId) -> Option<Held> {
+        let held = lock(&self.held);
+        if held.is_empty() {
+            return None;
+        }
+        let (run, seq) = id.as_str().rsplit_once(":op:")?;
+        let (run, seq): (TrainingRunId, u64) = (run.parse().ok()?, seq.parse().ok()?);
+        held.get(&run).filter(|held| held.seq <= seq).cloned()
     }
 
     /// Hands a command to the engine's thread. Without one the server is stopping, and what was
@@ -373,26 +427,44 @@ pub(crate) fn snapshot_dir(snapshots: &Path, seq: u64) -> PathBuf {
     snapshots.join(format!("{seq:010}"))
 }
 
+/// What is to be had of a run's snapshots.
+pub(crate) struct NewestSnapshot {
+    /// The newest one that can be read.
+    pub(crate) found: Option<(bundle::Manifest, tinker_engine::AdapterState)>,
+    /// A passing fault that kept a newer one from being read.
+    pub(crate) passed_over: Option<Error>,
+}
+
 /// The newest snapshot of a run that can be read.
 ///
 /// # Errors
 /// If the directory cannot be read, or a newer program wrote into it.
-pub(crate) fn newest_snapshot(
-    dir: &Path,
-) -> Result<Option<(bundle::Manifest, tinker_engine::AdapterState)>> {
+pub(crate) fn newest_snapshot(disk: &dyn Disk, dir: &Path) -> Result<NewestSnapshot> {
+    let mut passed_over = None;
     for seq in snapshots(dir)?.into_iter().rev() {
-        match bundle::read(&snapshot_dir(dir, seq), true) {
-            Ok(found) => return Ok(Some(found)),
+        match bundle::read(disk, &snapshot_dir(dir, seq), true) {
+            Ok(found) => {
+                return Ok(NewestSnapshot {
+                    found: Some(found),
+                    passed_over,
+                });
+            }
             Err(error @ Error::Newer { .. }) => return Err(error),
             Err(error) => {
                 tracing::error!(
                     error = error.with_causes(),
                     "skipping an unreadable snapshot"
                 );
+                if error.is_passing() {
+                    passed_over.get_or_insert(error);
+                }
             }
         }
     }
-    Ok(None)
+    Ok(NewestSnapshot {
+        found: None,
+        passed_over,
+    })
 }
 
 #[cfg(test)]
@@ -401,19 +473,26 @@ mod tests {
     use crate::catalog::Run;
     use crate::disk::OsDisk;
     use crate::operation::{OpKind, Outcome, run_request_id};
+    use std::fs::File;
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tinker_types::LoraConfig;
 
     fn open(home: &Path) -> Arc<Core> {
+        open_on(home, Arc::new(OsDisk), std::sync::mpsc::channel().0)
+    }
+
+    fn open_on(home: &Path, disk: Arc<dyn Disk>, engine: Sender<Command>) -> Arc<Core> {
         let options = CoreOptions {
             home: home.to_owned(),
-            disk: Arc::new(OsDisk),
+            disk,
             limits: Limits::default(),
             models: ModelRegistry::new(home.to_owned(), &[]).unwrap(),
             load: Arc::new(|_, _| Err(tinker_engine::Error::Invalid("no model".into()))),
             threads: 1,
             version: "0".into(),
         };
-        Core::open(options, std::sync::mpsc::channel().0).unwrap()
+        Core::open(options, engine).unwrap()
     }
 
     fn run(core: &Core) -> TrainingRunId {
@@ -430,6 +509,64 @@ mod tests {
         };
         core.catalog.put_run(row).unwrap();
         id
+    }
+
+    /// A disk without files for as long as its switch is on.
+    #[derive(Debug, Default)]
+    struct Away(AtomicBool);
+
+    impl Disk for Away {
+        fn open(&self, path: &Path) -> io::Result<File> {
+            if self.0.load(Ordering::SeqCst) {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            OsDisk.open(path)
+        }
+        fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+            OsDisk.create_dir_all(path)
+        }
+        fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+            OsDisk.write_new(path, bytes)
+        }
+        fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+            OsDisk.append(file, path, bytes)
+        }
+        fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+            OsDisk.truncate(file, len)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            OsDisk.rename(from, to)
+        }
+    }
+
+    #[test]
+    fn a_run_that_a_passing_fault_left_out_is_taken_up_later() {
+        let home = tempfile::tempdir().unwrap();
+        let core = open(home.path());
+        let run = run(&core);
+        let id = run_request_id(&run, 0).unwrap();
+        let journal = core.journal(&run).unwrap();
+        lock(&journal)
+            .accept(&id, OpKind::CreateModel, 0, b"{}", 10)
+            .unwrap();
+        core.samples().sync().unwrap();
+        drop((journal, core));
+        // The log of samples is needed at once and is not on that disk.
+        std::fs::remove_dir_all(Paths::new(home.path()).sample_log()).unwrap();
+        let disk = Arc::new(Away::default());
+        disk.0.store(true, Ordering::SeqCst);
+        let (sender, inbox) = std::sync::mpsc::channel();
+
+        let core = open_on(home.path(), disk.clone(), sender);
+        core.take_up_left_out();
+        assert!(inbox.try_recv().is_err(), "nothing can be read");
+        disk.0.store(false, Ordering::SeqCst);
+        core.take_up_left_out();
+
+        let taken_up = inbox.try_recv().unwrap();
+        assert!(matches!(taken_up, Command::Operation { request_id, .. } if request_id == id));
+        core.take_up_left_out();
+        assert!(inbox.try_recv().is_err(), "only once");
     }
 
     fn n_open(core: &Core) -> usize {

@@ -1,15 +1,21 @@
-//! Everything the server writes to files goes through [`Disk`], so that tests can make it fail.
+//! Everything the server keeps in files goes through [`Disk`], so that tests can make it fail.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// The writing half of a file system.
-///
-/// Reads go to `std::fs` directly: a read error needs no injection, a damaged file is enough.
+/// A file system. Directories are listed through `std::fs`.
 pub trait Disk: Send + Sync + std::fmt::Debug {
+    /// Opens a file to read it.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
     /// Creates a directory and its parents, private to the owner.
     ///
     /// # Errors
@@ -88,6 +94,13 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Reads a whole file.
+pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    disk.open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Replaces a small private file in one step.

@@ -88,7 +88,7 @@ impl Error {
     /// Whether the same operation may succeed later: the server's surroundings are at fault.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.kind() != io::ErrorKind::NotFound,
+            Self::Io { source, .. } => is_passing_io(source),
             Self::Database(_) => true,
             _ => false,
         }
@@ -106,6 +106,22 @@ impl Error {
         }
         text
     }
+}
+
+/// Whether a file system may do later what it refuses now: a device, a limit or rights that its
+/// owner can mend, and not a path or content that is wrong as it stands.
+pub(crate) fn is_passing_io(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    !matches!(
+        error.kind(),
+        Kind::NotFound
+            | Kind::IsADirectory
+            | Kind::NotADirectory
+            | Kind::InvalidInput
+            | Kind::InvalidData
+            | Kind::UnexpectedEof
+            | Kind::Unsupported
+    )
 }
 
 /// The next step for the two disk errors that people meet.

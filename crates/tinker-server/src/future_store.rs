@@ -131,6 +131,13 @@ impl FutureStore {
         }
     }
 
+    /// Wakes all who wait for a future: there is news, if no result.
+    pub(crate) fn nudge(&self, id: &RequestId) {
+        if let Some(entry) = self.lock().get(id) {
+            entry.notify.notify_waiters();
+        }
+    }
+
     /// Follows a result that was copied to another place in its log.
     pub(crate) fn moved(&self, id: &RequestId, to: Location) {
         match self.lock().get_mut(id).map(|entry| &mut entry.state) {

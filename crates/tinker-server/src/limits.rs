@@ -22,6 +22,9 @@ pub struct Limits {
     pub snapshot_every: u64,
     /// Engine time between two snapshots of a training run: what a crash costs at most.
     pub snapshot_engine_time: Duration,
+    /// First pause after a passing fault that keeps a training run out of memory; each one in a row
+    /// is twice as long, up to 30 s.
+    pub fault_pause: Duration,
     /// An adapter that nobody used for this long leaves memory and comes back on demand.
     pub unload_after: Duration,
 }
@@ -37,6 +40,7 @@ impl Default for Limits {
             poll_hold: Duration::from_secs(40),
             snapshot_every: 64,
             snapshot_engine_time: Duration::from_secs(30),
+            fault_pause: Duration::from_secs(1),
             unload_after: Duration::from_secs(30 * 60),
         }
     }

@@ -1,21 +1,30 @@
 //! Which training operation runs next: each run strictly in its own order, runs in turn.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use tinker_types::TrainingRunId;
 
-/// Operations that wait, held back while an earlier one of their run is missing.
+/// Longest pause between two attempts at an operation that a passing fault holds back.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Operations that wait, held back while an earlier one of their run is missing, or for a while
+/// after a fault. The time is the caller's.
 #[derive(Debug)]
 pub(crate) struct TrainQueue<T> {
     lanes: HashMap<TrainingRunId, Lane<T>>,
     /// Runs whose next operation is there, longest waiting first.
     ready: VecDeque<TrainingRunId>,
+    /// Runs whose next operation was put back, and when it is tried again.
+    resting: HashMap<TrainingRunId, Instant>,
 }
 
 #[derive(Debug)]
 struct Lane<T> {
     next: u64,
     waiting: BTreeMap<u64, T>,
+    /// The operation that was put back last, and how often.
+    put_back: Option<(u64, u32)>,
 }
 
 impl<T> Default for TrainQueue<T> {
@@ -23,6 +32,7 @@ impl<T> Default for TrainQueue<T> {
         Self {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
+            resting: HashMap::new(),
         }
     }
 }
@@ -33,6 +43,7 @@ impl<T> TrainQueue<T> {
         self.lanes.entry(run.clone()).or_insert_with(|| Lane {
             next,
             waiting: BTreeMap::new(),
+            put_back: None,
         });
     }
 
@@ -62,6 +73,47 @@ impl<T> TrainQueue<T> {
             self.ready.push_back(run.clone());
         }
         Some((run, seq, operation))
+    }
+
+    /// Puts back the operation that was taken last from its run. Nothing of the run is ready until
+    /// the pause returned has passed and [`Self::wake`] is called; it is `first`, and twice the one
+    /// before with each time in a row, up to [`MAX_PAUSE`].
+    pub(crate) fn put_back(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        operation: T,
+        now: Instant,
+        first: Duration,
+    ) -> Duration {
+        self.open(run, seq);
+        let Some(lane) = self.lanes.get_mut(run) else {
+            return Duration::ZERO;
+        };
+        lane.next = seq;
+        lane.waiting.insert(seq, operation);
+        let n_before = lane
+            .put_back
+            .filter(|(last, _)| *last == seq)
+            .map_or(0, |(_, n)| n);
+        lane.put_back = Some((seq, n_before.saturating_add(1)));
+        self.ready.retain(|ready| ready != run);
+        let pause = first
+            .saturating_mul(1_u32.checked_shl(n_before).unwrap_or(u32::MAX))
+            .min(MAX_PAUSE);
+        self.resting.insert(run.clone(), now + pause);
+        pause
+    }
+
+    /// Makes the runs ready whose pause is over.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        let due = self.resting.extract_if(|_, until| *until <= now);
+        self.ready.extend(due.map(|(run, _)| run));
+    }
+
+    /// When the next pause is over, if a run rests.
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
+        self.resting.values().min().copied()
     }
 
     /// Whether an operation can run now.
@@ -129,6 +181,54 @@ mod tests {
         queue.push(&run("a"), 5, ());
 
         assert_eq!(drain(&mut queue), [("a".into(), 5)]);
+    }
+
+    #[test]
+    fn what_was_put_back_comes_again_first_and_after_a_pause() {
+        let mut queue = TrainQueue::default();
+        let start = Instant::now();
+        let first = Duration::from_secs(1);
+        for seq in 0..2 {
+            queue.push(&run("a"), seq, ());
+        }
+        queue.push(&run("b"), 0, ());
+        queue.pop();
+
+        assert_eq!(queue.put_back(&run("a"), 0, (), start, first), first);
+        queue.push(&run("a"), 0, ());
+        queue.push(&run("a"), 2, ());
+
+        queue.wake(start + Duration::from_millis(999));
+        assert_eq!(drain(&mut queue), [("b".into(), 0)]);
+        assert!(queue.is_waiting(&run("a")));
+        assert_eq!(queue.next_wake(), Some(start + first));
+        queue.wake(start + first);
+        let expected: Vec<_> = (0..3).map(|seq| ("a".to_owned(), seq)).collect();
+        assert_eq!(drain(&mut queue), expected);
+        assert_eq!(queue.next_wake(), None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_limit_and_start_anew_with_the_next_operation() {
+        let mut queue = TrainQueue::default();
+        let (mut now, first) = (Instant::now(), Duration::from_secs(1));
+        queue.push(&run("a"), 0, ());
+        queue.push(&run("a"), 1, ());
+
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            let (a, seq, ()) = queue.pop().unwrap();
+            let pause = queue.put_back(&a, seq, (), now, first);
+            pauses.push(pause.as_secs());
+            now += pause;
+            queue.wake(now);
+        }
+
+        assert_eq!(pauses[..7], [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(pauses[39], 30);
+        queue.pop();
+        let (a, seq, ()) = queue.pop().unwrap();
+        assert_eq!(queue.put_back(&a, seq, (), now, first), first);
     }
 
     proptest! {

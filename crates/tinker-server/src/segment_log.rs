@@ -69,7 +69,7 @@ impl SegmentLog {
         let mut len = 0;
         for (i, &segment) in segments.iter().enumerate() {
             let path = segment_path(dir, segment);
-            len = read_segment(&path, segment, &mut visit)?;
+            len = read_segment(disk.as_ref(), &path, segment, &mut visit)?;
             let actual = fs::metadata(&path)
                 .map_err(|e| Error::io("read", &path, e))?
                 .len();
@@ -189,7 +189,7 @@ impl SegmentLog {
     pub(crate) fn read_body(&self, location: Location) -> Result<Vec<u8>> {
         let path = segment_path(&self.dir, location.segment);
         let fault = |e| Error::io("read", &path, e);
-        let mut file = File::open(&path).map_err(fault)?;
+        let mut file = self.disk.open(&path).map_err(fault)?;
         file.seek(SeekFrom::Start(location.offset)).map_err(fault)?;
         let payload = read_frame(&mut file).map_err(fault)?;
         payload
@@ -245,11 +245,12 @@ fn truncate(path: &Path, len: u64) -> Result<()> {
 
 /// Reads records until the end or the first broken one; returns the length of what was good.
 fn read_segment<H: DeserializeOwned>(
+    disk: &dyn Disk,
     path: &Path,
     segment: u64,
     visit: &mut impl FnMut(Record<H>) -> Result<()>,
 ) -> Result<u64> {
-    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    let file = disk.open(path).map_err(|e| Error::io("read", path, e))?;
     let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
     let mut offset = 0;
     while let Some(payload) = read_frame(&mut reader).map_err(|e| Error::io("read", path, e))? {

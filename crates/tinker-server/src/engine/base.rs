@@ -2,6 +2,7 @@
 //! run on it.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use tinker_engine::{AdapterId, AdapterState, Backend};
 use super::Worker;
 use super::samples::Sampling;
 use crate::bundle::{self, Manifest};
-use crate::error::{Error, Result};
+use crate::disk::Disk;
+use crate::error::{Error, Result, is_passing_io};
 
 /// Most sampler weights that stay loaded: a loop that samples from every step's weights would
 /// otherwise fill the memory.
@@ -53,10 +55,8 @@ impl Worker {
     fn load_base(&self, name: &str) -> Result<Base> {
         let model = self.core.models.resolve(name)?;
         let started = Instant::now();
-        let backend = (self.core.load)(&model.dir, self.core.threads)?;
-        let tokenizer = Tokenizer::from_dir(&model.dir)
-            .inspect_err(|error| tracing::warn!(model = name, %error, "no tokenizer"))
-            .ok();
+        let backend = self.load_backend(&model.dir)?;
+        let tokenizer = load_tokenizer(&model.dir)?;
         tracing::info!(
             model = name,
             precision = backend.info().precision,
@@ -71,6 +71,59 @@ impl Worker {
             weights: HashMap::new(),
             orphans: Vec::new(),
         })
+    }
+
+    /// The engine says of a file that it cannot read as of one that is damaged: it cannot use it.
+    /// Which of the two it is decides whether it is tried again later, so a look at the files tells.
+    fn load_backend(&self, dir: &Path) -> Result<Box<dyn Backend>> {
+        let load = || (self.core.load)(dir, self.core.threads);
+        match load() {
+            Err(tinker_engine::Error::Model { .. }) => {
+                check_readable(self.core.disk.as_ref(), dir)?;
+                // A fault may have passed before the look.
+                Ok(load()?)
+            }
+            loaded => Ok(loaded?),
+        }
+    }
+}
+
+/// Reads the beginning of each file that a model is loaded from.
+fn check_readable(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, e))?;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read", dir, e))?.path();
+        if !path
+            .extension()
+            .is_some_and(|e| e == "json" || e == "safetensors")
+        {
+            continue;
+        }
+        let read = disk.open(&path).and_then(|mut file| {
+            let mut beginning = [0; 4096];
+            file.read(&mut beginning)
+        });
+        match read {
+            Err(error) if is_passing_io(&error) => return Err(Error::io("read", &path, error)),
+            // What is missing or no file is for the engine to say.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A model without a usable tokenizer is served without one; a tokenizer that cannot be read for now
+/// is not done without.
+fn load_tokenizer(dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
+    match Tokenizer::from_dir(dir) {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(tinker_chat::Error::ReadFile { path, source }) if is_passing_io(&source) => {
+            Err(Error::io("read", &path, source))
+        }
+        Err(error) => {
+            tracing::warn!(model = %dir.display(), %error, "no tokenizer");
+            Ok(None)
+        }
     }
 }
 
@@ -96,12 +149,12 @@ impl Base {
     }
 
     /// The adapter of saved weights, loaded on first use.
-    pub(super) fn weights(&mut self, dir: &Path) -> Result<AdapterId> {
+    pub(super) fn weights(&mut self, disk: &dyn Disk, dir: &Path) -> Result<AdapterId> {
         if let Some(known) = self.weights.get_mut(dir) {
             known.last_used = Instant::now();
             return Ok(known.adapter);
         }
-        let (manifest, state) = bundle::read(dir, false)?;
+        let (manifest, state) = bundle::read(disk, dir, false)?;
         let adapter = self.import(&manifest, &state)?;
         self.keep_weights(dir.to_owned(), adapter);
         Ok(adapter)

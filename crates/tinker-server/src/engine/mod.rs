@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tinker_types::{ErrorCategory, RequestId, TrainingRunId};
 
 use crate::attempts::MAX_RETRIES;
-use crate::core::{Core, lock};
+use crate::core::{Core, Held, lock};
 use crate::error::{Error, Result};
 use crate::operation::{OpKind, Outcome};
 use crate::scheduler::TrainQueue;
@@ -59,6 +59,25 @@ pub(crate) enum Command {
 struct Queued {
     request_id: RequestId,
     kind: OpKind,
+}
+
+/// What came of trying an operation.
+#[derive(Debug)]
+enum Attempt {
+    /// It has a result.
+    Done(Outcome),
+    /// A passing fault kept its run out of memory. Nothing was done; it is tried again.
+    Held(Error),
+}
+
+impl From<Error> for Attempt {
+    fn from(error: Error) -> Self {
+        if error.is_passing() {
+            Self::Held(error)
+        } else {
+            Self::Done(error.into())
+        }
+    }
 }
 
 /// The running thread.
@@ -168,8 +187,9 @@ impl Worker {
             return leave;
         }
         let started = Instant::now();
+        self.queue.wake(started);
         if let Some((run, seq, queued)) = self.queue.pop() {
-            self.operate(&run, seq, &queued);
+            self.operate(&run, seq, queued);
         }
         // Sampling gets as much time as training just had, and at least one step.
         let share = started.elapsed();
@@ -200,9 +220,16 @@ impl Worker {
     /// Reads all commands that are there, waiting for one if there is nothing to do.
     fn take_commands(&mut self) -> Next {
         let busy = self.queue.has_ready() || self.bases.values().any(Base::is_sampling);
-        self.working.store(busy, Ordering::Relaxed);
+        let wake = self.queue.next_wake();
+        // What is held back is still to be done.
+        self.working
+            .store(busy || wake.is_some(), Ordering::Relaxed);
         if !busy {
-            match self.inbox.recv_timeout(HOUSEKEEPING) {
+            let pause = wake.map(|at| at.saturating_duration_since(Instant::now()));
+            match self
+                .inbox
+                .recv_timeout(HOUSEKEEPING.min(pause.unwrap_or(HOUSEKEEPING)))
+            {
                 Ok(command) => {
                     self.working.store(true, Ordering::Relaxed);
                     if let leave @ Next::Leave { .. } = self.take(command) {
@@ -258,11 +285,16 @@ impl Worker {
 
     /// Executes an operation and publishes its result. A panic in the engine fails the operation
     /// and throws the engine's state away; runs are rebuilt from snapshot and log.
-    fn operate(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) {
-        let guarded = std::panic::AssertUnwindSafe(|| self.attempt(run, seq, queued));
+    fn operate(&mut self, run: &TrainingRunId, seq: u64, queued: Queued) {
+        let guarded = std::panic::AssertUnwindSafe(|| self.attempt(run, seq, &queued));
         let executed = std::panic::catch_unwind(guarded);
         let panicked = executed.is_err();
-        let outcome = executed.unwrap_or_else(|_| engine_failed());
+        let outcome = match executed {
+            Ok(Attempt::Done(outcome)) => outcome,
+            Ok(Attempt::Held(fault)) => return self.hold_back(run, seq, queued, &fault),
+            Err(_) => engine_failed(),
+        };
+        self.core.let_go(run);
         match self.core.journal(run) {
             Ok(journal) => lock(&journal).finish(&queued.request_id, outcome),
             Err(_) => self
@@ -280,15 +312,34 @@ impl Worker {
         });
     }
 
+    /// Puts an operation back into its queue, to be tried again later.
+    fn hold_back(&mut self, run: &TrainingRunId, seq: u64, queued: Queued, fault: &Error) {
+        let id = queued.request_id.clone();
+        self.core.attempts().take_back(&id);
+        let first = self.core.limits.fault_pause;
+        let pause = self.queue.put_back(run, seq, queued, Instant::now(), first);
+        let fault = fault.with_causes();
+        tracing::warn!(
+            run.id = %run,
+            request.id = %id,
+            error = fault,
+            pause_ms = pause.as_millis() as u64,
+            "an operation is held back; it is tried again after a pause"
+        );
+        if self.core.hold_back(run, Held { seq, fault }) {
+            self.core.futures.nudge(&id);
+        }
+    }
+
     /// Executes an operation, unless it took the process down too often.
-    fn attempt(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) -> Outcome {
+    fn attempt(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) -> Attempt {
         if self.core.attempts().begin(&queued.request_id) {
             return self.execute(run, seq, queued);
         }
-        Outcome::refused(format!(
+        Attempt::Done(Outcome::refused(format!(
             "operation {seq} of training run {run} was running {} times when the server died, perhaps for want of memory, and is not tried again: send less data at once",
             MAX_RETRIES + 1
-        ))
+        )))
     }
 
     /// Throws a base model away whose state cannot be trusted; its samples start anew.
@@ -321,6 +372,7 @@ impl Worker {
         self.bases
             .values_mut()
             .for_each(|base| base.drop_idle_weights(limit));
+        self.core.take_up_left_out();
         self.core.close_settled_journals();
         self.core.discard_expired();
         self.core.discard_stale_samplers();

@@ -11,7 +11,7 @@ use tinker_types::{
 };
 
 use super::base::Base;
-use super::{Queued, Worker};
+use super::{Attempt, Queued, Worker};
 use crate::bundle::{self, FORMAT_VERSION, Manifest};
 use crate::catalog::Run;
 use crate::clock::{Millis, millis, now, timestamp};
@@ -37,34 +37,51 @@ pub(super) struct ActiveRun {
 }
 
 impl Worker {
-    /// Executes one operation. Whatever it comes to, its number is used up.
-    pub(super) fn execute(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) -> Outcome {
+    /// Executes one operation. Unless it is held back, its number is used up.
+    pub(super) fn execute(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) -> Attempt {
         let started = Instant::now();
-        let journal = match self.core.journal(run) {
-            Ok(journal) => journal,
-            Err(error) => return error.into(),
-        };
-        let body = lock(&journal).body(&queued.request_id);
-        let outcome = match body.map(|body| Operation::decode(queued.kind, &body)) {
-            Ok(Ok(operation)) => match &operation {
-                Operation::CreateFromWeights(request) | Operation::LoadWeights(request) => {
-                    self.load(run, seq, queued, &operation, request)
-                }
-                _ => self.perform(run, seq, queued, &operation),
-            },
-            Ok(Err(malformed)) => Ok(Outcome::refused(malformed.to_string())),
-            Err(error) => Err(error),
+        let body = self
+            .core
+            .journal(run)
+            .and_then(|journal| lock(&journal).body(&queued.request_id));
+        let attempt = match body.map(|body| Operation::decode(queued.kind, &body)) {
+            Ok(Ok(operation)) => self.try_out(run, seq, queued, &operation),
+            Ok(Err(malformed)) => Attempt::Done(Outcome::refused(malformed.to_string())),
+            Err(error) => error.into(),
         };
         if let Some(active) = self.runs.get_mut(run) {
             active.time_since += started.elapsed();
             active.last_used = Instant::now();
         }
-        let outcome = outcome.unwrap_or_else(Outcome::from);
-        if outcome.body.len() > MAX_BODY {
-            // It fails, so what it did to the adapter is forgotten with the adapter.
-            self.free(run);
+        match attempt {
+            Attempt::Done(outcome) => {
+                if outcome.body.len() > MAX_BODY {
+                    // It fails, so what it did to the adapter is forgotten with the adapter.
+                    self.free(run);
+                }
+                Attempt::Done(outcome.bounded(MAX_BODY))
+            }
+            held @ Attempt::Held(_) => held,
         }
-        outcome.bounded(MAX_BODY)
+    }
+
+    fn try_out(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        operation: &Operation,
+    ) -> Attempt {
+        if let Operation::CreateFromWeights(request) | Operation::LoadWeights(request) = operation {
+            return self.load(run, seq, queued, operation, request);
+        }
+        match self.perform(run, seq, queued, operation) {
+            Ok(outcome) => Attempt::Done(outcome),
+            // The fault is the operation's own, a save on a full disk, say.
+            Err(error) if self.runs.contains_key(run) => Attempt::Done(error.into()),
+            // The run did not come into memory, so nothing was done.
+            Err(error) => error.into(),
+        }
     }
 
     fn perform(
@@ -127,12 +144,24 @@ impl Worker {
     /// Rebuilds a run: the newest snapshot, then the finished operations after it.
     fn rebuild(&mut self, run: &TrainingRunId) -> Result<()> {
         let row = self.usable(run)?;
+        let dir = self.core.paths.snapshots(run);
+        let newest = newest_snapshot(self.core.disk.as_ref(), &dir)?;
+        let rebuilt = self.rebuild_from(run, &row, newest.found);
+        // Without the snapshot that cannot be read for now, the run may only seem to be lost.
+        rebuilt.map_err(|error| newest.passed_over.unwrap_or(error))
+    }
+
+    fn rebuild_from(
+        &mut self,
+        run: &TrainingRunId,
+        row: &Run,
+        snapshot: Option<(Manifest, tinker_engine::AdapterState)>,
+    ) -> Result<()> {
         let journal = self.core.journal(run)?;
-        let snapshot = newest_snapshot(&self.core.paths.snapshots(run))?;
         let first = match snapshot {
             Some((manifest, state)) => {
                 let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
-                self.insert(run, &row, adapter, state.spec, manifest.seq_id);
+                self.insert(run, row, adapter, state.spec, manifest.seq_id);
                 manifest.seq_id + 1
             }
             None => 0,
@@ -208,7 +237,8 @@ impl Worker {
     /// weights than the run was trained on.
     fn check_unchanged(&self, request: &LoadWeightsRequest, loaded_at: Millis) -> Result<()> {
         let dir = self.core.paths.checkpoint(&request.path);
-        let written = bundle::read_manifest(&dir)?.and_then(|m| millis(&m.created_at));
+        let written = bundle::read_manifest(self.core.disk.as_ref(), &dir)?
+            .and_then(|m| millis(&m.created_at));
         if written.is_none_or(|at| at <= loaded_at) {
             return Ok(());
         }
@@ -335,7 +365,7 @@ impl Worker {
             )));
         }
         let dir = self.core.paths.checkpoint(&request.path);
-        let (manifest, state) = bundle::read(&dir, request.optimizer)?;
+        let (manifest, state) = bundle::read(self.core.disk.as_ref(), &dir, request.optimizer)?;
         let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
         Ok((adapter, state.spec))
     }
@@ -349,11 +379,23 @@ impl Worker {
         queued: &Queued,
         operation: &Operation,
         request: &LoadWeightsRequest,
-    ) -> Result<Outcome> {
-        if self.holds_snapshot_of(run, seq)? {
-            return Ok(loaded_weights(run, request));
+    ) -> Attempt {
+        let loaded = match self.holds_snapshot_of(run, seq) {
+            Ok(true) => return Attempt::Done(loaded_weights(run, request)),
+            Ok(false) => self.perform(run, seq, queued, operation),
+            Err(error) => Err(error),
+        };
+        match loaded {
+            Ok(outcome) => {
+                let kept = self.keep_loaded(run, seq);
+                Attempt::Done(kept.map_or_else(Outcome::from, |()| outcome))
+            }
+            // The run changes only once everything is read.
+            Err(error) => error.into(),
         }
-        let outcome = self.perform(run, seq, queued, operation)?;
+    }
+
+    fn keep_loaded(&mut self, run: &TrainingRunId, seq: u64) -> Result<()> {
         if let Some(active) = self.runs.get_mut(run) {
             active.applied = seq;
             active.ops_since += 1;
@@ -364,16 +406,20 @@ impl Worker {
             remove_dir(&snapshot_dir(&self.core.paths.snapshots(run), seq))?;
             return Err(error);
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// Whether this very operation is part of a snapshot: a crash came before its result was logged.
     fn holds_snapshot_of(&mut self, run: &TrainingRunId, seq: u64) -> Result<bool> {
         let known = snapshots(&self.core.paths.snapshots(run))?;
-        Ok(known.contains(&seq)
-            && self
-                .active(run)
-                .is_ok_and(|(_, active)| active.applied == seq))
+        if !known.contains(&seq) {
+            return Ok(false);
+        }
+        match self.active(run) {
+            Ok((_, active)) => Ok(active.applied == seq),
+            Err(error) if error.is_passing() => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     fn forward_backward(

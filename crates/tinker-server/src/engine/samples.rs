@@ -96,8 +96,11 @@ impl Worker {
                 self.core.limits.keep_unnamed_samplers
             )));
         }
+        let disk = Arc::clone(&self.core.disk);
         let base = self.base(&sampler.base_model)?;
-        let adapter = dir.map(|dir| base.weights(&dir)).transpose()?;
+        let adapter = dir
+            .map(|dir| base.weights(disk.as_ref(), &dir))
+            .transpose()?;
         let seeds = seeds(id, request);
         let generation = generate_request(base, adapter, request, seeds)?;
         let number = base.sampling.generator.admit(generation)?;

@@ -115,7 +115,7 @@ impl Worker {
         let core = Arc::clone(&self.core);
         // Directory and row change together.
         let _changing = core.change_checkpoints();
-        let written = match bundle::read_manifest(&dir) {
+        let written = match bundle::read_manifest(core.disk.as_ref(), &dir) {
             // Written by this very operation before a crash: only its row may be missing.
             Ok(Some(manifest)) if is_own(&manifest, queued) => manifest,
             Err(unreadable) if !save.overwrite => return Err(unreadable),
@@ -182,7 +182,7 @@ impl Worker {
                 "sampler {id} already exists: every sampler of a session needs its own number"
             )));
         }
-        let own = bundle::read_manifest(&dir)
+        let own = bundle::read_manifest(self.core.disk.as_ref(), &dir)
             .ok()
             .flatten()
             .is_some_and(|m| is_own(&m, queued));

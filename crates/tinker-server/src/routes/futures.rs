@@ -1,6 +1,7 @@
 //! Waiting for results and giving them up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -17,10 +18,13 @@ use tinker_types::{
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Parsed, blocking};
-use crate::core::lock;
+use crate::core::{Held, lock};
 use crate::engine::Command;
 use crate::future_store::{Lookup, Scope};
 use crate::operation::{Form, Outcome};
+
+/// How long a poll is held whose operation cannot run for now.
+const HELD_POLL: Duration = Duration::from_secs(2);
 
 /// Holds the request until the result is there, or answers 408 shortly before clients give up.
 pub(crate) async fn retrieve(
@@ -29,10 +33,14 @@ pub(crate) async fn retrieve(
     request: Parsed<RetrieveFutureRequest>,
 ) -> ApiResult<Response> {
     let id = request.value.request_id;
-    let hold = app.poll_hold();
+    let hold = hold_of(&app, &id);
     let mut found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
     if matches!(found, Lookup::Unknown) {
-        open_journal_of(&app, &id).await?;
+        if let Some(fault) = open_journal_of(&app, &id).await? {
+            // Those who are told to try again do so at once.
+            tokio::time::sleep(hold.min(HELD_POLL)).await;
+            return Ok(try_again(id, Some(Reason::Fault(fault))));
+        }
         found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
     }
     match found {
@@ -41,17 +49,38 @@ pub(crate) async fn retrieve(
             let body = blocking(&app, move |app| read_result(app, &scope, location)).await?;
             answer(&headers, Outcome { form, body })
         }
-        Lookup::Pending(scope) => try_again(&app, id, scope).await,
+        Lookup::Pending(scope) => {
+            let of = id.clone();
+            let reason = blocking(&app, move |app| Ok(held_back_by(app, &of, &scope))).await?;
+            Ok(try_again(id, reason))
+        }
         Lookup::Unknown => Err(unknown(&app, &id)),
     }
 }
 
-/// Logs of runs that nobody used since the start are opened when somebody asks.
-async fn open_journal_of(app: &Arc<App>, id: &RequestId) -> ApiResult<()> {
+/// How long to hold a poll. One whose operation is held back by a fault is answered sooner, so that
+/// people see why.
+fn hold_of(app: &App, id: &RequestId) -> Duration {
+    let hold = app.poll_hold();
+    match app.core.held(id) {
+        Some(_) => hold.min(HELD_POLL),
+        None => hold,
+    }
+}
+
+/// Logs of runs that nobody used since the start are opened when somebody asks. Returns the passing
+/// fault that prevents it.
+async fn open_journal_of(app: &Arc<App>, id: &RequestId) -> ApiResult<Option<String>> {
     let id = id.clone();
-    blocking(app, move |app| match app.core.run_of(&id) {
-        Some(run) => app.core.journal(&run).map(drop).map_err(ApiError::from),
-        None => Ok(()),
+    blocking(app, move |app| {
+        let Some(run) = app.core.run_of(&id) else {
+            return Ok(None);
+        };
+        match app.core.journal(&run) {
+            Ok(_) => Ok(None),
+            Err(error) if error.is_passing() => Ok(Some(error.with_causes())),
+            Err(error) => Err(ApiError::from(error)),
+        }
     })
     .await
 }
@@ -104,29 +133,47 @@ fn undecodable(error: impl std::fmt::Display) -> ApiError {
     ApiError::internal("the stored result cannot be read", error.to_string())
 }
 
-async fn try_again(app: &Arc<App>, id: RequestId, scope: Scope) -> ApiResult<Response> {
-    let of = id.clone();
-    let held_back = blocking(app, move |app| Ok(held_back_by(app, &of, &scope))).await?;
-    let body = TryAgain {
-        tag: Default::default(),
-        queue_state: Some(QueueState::Active),
-        queue_state_reason: held_back,
-        request_id: Some(id),
-    };
-    Ok((StatusCode::REQUEST_TIMEOUT, Json(body)).into_response())
+/// Why an operation does not run.
+enum Reason {
+    /// This earlier one of its run never arrived.
+    Missing(u64),
+    /// The server's surroundings.
+    Fault(String),
 }
 
-/// Why an operation does not run, if an earlier one of its run never arrived.
-fn held_back_by(app: &App, id: &RequestId, scope: &Scope) -> Option<String> {
+fn try_again(id: RequestId, reason: Option<Reason>) -> Response {
+    let state = match &reason {
+        Some(Reason::Fault(_)) => QueueState::PausedCapacity,
+        Some(Reason::Missing(_)) | None => QueueState::Active,
+    };
+    let text = reason.map(|reason| match reason {
+        Reason::Missing(seq) => {
+            format!("waiting for operation {seq} of this run, which has not arrived")
+        }
+        Reason::Fault(text) => text,
+    });
+    let body = TryAgain {
+        tag: Default::default(),
+        queue_state: Some(state),
+        queue_state_reason: text,
+        request_id: Some(id),
+    };
+    (StatusCode::REQUEST_TIMEOUT, Json(body)).into_response()
+}
+
+fn held_back_by(app: &App, id: &RequestId, scope: &Scope) -> Option<Reason> {
     let Scope::Run(run) = scope else {
         return None;
     };
+    if let Some(Held { seq, fault }) = app.core.held(id) {
+        return Some(Reason::Fault(format!(
+            "operation {seq} of this run is tried again until this passes: {fault}"
+        )));
+    }
     let journal = app.core.journal(run).ok()?;
     let journal = lock(&journal);
     let missing = journal.missing_before(journal.next_seq(), id)?;
-    Some(format!(
-        "waiting for operation {missing} of this run, which has not arrived"
-    ))
+    Some(Reason::Missing(missing))
 }
 
 /// A result that was here once is gone for good (sampling clients send the request again); a

@@ -12,6 +12,7 @@ mod durability;
 mod fake;
 mod harness;
 mod lifecycle;
+mod passing_faults;
 mod real_engine;
 mod recovery;
 mod sampling;
