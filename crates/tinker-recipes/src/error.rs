@@ -163,6 +163,16 @@ pub enum Error {
         /// Learning rate of the step.
         learning_rate: f64,
     },
+    /// The weights are beyond computing with, in the server's words.
+    #[error("{doing} failed; start again with a learning rate below {learning_rate:e}")]
+    Diverged {
+        /// What was being done.
+        doing: String,
+        /// Highest learning rate of the run.
+        learning_rate: f64,
+        /// What is not finite.
+        source: tinker_api::Error,
+    },
     /// A request failed for good.
     #[error("{doing} failed")]
     Service {
@@ -180,6 +190,32 @@ pub enum Error {
 }
 
 impl Error {
+    /// A request of a run with this learning rate that failed for good.
+    ///
+    /// What goes in is finite, the base weights too, so that numbers which are not mean that the
+    /// adapter has diverged. Servers say so in words alone.
+    pub(crate) fn of_request(doing: String, learning_rate: f64, source: tinker_api::Error) -> Self {
+        let is_not_finite = matches!(
+            &source,
+            tinker_api::Error::RequestFailed { message, .. }
+                if ["NaN", "not finite", "is inf", "is -inf"].iter().any(|word| message.contains(word))
+        );
+        if is_not_finite {
+            Self::Diverged {
+                doing,
+                learning_rate,
+                source,
+            }
+        } else {
+            Self::Service { doing, source }
+        }
+    }
+
+    /// Whether going on from a checkpoint would end in the same way: the weights have diverged.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::LossNotFinite { .. } | Self::Diverged { .. })
+    }
+
     /// Whether the data or the settings are at fault, rather than a server or the disk.
     pub fn is_bad_input(&self) -> bool {
         matches!(
@@ -196,5 +232,48 @@ impl Error {
                 | Self::NoRenderer { .. }
                 | Self::Chat(_)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tinker_api::RequestType;
+    use tinker_types::ErrorCategory;
+
+    use super::*;
+
+    fn of_message(message: &str) -> Error {
+        let source = tinker_api::Error::RequestFailed {
+            operation: RequestType::ForwardBackward,
+            category: ErrorCategory::User,
+            message: message.to_owned(),
+            request_id: "r".parse().unwrap(),
+        };
+        Error::of_request("training step 3".to_owned(), 0.01, source)
+    }
+
+    #[test]
+    fn numbers_that_are_none_mean_divergence() {
+        for message in [
+            "sequence 0: the log-probability at position 0 is NaN",
+            "sequence 0: its gradient is not finite",
+            "sequence 0: the loss is inf",
+        ] {
+            let error = of_message(message);
+
+            assert!(error.is_divergence(), "{message}");
+            assert_eq!(
+                error.to_string(),
+                "training step 3 failed; start again with a learning rate below 1e-2"
+            );
+        }
+    }
+
+    #[test]
+    fn other_failures_are_no_divergence() {
+        let error = of_message("the disk is full");
+
+        assert!(!error.is_divergence());
+        assert_eq!(error.to_string(), "training step 3 failed");
     }
 }

@@ -239,9 +239,12 @@ impl From<tinker_recipes::Error> for Failure {
             Error::Runs(error) => error.into(),
             Error::Service { .. } => Self::from(anyhow::Error::new(error)),
             // The same steps would fail again, so that there is nothing to resume.
-            error @ Error::LossNotFinite { .. } => Self::from(anyhow::Error::new(error)).hint(
-                "begin a new run with a lower --lr, and --grad-clip-norm 1 if that is not enough",
-            ),
+            error if error.is_divergence() => {
+                Self::from(anyhow::Error::new(error)).kind(kind).hint(
+                    "begin a new run with a lower --lr, and --grad-clip-norm 1 if that is not \
+                     enough",
+                )
+            }
             error => Self::from(anyhow::Error::new(error)).kind(kind),
         }
     }

@@ -236,11 +236,12 @@ impl<'a> Loop<'a> {
             Some(pending) => Some(self.score_test(pending, step).await?),
             None => None,
         };
-        let doing = || format!("training step {step}");
-        let answer = flight.forward_backward.await.map_err(failed(doing()))?;
+        let answer = flight.forward_backward.await;
+        let answer = answer.map_err(|source| self.failed_at(step, source))?;
         let examples = examples_of(self.job.prepared, &flight.rows);
         let loss = mean_nll(examples, &answer)?;
-        let optim = flight.optim.await.map_err(failed(doing()))?;
+        let optim = flight.optim.await;
+        let optim = optim.map_err(|source| self.failed_at(step, source))?;
         let report = self.report(step, start, &flight.rows, loss);
         self.job
             .writer
@@ -269,12 +270,18 @@ impl<'a> Loop<'a> {
         pending: Pending<'static, ForwardBackwardOutput>,
         step: u64,
     ) -> Result<f64> {
-        let answer = pending
-            .await
-            .map_err(failed(format!("evaluating before step {step}")))?;
+        let answer = pending.await.map_err(|source| {
+            let doing = format!("evaluating before step {step}");
+            Error::of_request(doing, self.job.config.learning_rate, source)
+        })?;
         let nll = mean_nll(&self.job.prepared.test, &answer)?;
         self.job.observer.on(Event::Evaluated { step, nll });
         Ok(nll)
+    }
+
+    fn failed_at(&self, step: u64, source: tinker_api::Error) -> Error {
+        let doing = format!("training step {step}");
+        Error::of_request(doing, self.job.config.learning_rate, source)
     }
 
     fn report(&mut self, step: u64, start: u64, rows: &[usize], loss: f64) -> StepReport {

@@ -1,6 +1,6 @@
 //! `tinker run`, `tinker checkpoint` and `tinker model` against a server with one short run.
 
-use crate::support::{RUN, trained};
+use crate::support::{Home, RUN, trained};
 
 #[test]
 fn runs_are_listed_in_the_columns_of_the_official_command() {
@@ -147,8 +147,8 @@ fn models_are_listed_and_filtered() {
 
 #[test]
 fn tinkex_scripts_save_a_new_adapter_and_get_its_record() {
-    let trained = trained();
-    let file = trained.home.path("out/saved.json");
+    let home = Home::new();
+    let file = home.path("out/saved.json");
     let name = file.display().to_string();
     let args = [
         "checkpoint",
@@ -158,14 +158,13 @@ fn tinkex_scripts_save_a_new_adapter_and_get_its_record() {
         &name,
     ];
 
-    let saved = trained
-        .home
+    let saved = home
         .run(&[&args, ["--rank", "4", "--no-train-unembed"].as_slice()].concat())
         .ok();
     let text = std::fs::read_to_string(&file).unwrap();
     let record: serde_json::Value = serde_json::from_str(&text).unwrap();
     let path = record["weights_path"].as_str().unwrap();
-    let info = trained.home.run(&["checkpoint", "info", path, "--json"]);
+    let info = home.run(&["checkpoint", "info", path, "--json"]);
 
     assert_eq!(saved.stdout, format!("Checkpoint saved to {name}\n"));
     assert!(
@@ -177,13 +176,9 @@ fn tinkex_scripts_save_a_new_adapter_and_get_its_record() {
         "{text}"
     );
     assert_eq!(info.ok().json()["lora_rank"], 4);
-    trained
-        .home
-        .run(&["checkpoint", "--base-model", "tinker/nano"])
+    home.run(&["checkpoint", "--base-model", "tinker/nano"])
         .failed(2, "", "--output <OUTPUT>");
-    trained
-        .home
-        .run(&["checkpoint", "--base-model", "tinker/nano", "-o", "/"])
+    home.run(&["checkpoint", "--base-model", "tinker/nano", "-o", "/"])
         .failed(
             2,
             "cannot write /: it is a directory",

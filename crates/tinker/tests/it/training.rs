@@ -212,34 +212,19 @@ fn weights_of_another_shape_than_the_configuration_says_are_named() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_is_named_with_its_step_and_not_resumed() {
+fn weights_that_diverge_are_named_with_their_step_and_not_resumed() {
     let home = Home::new();
     let data = pirate();
-    let args = [
-        "train",
-        "sft",
-        &data,
-        "--run",
-        "hot",
-        "--lr",
-        "1e30",
-        "--schedule",
-        "constant",
-    ];
+    let args = ["train", "sft", &data, "--run", "hot", "--lr", "1e30"];
     let flags = ["--max-steps", "8", "--batch-size", "4", "--eval-every", "0"];
 
     let finished = home.run(&[args.as_slice(), &flags].concat());
 
-    assert!(
-        finished
-            .stderr
-            .contains("start again with a learning rate below 1e30"),
-        "{finished:#?}"
-    );
-    assert!(!finished.stderr.contains("tinker resume"), "{finished:#?}");
+    assert!(finished.stderr.contains(" is NaN"), "{finished:#?}");
+    assert!(!finished.stderr.contains("go on with"), "{finished:#?}");
     finished.failed(
         1,
-        "the loss at step ",
+        "training step 1 failed; start again with a learning rate below 1e30",
         "hint: begin a new run with a lower --lr",
     );
 }

@@ -74,7 +74,9 @@ impl Ended {
             Err(tinker_recipes::Error::Service { source, .. }) if source.is_server_lost()
         );
         // The same steps would fail again.
-        let is_final = matches!(&outcome, Err(tinker_recipes::Error::LossNotFinite { .. }));
+        let is_final = outcome
+            .as_ref()
+            .is_err_and(tinker_recipes::Error::is_divergence);
         Self {
             outcome: outcome.map_err(Failure::from),
             can_close: !is_lost,
