@@ -218,6 +218,7 @@ impl Backend for FakeBackend {
         let mut copy = self.adapter(adapter)?.clone();
         copy.moments.clear();
         copy.gradient.clear();
+        copy.step = 0;
         let id = AdapterId(self.next_id());
         self.adapters.insert(id, copy);
         Ok(id)

@@ -180,6 +180,7 @@ impl Backend for FakeBackend {
         let state = AdapterState {
             moments: BTreeMap::new(),
             gradient: BTreeMap::new(),
+            step: 0,
             ..self.state(adapter)?.clone()
         };
         self.import_adapter(&state)

@@ -84,6 +84,42 @@ async fn rebuilt_and_reloaded_runs_continue_bit_for_bit() {
 }
 
 #[tokio::test]
+async fn a_gradient_in_flight_survives_a_rebuild_bit_for_bit() {
+    let home = tempfile::tempdir().unwrap();
+    let mut server = open(home.path());
+    let session = server.session().await;
+    let mut ends = Vec::new();
+    for number in 0..3 {
+        let run = create(&server, &session, number).await;
+        step(&server, &run, 1).await;
+        let gradient = server.forward_backward(&run, 3, &[5, 4, 3, 2]).await;
+        server.output(&gradient).await;
+        match number {
+            // From the log.
+            1 => {
+                drop(server);
+                server = open(home.path());
+            }
+            // From a snapshot.
+            2 => {
+                let body = json!({"model_id": run});
+                let id = server.submit("/unload_model", body).await;
+                assert_eq!(server.result(&id).await.json()["model_id"], run);
+            }
+            _ => {}
+        }
+        server.forward_backward(&run, 4, &[9, 8, 7]).await;
+        let step = server.optim_step(&run, 5).await;
+        assert_eq!(server.result(&step).await.json()["metrics"]["step"], 2.0);
+        save(&server, &run, 6, "end").await;
+        ends.push(files(home.path(), &run, "end"));
+    }
+
+    assert!(ends[1] == ends[0], "rebuilt from the log");
+    assert!(ends[2] == ends[0], "rebuilt from a snapshot");
+}
+
+#[tokio::test]
 async fn sampled_logprobs_equal_those_of_a_forward_pass() {
     let home = tempfile::tempdir().unwrap();
     let server = open(home.path());

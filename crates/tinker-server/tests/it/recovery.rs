@@ -163,6 +163,50 @@ async fn a_load_whose_result_a_crash_kept_from_the_log_is_answered_from_its_snap
     assert_eq!(again.result(&step).await.json()["metrics"]["step"], 2.0);
 }
 
+/// Trains two runs that share a base model, and leaves the gradients of each in flight. Then the
+/// first one's operation `tokens` fails, and both take their steps; what they end with.
+async fn gradients_in_flight(home: &Path, n_steps: u64, tokens: &[u32]) -> [Vec<u8>; 2] {
+    let server = Harness::open(home);
+    let session = server.session().await;
+    let runs = [server.run(&session, 0).await, server.run(&session, 1).await];
+    for run in &runs {
+        train(&server, run, 1..=2 * n_steps).await;
+        for seq in [2 * n_steps + 1, 2 * n_steps + 2] {
+            let id = server.forward_backward(run, seq, &[seq as u32, 7]).await;
+            server.output(&id).await;
+        }
+    }
+    let next = 2 * n_steps + 3;
+    let failed = server.forward_backward(&runs[0], next, tokens).await;
+    assert!(server.result(&failed).await.json()["error"].is_string());
+    let mut ends = Vec::new();
+    for (run, next) in runs.iter().zip([next + 1, next]) {
+        let step = server.optim_step(run, next).await;
+        let expected = (n_steps + 1) as f64;
+        assert_eq!(
+            server.result(&step).await.json()["metrics"]["step"],
+            expected
+        );
+        saved(&server, run, next + 1, "end").await;
+        ends.push(weights(home, run, "end"));
+    }
+    ends.try_into().unwrap()
+}
+
+#[tokio::test]
+async fn gradients_in_flight_survive_a_panic_byte_for_byte() {
+    // Snapshots are taken after 4 operations: with none, behind some, and in the middle of them.
+    for n_steps in [0, 1, 2, 3, 5] {
+        let [undisturbed, panicked] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+
+        // A token beyond the vocabulary is refused without a panic.
+        let expected = gradients_in_flight(undisturbed.path(), n_steps, &[99, 99, 99]).await;
+        let actual = gradients_in_flight(panicked.path(), n_steps, &[13, 13, 13]).await;
+
+        assert!(actual == expected, "after {n_steps} steps");
+    }
+}
+
 #[tokio::test]
 async fn a_panic_in_a_snapshot_does_not_end_the_engine() {
     let home = tempfile::tempdir().unwrap();
