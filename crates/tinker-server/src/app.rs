@@ -75,6 +75,9 @@ impl AppOptions {
 pub struct App {
     pub(crate) core: Arc<Core>,
     engine: Mutex<EngineThread>,
+    /// Held while a training run is entered: of two requests for one number, the run is that of
+    /// the one which is accepted.
+    entering: Mutex<()>,
     token: ApiToken,
     born: Instant,
     last_request_ms: AtomicU64,
@@ -106,6 +109,7 @@ impl App {
         Ok(Self {
             core,
             engine: Mutex::new(engine),
+            entering: Mutex::default(),
             token: options.token,
             born: Instant::now(),
             last_request_ms: AtomicU64::new(0),
@@ -248,6 +252,7 @@ impl App {
             ));
         }
         let key = (&request.session_id, request.model_seq_id);
+        let _entering = lock(&self.entering);
         let run = self.new_run(key, model.name, lora, request.user_metadata.clone())?;
         self.submit(&run, 0, OpKind::CreateModel, body)
     }
@@ -261,6 +266,7 @@ impl App {
     ) -> ApiResult<UntypedFuture> {
         self.check_open()?;
         let run = TrainingRunId::of_session(key.0, key.1);
+        let _entering = lock(&self.entering);
         // A repeated request is answered even if its checkpoint is gone by now.
         if !self.is_created(&run)? {
             if let Some(config) = &request.optimizer_config {

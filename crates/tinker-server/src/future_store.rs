@@ -1,7 +1,7 @@
 //! Results by request id, and waking those who wait for them.
 //!
-//! A result stays in memory until it was handed out once; after that it is read from its log again
-//! if somebody asks (an answer may have been lost on the way).
+//! A result stays in memory until it was handed out once or a while has passed; after that it is read
+//! from its log again if somebody asks (an answer may have been lost on the way).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,6 +147,31 @@ impl FutureStore {
         }
     }
 
+    /// Leaves results that came longer than `limit` ago to the log: whoever asked for them may be gone
+    /// for good.
+    pub(crate) fn leave_to_log(&self, limit: Duration) {
+        for entry in self.lock().values_mut() {
+            if let State::Ready {
+                outcome,
+                location: Some(location),
+            } = &entry.state
+                && entry.since.elapsed() >= limit
+            {
+                entry.state = State::OnDisk {
+                    form: outcome.form,
+                    location: *location,
+                };
+            }
+        }
+    }
+
+    /// Notes that somebody got a result that was read from a log.
+    pub(crate) fn note_delivered(&self, id: &RequestId) {
+        if let Some(entry) = self.lock().get_mut(id) {
+            entry.delivered = true;
+        }
+    }
+
     /// Drops a future.
     pub(crate) fn forget(&self, id: &RequestId) {
         self.lock().remove(id);
@@ -157,7 +182,7 @@ impl FutureStore {
         self.lock().get(id).is_none_or(|entry| entry.delivered)
     }
 
-    /// Looks a future up and counts its result as handed out.
+    /// Looks a future up and counts its result as handed out. One in a log is to be read first.
     fn take(&self, id: &RequestId) -> Lookup {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(id) else {
@@ -166,11 +191,7 @@ impl FutureStore {
         let scope = entry.scope.clone();
         match &entry.state {
             State::Pending => Lookup::Pending(scope),
-            State::OnDisk { form, location } => {
-                let (form, location) = (*form, *location);
-                entry.delivered = true;
-                Lookup::OnDisk(scope, form, location)
-            }
+            State::OnDisk { form, location } => Lookup::OnDisk(scope, *form, *location),
             State::Ready { outcome, location } => {
                 let outcome = outcome.clone();
                 if let Some(location) = *location {
@@ -269,6 +290,30 @@ mod tests {
         assert!(matches!(store.take(&id("done")), Lookup::Unknown));
         assert!(matches!(store.take(&id("pending")), Lookup::Pending(_)));
         assert!(matches!(store.take(&id("logged")), Lookup::Ready(_)));
+    }
+
+    #[test]
+    fn an_old_result_is_left_to_its_log_and_counts_as_handed_out_once_it_is_read() {
+        let store = FutureStore::default();
+        let location = Location::new(1, 0);
+        for name in ["logged", "unlogged"] {
+            store.insert_pending(id(name), Scope::Samples);
+        }
+        store.complete(&id("logged"), Outcome::json(&1), Some(location));
+        store.complete(&id("unlogged"), Outcome::json(&1), None);
+
+        store.leave_to_log(Duration::from_secs(60));
+        assert!(matches!(
+            store.lock()[&id("logged")].state,
+            State::Ready { .. }
+        ));
+        store.leave_to_log(Duration::ZERO);
+
+        assert!(matches!(store.take(&id("logged")), Lookup::OnDisk(.., at) if at == location));
+        assert!(!store.was_delivered(&id("logged")), "it may be unreadable");
+        store.note_delivered(&id("logged"));
+        assert!(store.was_delivered(&id("logged")));
+        assert!(matches!(store.take(&id("unlogged")), Lookup::Ready(_)));
     }
 
     #[tokio::test]

@@ -97,6 +97,8 @@ pub(crate) struct Journal {
     unlogged: BTreeMap<(u64, RequestId), Outcome>,
     /// Operations up to here are done and may have been forgotten; `None` for samples.
     floor: Option<u64>,
+    /// Bytes of the current segment that are copies of older ones.
+    n_carried_bytes: u64,
 }
 
 impl Journal {
@@ -134,6 +136,7 @@ impl Journal {
             entries,
             unlogged: BTreeMap::new(),
             floor: None,
+            n_carried_bytes: 0,
         })
     }
 
@@ -348,9 +351,21 @@ impl Journal {
         self.log.rotate()
     }
 
-    /// Bytes in the segment that is written to.
-    pub(crate) const fn segment_bytes(&self) -> u64 {
-        self.log.segment_bytes()
+    /// Whether the segment that is written to has more than `limit` bytes, and more new ones than
+    /// were carried over: what nobody fetches is not to be copied again for every record.
+    pub(crate) fn is_long(&self, limit: u64) -> bool {
+        self.log.segment_bytes() > limit.max(self.n_carried_bytes.saturating_mul(2))
+    }
+
+    /// Starts a new segment, and forgets all samples that nobody will ask for.
+    ///
+    /// # Errors
+    /// If the disk refuses; nothing is lost then.
+    pub(crate) fn shorten(&mut self) -> Result<()> {
+        self.rotate()?;
+        let pruned = self.prune(0);
+        self.n_carried_bytes = self.log.segment_bytes();
+        pruned
     }
 
     /// Makes the log durable.
@@ -498,6 +513,33 @@ mod tests {
         futures
             .wait(id, std::time::Duration::ZERO, &Notify::new())
             .await
+    }
+
+    #[test]
+    fn results_that_nobody_fetches_are_not_copied_for_every_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(
+            Arc::new(OsDisk),
+            Syncer::start(),
+            dir.path(),
+            Scope::Samples,
+            Arc::default(),
+        )
+        .unwrap();
+
+        let mut n_shortened = 0;
+        for seq in 0..200 {
+            let id: RequestId = format!("s:op:{seq}").parse().unwrap();
+            journal.accept(&id, OpKind::Sample, seq, b"{}", 1).unwrap();
+            journal.finish(&id, Outcome::json(&"result"));
+            if journal.is_long(1000) {
+                journal.shorten().unwrap();
+                n_shortened += 1;
+            }
+        }
+
+        assert!((3..=10).contains(&n_shortened), "{n_shortened} times");
+        assert_eq!(journal.found().len(), 200);
     }
 
     #[tokio::test]

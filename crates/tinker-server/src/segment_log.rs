@@ -32,6 +32,13 @@ pub(crate) struct Location {
     offset: u64,
 }
 
+#[cfg(test)]
+impl Location {
+    pub(crate) const fn new(segment: u64, offset: u64) -> Self {
+        Self { segment, offset }
+    }
+}
+
 /// A record as it is read back.
 #[derive(Debug)]
 pub(crate) struct Record<H> {
@@ -76,7 +83,7 @@ impl SegmentLog {
             if len == actual {
                 continue;
             }
-            if i + 1 < segments.len() {
+            if !are_empty(dir, segments.iter().skip(i + 1))? {
                 return Err(Error::Corrupt {
                     path,
                     message: format!("the record at byte {len} fails its checksum"),
@@ -104,12 +111,8 @@ impl SegmentLog {
     /// # Errors
     /// If the disk refuses; the log is as it was.
     pub(crate) fn append<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<Location> {
+        self.mend()?;
         let path = segment_path(&self.dir, self.segment);
-        if self.broken {
-            let fault =
-                std::io::Error::other("an earlier write failed half way; restart the server");
-            return Err(Error::io("write", &path, fault));
-        }
         let frame = frame(header, body)?;
         // The handle is shared with the syncer, and appending needs one of its own.
         let mut handle = self
@@ -134,7 +137,7 @@ impl SegmentLog {
     /// # Errors
     /// If the file cannot be made; the log goes on in the old segment.
     pub(crate) fn rotate(&mut self) -> Result<u64> {
-        self.check_whole()?;
+        self.mend()?;
         if self.len == 0 {
             return Ok(self.segment);
         }
@@ -148,14 +151,15 @@ impl SegmentLog {
         Ok(self.segment)
     }
 
-    /// Nothing may follow a record that is half written: at the next start it ends the log.
-    fn check_whole(&self) -> Result<()> {
-        if !self.broken {
-            return Ok(());
+    /// Cuts off what an earlier write left half done. Nothing may follow it: at the next start it
+    /// ends the log.
+    fn mend(&mut self) -> Result<()> {
+        if self.broken {
+            let cut = self.disk.truncate(&self.file, self.len);
+            cut.map_err(|e| Error::io("write", &segment_path(&self.dir, self.segment), e))?;
+            self.broken = false;
         }
-        let fault = std::io::Error::other("an earlier write failed half way; restart the server");
-        let path = segment_path(&self.dir, self.segment);
-        Err(Error::io("write", &path, fault))
+        Ok(())
     }
 
     /// Removes all segments before `segment`.
@@ -226,6 +230,16 @@ fn segments(dir: &Path) -> Result<Vec<u64>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Whether segments hold nothing: a start of a new one that failed leaves such, and the log goes on
+/// before them.
+fn are_empty<'a>(dir: &Path, mut segments: impl Iterator<Item = &'a u64>) -> Result<bool> {
+    segments.try_fold(true, |all, segment| {
+        let path = segment_path(dir, *segment);
+        let metadata = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
+        Ok(all && metadata.len() == 0)
+    })
 }
 
 fn open_append(path: &Path) -> Result<File> {
@@ -375,6 +389,7 @@ mod tests {
     use super::*;
     use crate::disk::OsDisk;
     use proptest::prelude::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn open(dir: &Path) -> (SegmentLog, Vec<(u64, Vec<u8>)>) {
         let mut found = Vec::new();
@@ -440,6 +455,82 @@ mod tests {
 
         let error = result.unwrap_err().to_string();
         assert!(error.contains("fails its checksum"), "{error}");
+    }
+
+    #[test]
+    fn a_torn_record_before_an_empty_segment_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path());
+        log.append(&1_u64, b"one").unwrap();
+        log.append(&2_u64, b"two").unwrap();
+        let torn = log.segment_bytes() - 1;
+        drop(log);
+        truncate(&segment_path(dir.path(), 1), torn).unwrap();
+        fs::write(segment_path(dir.path(), 2), b"").unwrap();
+
+        let (mut log, seen) = open(dir.path());
+
+        assert_eq!(seen, [(1, b"one".to_vec())]);
+        log.append(&3_u64, b"three").unwrap();
+        drop(log);
+        let numbers: Vec<u64> = open(dir.path()).1.into_iter().map(|(h, _)| h).collect();
+        assert_eq!(numbers, [1, 3]);
+    }
+
+    /// A disk that leaves records half written and cannot cut them off while its switch is on.
+    #[derive(Debug, Default)]
+    struct StuckDisk(AtomicBool);
+
+    impl Disk for StuckDisk {
+        fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+            OsDisk.create_dir_all(path)
+        }
+        fn write_new(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+            OsDisk.write_new(path, bytes)
+        }
+        fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+            if self.0.load(Ordering::SeqCst) {
+                OsDisk.append(file, path, &bytes[..bytes.len() / 2])?;
+                return Err(std::io::Error::from_raw_os_error(5));
+            }
+            OsDisk.append(file, path, bytes)
+        }
+        fn truncate(&self, file: &File, len: u64) -> std::io::Result<()> {
+            if self.0.load(Ordering::SeqCst) {
+                return Err(std::io::Error::from_raw_os_error(5));
+            }
+            OsDisk.truncate(file, len)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+            OsDisk.rename(from, to)
+        }
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_cut_off_is_once_the_disk_is_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(StuckDisk::default());
+        let opened = SegmentLog::open(
+            disk.clone(),
+            Syncer::start(),
+            dir.path(),
+            |_: Record<u64>| Ok(()),
+        );
+        let mut log = opened.unwrap();
+        log.append(&1_u64, b"one").unwrap();
+        disk.0.store(true, Ordering::SeqCst);
+        assert!(log.append(&2_u64, b"two").is_err());
+        assert!(log.append(&2_u64, b"two").is_err());
+        assert!(log.rotate().is_err(), "nothing may follow half a record");
+
+        disk.0.store(false, Ordering::SeqCst);
+        log.append(&3_u64, b"three").unwrap();
+        log.rotate().unwrap();
+        log.append(&4_u64, b"four").unwrap();
+
+        drop(log);
+        let numbers: Vec<u64> = open(dir.path()).1.into_iter().map(|(h, _)| h).collect();
+        assert_eq!(numbers, [1, 3, 4]);
     }
 
     /// A disk that takes a few more bytes and is full then.

@@ -27,6 +27,9 @@ pub(crate) use saves::expiry;
 /// How often an idle engine looks for adapters and checkpoints that are no longer needed.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
+/// How long a result that nobody fetches stays in memory beside its log.
+const RESULTS_IN_MEMORY: Duration = Duration::from_secs(60);
+
 /// What the engine's thread is told. Requests themselves are read from the log.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -373,6 +376,7 @@ impl Worker {
             .values_mut()
             .for_each(|base| base.drop_idle_weights(limit));
         self.core.take_up_left_out();
+        self.core.futures.leave_to_log(RESULTS_IN_MEMORY);
         self.core.close_settled_journals();
         self.core.discard_expired();
         self.core.discard_stale_samplers();

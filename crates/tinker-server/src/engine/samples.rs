@@ -201,14 +201,13 @@ fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
     };
     let mut journal = core.samples();
     journal.finish(&running.request_id, outcome);
-    if journal.segment_bytes() > LOG_SEGMENT_BYTES {
-        let shortened = journal.rotate().and_then(|_| journal.prune(0));
-        if let Err(error) = shortened {
-            tracing::warn!(
-                error = error.with_causes(),
-                "cannot shorten the log of samples"
-            );
-        }
+    if journal.is_long(LOG_SEGMENT_BYTES)
+        && let Err(error) = journal.shorten()
+    {
+        tracing::warn!(
+            error = error.with_causes(),
+            "cannot shorten the log of samples"
+        );
     }
 }
 

@@ -46,7 +46,13 @@ pub(crate) async fn retrieve(
     match found {
         Lookup::Ready(outcome) => answer(&headers, outcome),
         Lookup::OnDisk(scope, form, location) => {
-            let body = blocking(&app, move |app| read_result(app, &scope, location)).await?;
+            let read = move |app: &App| {
+                let body = read_result(app, &scope, location)?;
+                // Only now: a log forgets what was delivered.
+                app.core.futures.note_delivered(&id);
+                Ok(body)
+            };
+            let body = blocking(&app, read).await?;
             answer(&headers, Outcome { form, body })
         }
         Lookup::Pending(scope) => {

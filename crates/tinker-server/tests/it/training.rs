@@ -107,6 +107,32 @@ async fn another_request_under_a_used_number_is_refused_naming_both() {
 }
 
 #[tokio::test]
+async fn of_two_creations_under_one_number_the_accepted_one_is_made() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+
+    for number in 0..8 {
+        let body = |rank: u64| {
+            let mut body = create_body(&session, number);
+            body["lora_config"]["rank"] = json!(rank);
+            body
+        };
+        let (two, three) = tokio::join!(
+            server.post("/create_model", body(2)),
+            server.post("/create_model", body(3))
+        );
+
+        let mut statuses = [two.status, three.status];
+        let accepted = if two.status == 200 { 2 } else { 3 };
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 422]);
+        let run = format!("/training_runs/{session}:train:{number}");
+        assert_eq!(server.get(&run).await.json()["lora_rank"], accepted);
+    }
+}
+
+#[tokio::test]
 async fn json_that_differs_only_in_order_is_the_same_request() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());
