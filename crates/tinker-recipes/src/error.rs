@@ -211,6 +211,11 @@ impl Error {
         }
     }
 
+    /// Whether the service says that the request itself is at fault.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Service { source, .. } if source.is_user_error())
+    }
+
     /// Whether going on from a checkpoint would end in the same way: the weights have diverged.
     pub fn is_divergence(&self) -> bool {
         matches!(self, Self::LossNotFinite { .. } | Self::Diverged { .. })

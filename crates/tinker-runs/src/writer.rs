@@ -87,6 +87,15 @@ impl RunWriter {
         replace_file(&path, &bytes)
     }
 
+    /// Removes `config.json`: the folder holds no run any more and may be used for another.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn remove_config(&self) -> Result<()> {
+        let path = self.folder.path().join(CONFIG);
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))
+    }
+
     /// Appends a metrics row. It survives the process, not a power cut.
     ///
     /// # Errors

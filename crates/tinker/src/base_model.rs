@@ -40,7 +40,8 @@ impl BaseModel {
             None => model_dir(home, &name, target)?,
         };
         Ok(Self {
-            tokenizer: Tokenizer::from_dir(&dir).map_err(anyhow::Error::new)?,
+            tokenizer: Tokenizer::from_dir(&dir)
+                .map_err(|error| no_tokenizer(error, tokenizer.is_some()))?,
             config: read_config(&dir),
             name,
         })
@@ -80,20 +81,33 @@ impl BaseModel {
     }
 }
 
+/// The full path of a model directory.
+///
+/// # Errors
+/// It is not there, or is none.
+pub(crate) fn full_path(dir: &Path) -> Result<PathBuf> {
+    if !dir.join("config.json").is_file() {
+        return Err(no_config(dir).hint("give a directory in the Hugging Face layout"));
+    }
+    Ok(dir.canonicalize().map_err(anyhow::Error::new)?)
+}
+
+fn no_config(dir: &Path) -> Failure {
+    let what = format!("model directory `{}` has no config.json", dir.display());
+    Failure::not_found(what)
+}
+
 /// A directory becomes its full path, which is how a server on this machine knows it.
 pub(crate) fn server_name(name: &str) -> Result<String> {
     let path = Path::new(name);
     let looks_like_path = path.is_absolute() || name.starts_with('.') || name.starts_with('~');
     if path.join("config.json").is_file() {
-        let full = path.canonicalize().map_err(anyhow::Error::new)?;
-        return Ok(full.display().to_string());
+        return Ok(full_path(path)?.display().to_string());
     }
     if looks_like_path {
-        return Err(
-            Failure::not_found(format!("model directory `{name}` has no config.json")).hint(
-                "give a directory in the Hugging Face layout, or a name from `tinker model list`",
-            ),
-        );
+        return Err(no_config(path).hint(
+            "give a directory in the Hugging Face layout, or a name from `tinker model list`",
+        ));
     }
     Ok(name.to_owned())
 }
@@ -147,6 +161,14 @@ pub(crate) fn hub_cache() -> Option<PathBuf> {
                 .ok()
                 .map(|home| below(home.join(".cache/huggingface")))
         })
+}
+
+/// A directory that was named without need may be wrong; one that was found lacks it.
+fn no_tokenizer(error: tinker_chat::Error, is_given: bool) -> Failure {
+    Failure::from(error).hint(match is_given {
+        true => "--tokenizer takes the directory that tokenizer.json is in",
+        false => "name the directory that tokenizer.json is in with --tokenizer DIR",
+    })
 }
 
 fn read_config(dir: &Path) -> Value {

@@ -1,6 +1,6 @@
 //! The tree of commands and the flags that all of them share.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{chat, checkpoint, model, resume, run, sample, serve, train, version};
 use crate::env;
@@ -62,6 +62,20 @@ impl GlobalFlags {
     }
 }
 
+/// The tree of commands. Every flag takes a number below 0 as its value, and says itself what it
+/// thinks of it; as a flag of its own it would be unknown.
+pub(crate) fn command() -> clap::Command {
+    fn take_negative(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| match arg.get_action().takes_values() {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            })
+            .mut_subcommands(take_negative)
+    }
+    take_negative(Cli::command())
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -78,13 +92,11 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_tree_is_sound() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

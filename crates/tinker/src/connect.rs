@@ -216,7 +216,15 @@ impl Connection {
 
     /// The checkpoints of a run, newest first.
     pub(crate) async fn list_checkpoints(&self, run: &TrainingRunId) -> Result<Vec<Checkpoint>> {
-        Ok(self.rest.list_checkpoints(run).await?)
+        self.rest
+            .list_checkpoints(run)
+            .await
+            .map_err(|error| match error.kind() {
+                Some(tinker_api::ErrorKind::NotFound) => {
+                    Failure::from(error).hint("`tinker run list` shows the runs of this server")
+                }
+                _ => error.into(),
+            })
     }
 
     /// The checkpoints of all runs, newest first, at most `limit`.

@@ -84,6 +84,6 @@ pub(crate) const ALL: [Variable; 8] = [
 
 /// The section of the help that lists them.
 pub(crate) fn help() -> String {
-    let lines = ALL.map(|v| format!("  {:<16} {}", v.name, v.doc));
+    let lines = ALL.map(|v| format!("  {:<17}{}", v.name, v.doc));
     format!("Environment:\n{}", lines.join("\n"))
 }

@@ -217,11 +217,19 @@ impl From<tinker_runs::Error> for Failure {
             Error::AmbiguousRun { .. } => FailureKind::Usage,
             _ => FailureKind::General,
         };
-        let is_full = error.is_disk_full();
+        let hint = match &error {
+            error if error.is_disk_full() => {
+                Some("free some space, or move the data directory with TINKER_HOME")
+            }
+            Error::Io { .. } => {
+                Some("check the folder, or choose another with --log-path or TINKER_HOME")
+            }
+            _ => None,
+        };
         let failure = Self::from(anyhow::Error::new(error)).kind(kind);
-        match is_full {
-            true => failure.hint("free some space, or move the data directory with TINKER_HOME"),
-            false => failure,
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
         }
     }
 }
@@ -239,6 +247,9 @@ impl From<tinker_recipes::Error> for Failure {
             Error::Runs(error) => error.into(),
             Error::Service { .. } => Self::from(anyhow::Error::new(error)),
             // The same steps would fail again, so that there is nothing to resume.
+            error @ Error::BadRow { .. } => Self::from(anyhow::Error::new(error)).kind(kind).hint(
+                "a row is one line: {\"messages\": [...]} or {\"prompt\": \"...\", \"completion\": \"...\"}",
+            ),
             error if error.is_divergence() => {
                 Self::from(anyhow::Error::new(error)).kind(kind).hint(
                     "begin a new run with a lower --lr, and --grad-clip-norm 1 if that is not \
@@ -247,6 +258,13 @@ impl From<tinker_recipes::Error> for Failure {
             }
             error => Self::from(anyhow::Error::new(error)).kind(kind),
         }
+    }
+}
+
+impl From<tinker_chat::Error> for Failure {
+    /// Tokenizers and chat formats are chosen by whoever calls, and so is what they write.
+    fn from(error: tinker_chat::Error) -> Self {
+        Self::from(anyhow::Error::new(error)).kind(FailureKind::Usage)
     }
 }
 

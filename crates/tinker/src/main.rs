@@ -16,6 +16,8 @@ mod human;
 mod keeper;
 mod local;
 mod logging;
+mod numbers;
+mod out_file;
 mod output;
 mod settings;
 mod signals;
@@ -27,14 +29,17 @@ mod weights;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
 use crate::cli::Cli;
 use crate::failure::Result;
 use crate::ui::Ui;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut command = cli::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os());
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed.map_err(|error| error.format(&mut command)) {
         Ok(cli) => cli,
         Err(error) => {
             // A reader of the help that went away is no error.

@@ -95,6 +95,14 @@ impl Output {
         }
     }
 
+    /// The same data; a list of nothing says so on standard error.
+    pub(crate) fn or_note(self, note: &str) -> Self {
+        match &self.text {
+            Text::Table { rows, .. } if rows.is_empty() => self.with_note(note),
+            _ => self,
+        }
+    }
+
     /// The same data with something to say on standard error after it.
     pub(crate) fn with_note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());

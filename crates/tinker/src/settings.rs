@@ -10,7 +10,7 @@ use tinker_recipes::sft::TrainedOn;
 use crate::env;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::human::parse_duration;
-use tinker_api::ApiKey;
+use tinker_api::{ApiKey, BaseUrl};
 
 /// Where Thinking Machines serves the API.
 pub(crate) const HOSTED_URL: &str = "https://tinker.thinkingmachines.dev/services/tinker-prod";
@@ -105,8 +105,14 @@ impl Settings {
         let is_embedded =
             model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX) || Path::new(name).is_dir());
         match (url, self.api_key.is_some()) {
-            (Some(url), true) => self.remote(url),
-            (Some(url), false) => Err(no_key_for(url)),
+            (Some(url), has_key) => {
+                check_address(url)?;
+                if has_key {
+                    self.remote(url)
+                } else {
+                    Err(no_key_for(url))
+                }
+            }
             (None, true) if !is_embedded => self.remote(HOSTED_URL),
             (None, _) => Ok(Target::Embedded),
         }
@@ -174,6 +180,14 @@ impl Settings {
             base_url: base_url.trim_end_matches('/').to_owned(),
             api_key: self.api_key()?.ok_or_else(no_key)?,
         })
+    }
+}
+
+fn check_address(url: &str) -> Result<()> {
+    match url.parse::<BaseUrl>() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::usage(error.message())
+            .hint("write it like https://host/path or http://127.0.0.1:8642")),
     }
 }
 

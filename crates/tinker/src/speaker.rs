@@ -13,6 +13,7 @@ use crate::commands::train;
 use crate::connect::Connection;
 use crate::context::Ctx;
 use crate::failure::Result;
+use crate::numbers::{positive, signed};
 use crate::settings::DEFAULT_MODEL;
 use crate::weights::Weights;
 
@@ -38,22 +39,22 @@ pub(crate) struct Flags {
 #[command(next_help_heading = "Sampling options")]
 pub(crate) struct SamplingFlags {
     /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
     pub(crate) max_tokens: u32,
     /// Softens the choice above 1, sharpens it below; 0 always takes the most likely token
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = parse_temperature)]
     pub(crate) temperature: f64,
     /// Choose among the K most likely tokens; -1 among all
-    #[arg(long, value_name = "K", default_value_t = -1, allow_negative_numbers = true, value_parser = parse_top_k)]
+    #[arg(long, value_name = "K", default_value_t = -1, value_parser = parse_top_k)]
     pub(crate) top_k: i64,
     /// Choose among the most likely tokens up to this share
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
     pub(crate) top_p: f64,
     /// Seed of the draws
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = signed)]
     pub(crate) seed: Option<i64>,
     /// Stop at this text too; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = parse_stop)]
     pub(crate) stop: Vec<String>,
 }
 
@@ -147,7 +148,7 @@ impl Speaker {
     pub(crate) fn renderer(&self) -> Result<Arc<dyn Renderer>> {
         let name = self.model.renderer_name(self.renderer)?;
         let renderer = tinker_chat::renderer(name, Arc::clone(&self.model.tokenizer));
-        Ok(renderer.map_err(anyhow::Error::new)?)
+        Ok(renderer?)
     }
 
     /// The parameters for a reply in the format of `renderer`, or for plain text without one.
@@ -187,6 +188,13 @@ pub(crate) fn without_stop(mut text: String, stops: &[String]) -> String {
         text.truncate(at);
     }
     text
+}
+
+fn parse_stop(text: &str) -> std::result::Result<String, String> {
+    match text {
+        "" => Err("write at least one character".to_owned()),
+        text => Ok(text.to_owned()),
+    }
 }
 
 fn parse_temperature(text: &str) -> std::result::Result<f64, String> {

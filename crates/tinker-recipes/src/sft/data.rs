@@ -108,8 +108,14 @@ fn parse_row(path: &Path, line_number: usize, line: &[u8]) -> Result<Row> {
         let column = String::from_utf8_lossy(valid).chars().count() + 1;
         bad(column, "the text is not UTF-8".to_owned())
     })?;
-    let raw: RawRow = serde_json::from_str(text)
-        .map_err(|error| bad(character_column(text, error.column()), reason_of(&error)))?;
+    let raw: RawRow = serde_json::from_str(text).map_err(|error| {
+        let start = text.find(|c: char| !c.is_whitespace()).unwrap_or(0);
+        if error.is_data() && !text[start..].starts_with('{') {
+            let reason = "a row is a JSON object on a line of its own, and this is none";
+            return bad(character_column(text, start + 1), reason.to_owned());
+        }
+        bad(character_column(text, error.column()), reason_of(&error))
+    })?;
     let messages = match (raw.messages, raw.prompt, raw.completion) {
         (Some(messages), None, None) if !messages.is_empty() => messages,
         (Some(_), None, None) => return Err(bad(1, "`messages` is empty".to_owned())),

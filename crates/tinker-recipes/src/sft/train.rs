@@ -69,11 +69,20 @@ pub enum Outcome {
 ///
 /// # Errors
 /// A request fails for good, the loss is not finite, or the run folder cannot be written. What was
-/// recorded until then can be resumed.
+/// recorded until then can be resumed, unless the service refuses to begin: then nothing is.
 pub async fn train(mut job: SftJob<'_>) -> Result<Outcome> {
     job.writer.write_config(job.config)?;
     job.plan();
-    let trainer = job.create_trainer().await?;
+    let trainer = match job.create_trainer().await {
+        Ok(trainer) => trainer,
+        Err(error) => {
+            // A run that can never begin does not take a name.
+            if error.is_refusal() {
+                job.writer.remove_config()?;
+            }
+            return Err(error);
+        }
+    };
     Loop::new(job, trainer).run(0, None).await
 }
 
@@ -103,7 +112,7 @@ impl SftJob<'_> {
         let mut notice = |text: String| self.observer.on(Event::Notice(text));
         if n_rows < batch_size {
             notice(format!(
-                "{n_rows} training rows are fewer than batch size {batch_size}: each step trains all"
+                "fewer training rows ({n_rows}) than the batch size ({batch_size}): each step trains all"
             ));
         }
         if counts.n_test_rows == 0 {

@@ -67,6 +67,10 @@ fn a_row_of_another_shape_is_located() {
         r#"{"messages":"hi"}"#,
         "`data.jsonl` line 1 column 16: invalid type: string \"hi\", expected a sequence",
     );
+    for text in [" [{\"prompt\":\"p\"}]", " \"p\"", " 7"] {
+        let reason = "a row is a JSON object on a line of its own, and this is none";
+        check(text, &format!("`data.jsonl` line 1 column 2: {reason}"));
+    }
     check(
         r#"{"messages":[{"role":"bot","content":"x"}]}"#,
         "`data.jsonl` line 1 column 26: unknown variant `bot`, expected one of `system`, `user`, \

@@ -145,7 +145,7 @@ async fn three_rows_with_batch_size_128_train_and_say_so() {
 
     let expected = [
         "planned 2 steps, 1 an epoch",
-        "notice: 3 training rows are fewer than batch size 128: each step trains all",
+        "notice: fewer training rows (3) than the batch size (128): each step trains all",
         "notice: no rows are held out, so the result is not evaluated",
         "step 0 of 2",
         "step 1 of 2",

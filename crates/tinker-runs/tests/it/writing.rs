@@ -65,6 +65,18 @@ fn numbers_that_are_not_finite_are_written_as_null() {
 }
 
 #[test]
+fn a_folder_without_its_configuration_is_free_again() {
+    let dir = TempDir::new().unwrap();
+    let writer = RunWriter::create(dir.path()).unwrap();
+    writer.write_config(&1).unwrap();
+
+    writer.remove_config().unwrap();
+    drop(writer);
+
+    RunWriter::create(dir.path()).unwrap();
+}
+
+#[test]
 fn a_metric_called_step_does_not_spoil_the_row() {
     let mut row = MetricsRow::new(3);
 

@@ -1,11 +1,13 @@
 //! How much of a list to show: the same flags for every list.
 
+use crate::numbers::whole;
+
 /// Flags of a list.
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[group(skip)]
 pub(crate) struct Flags {
     /// Most rows to show; 0 shows all
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole::<u64>)]
     limit: u64,
     /// Show all rows
     #[arg(long, conflicts_with = "limit")]

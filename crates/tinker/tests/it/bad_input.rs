@@ -47,6 +47,21 @@ fn row_that_is_not_json_is_named_by_line_and_column() {
 }
 
 #[test]
+fn a_list_of_rows_is_told_from_a_row() {
+    let home = Home::new();
+    let data = home.file(
+        "list.json",
+        "[{\"prompt\": \"a\", \"completion\": \"b\"}]\n",
+    );
+
+    train(&home, &data, &[]).failed(
+        2,
+        &format!("`{data}` line 1 column 1: a row is a JSON object on a line of its own"),
+        "hint: a row is one line: {\"messages\": [...]}",
+    );
+}
+
+#[test]
 fn row_without_an_assistant_message() {
     let home = Home::new();
     let data = home.file(
@@ -119,6 +134,22 @@ fn settings_out_of_range() {
         &["--renderer", "chatml"],
         "invalid value 'chatml' for '--renderer <NAME>'",
     );
+    check(
+        &["--lr", "-1"],
+        "learning_rate `-1`: must be a number above 0",
+    );
+    check(
+        &["--lr", "fast"],
+        "invalid value 'fast' for '--lr <X>': write a number",
+    );
+    check(
+        &["--batch-size", "-3"],
+        "invalid value '-3' for '--batch-size <N>': write a whole number of at least 0",
+    );
+    check(
+        &["--rank", "99999999999"],
+        "invalid value '99999999999' for '--rank <N>': too large",
+    );
     check(&["--run", "../x"], "run name `../x` is not usable");
 }
 
@@ -132,6 +163,126 @@ fn remote_server_without_a_key() {
             "no API key for http://127.0.0.1:1",
             "hint: set TINKER_API_KEY",
         );
+}
+
+#[test]
+fn malformed_address() {
+    let home = Home::new();
+
+    for (url, what) in [
+        ("foo", "is not an address"),
+        ("ftp://x", "must start with http"),
+    ] {
+        home.run(&["run", "list", "--base-url", url]).failed(
+            2,
+            &format!("base URL \"{url}\" {what}"),
+            "hint: write it like https://host/path or http://127.0.0.1:8642",
+        );
+    }
+}
+
+#[test]
+fn malformed_interval_of_heartbeats() {
+    let home = Home::new();
+
+    for (value, what) in [
+        ("soon", "write a number and ms, s, m or h"),
+        ("0s", "it must be more"),
+    ] {
+        let mut command = home.command(&["run", "list"]);
+        command.env("TINKER_HEARTBEAT", value);
+        let finished = crate::support::finish(command);
+        finished.failed(2, &format!("TINKER_HEARTBEAT={value}: {what}"), "");
+    }
+}
+
+#[test]
+fn a_tokenizer_that_is_not_there() {
+    let home = Home::new();
+
+    train(&home, &pirate(), &["--tokenizer", "/nowhere"]).failed(
+        2,
+        "cannot read `/nowhere/tokenizer.json`",
+        "hint: --tokenizer takes the directory that tokenizer.json is in",
+    );
+}
+
+#[test]
+fn a_chat_format_of_another_model() {
+    let home = Home::new();
+
+    train(&home, &pirate(), &["--renderer", "llama3"]).failed(
+        2,
+        "renderer `llama3` needs the token `<|begin_of_text|>`",
+        "choose the renderer that belongs to the model",
+    );
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_made() {
+    let home = Home::new();
+    let data = home.file("few.jsonl", &row("a", "b").repeat(3));
+
+    home.run(&["train", "sft", &data, "--log-path", &data])
+        .failed(
+            1,
+            &format!("cannot create `{data}`"),
+            "hint: check the folder, or choose another with --log-path",
+        );
+}
+
+#[test]
+fn a_run_that_cannot_begin_does_not_take_a_name() {
+    let home = Home::new();
+    let data = home.file("few.jsonl", &row("a", "b").repeat(3));
+    let args = ["train", "sft", &data, "--run", "mine", "--max-steps", "1"];
+    let with = |flags: &[&str]| home.run(&[args.as_slice(), flags].concat());
+
+    let steep = with(&["--rank", "100000"]);
+    let missing = with(&["--load-checkpoint", "tinker://x/weights/y"]);
+    let sampler = with(&["--load-checkpoint", "tinker://x/sampler_weights/y"]);
+
+    assert!(
+        steep.stderr.contains("LoRA rank 100000 is not in 1..="),
+        "{steep:?}"
+    );
+    steep.failed(2, "creating the training run failed", "cause: ");
+    missing.failed(5, "creating the training run failed", "does not exist");
+    sampler.failed(2, "", "did you mean tinker://x/weights/y?");
+    with(&[]).ok();
+}
+
+#[test]
+fn a_model_directory_to_serve_that_is_none() {
+    let home = Home::new();
+    let empty = home.path("").display().to_string();
+    let serve = |model: &str| home.run(&["serve", "--port", "0", "--model", model]);
+
+    for dir in ["/nowhere", &empty] {
+        serve(dir).failed(
+            5,
+            &format!("model directory `{dir}` has no config.json"),
+            "hint: give a directory in the Hugging Face layout",
+        );
+    }
+    home.run(&["serve", "--port", "70000"]).failed(
+        2,
+        "invalid value '70000' for '--port <N>': write a port number, 0 to 65535",
+        "",
+    );
+}
+
+#[test]
+fn an_output_file_that_cannot_be_is_refused_before_sampling() {
+    let home = Home::new();
+    let dir = home.path("").display().to_string();
+
+    home.run(&["sample", "-p", "hi", "-o", &dir]).failed(
+        2,
+        &format!("cannot write {dir}: it is a directory"),
+        "hint: name a file in it",
+    );
+    assert_eq!(home.status()["running"], false);
 }
 
 #[test]
@@ -211,6 +362,18 @@ fn prompts_that_are_none() {
     check(
         &["sample", "--tokens-file", &tokens],
         &format!("{tokens} does not hold token ids"),
+    );
+    check(
+        &["sample", "-p", "a", "--temperature", "-1"],
+        "invalid value '-1' for '--temperature <X>': write a number of at least 0",
+    );
+    check(
+        &["sample", "-p", "a", "--stop", ""],
+        "invalid value '' for '--stop <TEXT>': write at least one character",
+    );
+    check(
+        &["sample", "-p", "a", "-n", "0"],
+        "invalid value '0' for '--num-samples <N>': write a whole number of at least 1",
     );
     check(
         &["sample", "-p", "a", "--top-p", "0"],

@@ -179,9 +179,38 @@ fn tinkex_scripts_save_a_new_adapter_and_get_its_record() {
     home.run(&["checkpoint", "--base-model", "tinker/nano"])
         .failed(2, "", "--output <OUTPUT>");
     home.run(&["checkpoint", "--base-model", "tinker/nano", "-o", "/"])
-        .failed(
-            2,
-            "cannot write /: it is a directory",
-            "hint: name the file",
-        );
+        .failed(2, "cannot write /: it is a directory", "hint: name a file");
+}
+
+#[test]
+fn an_empty_server_says_how_to_fill_it() {
+    let home = Home::new();
+
+    let runs = home.run(&["run", "list"]).ok();
+    let checkpoints = home.run(&["checkpoint", "list", "--json"]).ok();
+    let missing = home.run(&["checkpoint", "info", "tinker://x/weights/y"]);
+    let deleted = home.run(&["checkpoint", "delete", "-y", "tinker://x/weights/y"]);
+
+    assert!(
+        runs.stderr
+            .contains("no training runs yet; `tinker train sft"),
+        "{runs:?}"
+    );
+    assert!(
+        checkpoints.stderr.contains("no checkpoints yet;"),
+        "{checkpoints:?}"
+    );
+    assert_eq!(checkpoints.json()["checkpoints"], serde_json::json!([]));
+    missing.failed(
+        5,
+        "training run x is unknown",
+        "hint: `tinker run list` shows",
+    );
+    assert_eq!(deleted.code, 5, "{deleted:?}");
+    assert!(
+        deleted
+            .stderr
+            .contains("hint: `tinker checkpoint list` shows"),
+        "{deleted:?}"
+    );
 }

@@ -72,7 +72,7 @@ fn fewer_rows_than_a_batch_are_trained_and_said_so() {
     assert!(
         finished
             .stderr
-            .contains("3 training rows are fewer than batch size 128"),
+            .contains("fewer training rows (3) than the batch size (128)"),
         "{finished:#?}"
     );
 }

@@ -106,7 +106,17 @@ async fn delete(ctx: &Ctx, connection: &Connection, paths: &[TinkerPath]) -> Res
         human::counted(failed.len() as u64, "checkpoint"),
         lines.join("; ")
     );
-    Err(Failure::new(FailureKind::General, what))
+    Err(Failure::new(common_kind(&failed, n_deleted), what)
+        .hint("`tinker checkpoint list` shows what this server has"))
+}
+
+/// Of failures that are all alike, with nothing done beside them, their own.
+fn common_kind(failed: &[(&TinkerPath, Failure)], n_deleted: u64) -> FailureKind {
+    let mut kinds = failed.iter().map(|(_, failure)| failure.kind);
+    match kinds.next() {
+        Some(first) if n_deleted == 0 && kinds.all(|kind| kind == first) => first,
+        _ => FailureKind::General,
+    }
 }
 
 fn parse_kind(text: &str) -> std::result::Result<CheckpointKind, String> {

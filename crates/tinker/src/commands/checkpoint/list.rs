@@ -52,5 +52,6 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
             checkpoint.tinker_path.to_string(),
         ]
     };
-    Ok(Output::list("checkpoints", &checkpoints, &header, row)?)
+    let list = Output::list("checkpoints", &checkpoints, &header, row)?;
+    Ok(list.or_note("no checkpoints yet; `tinker train sft DATA` makes some"))
 }

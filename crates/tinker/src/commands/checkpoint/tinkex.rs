@@ -1,9 +1,8 @@
 //! `tinker checkpoint --base-model ... --output ...`: Tinkex's command that saves the sampler weights
 //! of a new adapter and writes down where they are, for scripts that were written for it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tinker_api::{SaveOptions, TrainingClient};
@@ -13,6 +12,8 @@ use crate::base_model::server_name;
 use crate::connect::Connection;
 use crate::context::Ctx;
 use crate::failure::{Failure, Result};
+use crate::numbers::{positive, whole};
+use crate::out_file;
 use crate::output::Output;
 
 /// Tinkex's flags; hidden, since training is what makes checkpoints worth having.
@@ -25,9 +26,9 @@ pub(crate) struct Args {
     output: Option<PathBuf>,
     #[arg(long, hide = true, requires = "base_model")]
     name: Option<String>,
-    #[arg(long, hide = true, requires = "base_model", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide = true, requires = "base_model", default_value_t = 32, value_parser = positive)]
     rank: u32,
-    #[arg(long, hide = true, requires = "base_model")]
+    #[arg(long, hide = true, requires = "base_model", value_parser = whole::<u64>)]
     seed: Option<u64>,
     #[arg(
         long,
@@ -77,7 +78,7 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
         )
         .hint("`tinker checkpoint list` shows checkpoints; `tinker train sft DATA` makes some"));
     };
-    make_room(file)?;
+    out_file::prepare(file)?;
     let model = server_name(model)?;
     let name = args.name.clone().unwrap_or_else(|| default_name(&model));
     let connection = Connection::open(ctx, ctx.settings.target(Some(&model))?).await?;
@@ -85,7 +86,10 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     let record = save(&trainer, &model, &name).await;
     connection.close_after(&record).await;
     let record = record?;
-    write(file, &record)?;
+    out_file::write(
+        file,
+        &format!("{}\n", serde_json::to_string_pretty(&record)?),
+    )?;
     let text = format!("Checkpoint saved to {}\n", file.display());
     Ok(Output::text(text, record))
 }
@@ -107,25 +111,6 @@ async fn save(trainer: &TrainingClient, model: &str, name: &str) -> Result<Value
 fn default_name(model: &str) -> String {
     let model = model.trim_start_matches('/').to_lowercase();
     format!("checkpoint-{}", model.replace(['/', ':'], "-"))
-}
-
-/// Finds out that the file cannot be written before a server is asked for anything.
-fn make_room(file: &Path) -> Result<()> {
-    let what = || format!("cannot write {}", file.display());
-    if file.is_dir() {
-        return Err(Failure::usage(format!("{}: it is a directory", what()))
-            .hint("name the file to write, such as checkpoint.json"));
-    }
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir).with_context(what)?;
-    }
-    Ok(())
-}
-
-fn write(file: &Path, record: &Value) -> Result<()> {
-    let text = format!("{}\n", serde_json::to_string_pretty(record)?);
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     page: paging::Flags,
     /// Columns to show, separated by commas
-    #[arg(short, long, value_name = "NAMES", value_delimiter = ',', default_values = DEFAULT)]
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',', default_value = DEFAULT)]
     columns: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ struct Column {
     cell: fn(&TrainingRun) -> String,
 }
 
-const DEFAULT: [&str; 5] = ["id", "model", "lora", "updated", "status"];
+const DEFAULT: &str = "id,model,lora,updated,status";
 const COLUMNS: [Column; 8] = [
     Column {
         name: "id",
@@ -77,7 +77,8 @@ pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     let runs = connection.list_runs(args.page.limit()).await?;
     let header: Vec<&'static str> = columns.iter().map(|column| column.header).collect();
     let row = |run: &TrainingRun| columns.iter().map(|column| (column.cell)(run)).collect();
-    Ok(Output::list("runs", &runs, &header, row)?)
+    let list = Output::list("runs", &runs, &header, row)?;
+    Ok(list.or_note("no training runs yet; `tinker train sft DATA` makes one"))
 }
 
 fn columns(names: &[String]) -> Result<Vec<&'static Column>> {

@@ -10,7 +10,12 @@ use crate::output::Output;
 
 /// Show training runs
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    // What is flattened below belongs to Tinkex's command, and is shown with our own.
+    mut_args = |arg| arg.hide(true)
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,

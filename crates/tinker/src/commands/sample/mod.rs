@@ -12,6 +12,8 @@ use tinker_types::ModelInput;
 
 use crate::context::Ctx;
 use crate::failure::Result;
+use crate::numbers::positive;
+use crate::out_file;
 use crate::output::Output;
 use crate::speaker::{Flags, SamplingFlags, Speaker};
 
@@ -28,7 +30,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingFlags,
     /// How many answers to draw
-    #[arg(short, long, alias = "num", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, alias = "num", value_name = "N", default_value_t = 1, value_parser = positive)]
     num_samples: u32,
     /// Show the log-probability of each token
     #[arg(long)]
@@ -43,6 +45,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     let prompt = args.prompt.read()?;
+    args.output.as_deref().map_or(Ok(()), out_file::prepare)?;
     let speaker = Speaker::open(ctx, &args.speaker).await?;
     let request = Request {
         prompt,
@@ -94,12 +97,8 @@ fn deliver(ctx: &Ctx, output: Output, file: Option<&Path>) -> Result<Output> {
     let Some(file) = file else {
         return Ok(output);
     };
-    let cannot_write = || format!("cannot write {}", file.display());
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir).with_context(cannot_write)?;
-    }
-    let text = output.to_text(ctx.format).with_context(cannot_write)?;
-    std::fs::write(file, text).with_context(cannot_write)?;
+    let text = output.to_text(ctx.format).context("cannot write JSON")?;
+    out_file::write(file, &text)?;
     ctx.ui.note(format_args!("wrote {}", file.display()));
     Ok(Output::none())
 }

@@ -8,6 +8,8 @@ use super::prompt::Prompt;
 use super::{Request, deliver};
 use crate::context::Ctx;
 use crate::failure::{Failure, Result};
+use crate::numbers::positive;
+use crate::out_file;
 use crate::output::Output;
 use crate::settings::DEFAULT_MODEL;
 use crate::speaker::{Flags, SamplingFlags, Speaker};
@@ -24,7 +26,7 @@ pub(crate) struct Args {
     base_model: Option<String>,
     #[arg(short, long, visible_alias = "model", hide = true, requires = "tinkex")]
     model_path: Option<String>,
-    #[arg(long, hide = true, requires = "tinkex", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide = true, requires = "tinkex", default_value_t = 1, value_parser = positive)]
     num_samples: u32,
     #[arg(short, long, hide = true, requires = "tinkex")]
     output: Option<PathBuf>,
@@ -46,6 +48,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Output> {
                 .hint("`tinker run list` shows training runs; `tinker sample -p TEXT` samples"));
         }
     };
+    args.output.as_deref().map_or(Ok(()), out_file::prepare)?;
     ctx.ui.note("Starting sampling...");
     let model = args.model_path.or(args.base_model);
     let speaker = Speaker::open(

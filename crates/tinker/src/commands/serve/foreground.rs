@@ -13,6 +13,7 @@ use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::human::parse_duration;
 use crate::logging;
+use crate::numbers::whole;
 use crate::output::Output;
 use crate::signals::Interrupts;
 
@@ -20,7 +21,7 @@ use crate::signals::Interrupts;
 #[group(skip)]
 pub(super) struct Args {
     /// Port to listen on; 0 takes any free one
-    #[arg(long, value_name = "N", default_value_t = 8642)]
+    #[arg(long, value_name = "N", default_value_t = 8642, value_parser = parse_port)]
     port: u16,
     /// Address to listen on; any other than this machine's own needs TINKER_API_KEY
     #[arg(long, value_name = "ADDR", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -29,7 +30,7 @@ pub(super) struct Args {
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
     /// Threads of the engine; 0 takes one per core
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     threads: usize,
     /// Leave after this long without work, such as 15m; stays if absent
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -85,18 +86,16 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         ))
         .hint("set TINKER_API_KEY to a long random text and start it again"));
     }
-    let mut models = Vec::new();
-    for dir in &args.models {
-        let dir = dir
-            .canonicalize()
-            .map_err(|error| Failure::not_found(format!("model {}: {error}", dir.display())))?;
-        models.push(dir);
-    }
+    let models: Result<Vec<PathBuf>> = args
+        .models
+        .iter()
+        .map(|dir| base_model::full_path(dir))
+        .collect();
     Ok(ServeOptions {
         host: args.host,
         port: args.port,
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
-        models,
+        models: models?,
         threads: args.threads,
         idle_timeout: args.idle_timeout,
         hf_cache: if args.detached {
@@ -107,6 +106,11 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         version: env!("CARGO_PKG_VERSION").into(),
         ..ServeOptions::new(&ctx.settings.home)
     })
+}
+
+fn parse_port(text: &str) -> std::result::Result<u16, String> {
+    text.parse()
+        .map_err(|_| "write a port number, 0 to 65535".to_owned())
 }
 
 /// Says where it is: the data for people and shells is the two export lines.

@@ -29,7 +29,7 @@ impl Flags {
         match (&self.log_path, &self.run) {
             (Some(path), _) => Ok(path.clone()),
             (None, Some(name)) => Ok(runs(ctx).path_of(checked(name)?)),
-            (None, None) => Ok(runs(ctx).path_of(&default_name(data))),
+            (None, None) => Ok(free_path(&runs(ctx), &default_name(data))),
         }
     }
 
@@ -61,6 +61,17 @@ fn checked(name: &str) -> Result<&str> {
     Ok(name)
 }
 
+/// The folder `name`, or with a number after it if two runs begin in the same second.
+fn free_path(runs: &Runs, name: &str) -> PathBuf {
+    let mut path = runs.path_of(name);
+    let mut n = 1;
+    while path.exists() {
+        n += 1;
+        path = runs.path_of(&format!("{name}-{n}"));
+    }
+    path
+}
+
 /// As in `pirate-20261121-094512`.
 fn default_name(data: &Path) -> String {
     let stem = data.file_stem().unwrap_or_default().to_string_lossy();
@@ -87,6 +98,18 @@ mod tests {
             assert!(checked(bad).is_err(), "{bad}");
         }
         assert_eq!(checked("pirate-2.1_b").unwrap(), "pirate-2.1_b");
+    }
+
+    #[test]
+    fn a_name_that_is_taken_gets_a_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = Runs::new(dir.path());
+        let name = |n: &str| dir.path().join(n);
+
+        assert_eq!(free_path(&runs, "a"), name("a"));
+        std::fs::create_dir(name("a")).unwrap();
+        std::fs::create_dir(name("a-2")).unwrap();
+        assert_eq!(free_path(&runs, "a"), name("a-3"));
     }
 
     #[test]

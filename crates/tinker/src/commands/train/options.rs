@@ -8,6 +8,7 @@ use tinker_types::TinkerPath;
 
 use crate::base_model::server_name;
 use crate::failure::{Failure, FailureKind, Result};
+use crate::numbers::{number, whole};
 
 /// What a run may be told; what is not given is resolved for the model and the data.
 #[derive(Debug, Default, clap::Args)]
@@ -15,22 +16,22 @@ use crate::failure::{Failure, FailureKind, Result};
 #[command(next_help_heading = "Training options")]
 pub(super) struct Flags {
     /// Rank of the LoRA adapter [default: 32]
-    #[arg(long, value_name = "N", alias = "lora-rank")]
+    #[arg(long, value_name = "N", alias = "lora-rank", value_parser = whole::<u32>)]
     rank: Option<u32>,
     /// Peak learning rate [default: calibrated for the model]
-    #[arg(long, value_name = "X", alias = "learning-rate")]
+    #[arg(long, value_name = "X", alias = "learning-rate", value_parser = number)]
     lr: Option<f64>,
     /// How the learning rate changes: linear, cosine or constant [default: linear]
     #[arg(long, value_name = "NAME", alias = "lr-schedule")]
     schedule: Option<LrSchedule>,
     /// Rows per step [default: 16]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     batch_size: Option<usize>,
     /// Passes over the data [default: 5]
-    #[arg(long, value_name = "N", alias = "num-epochs")]
+    #[arg(long, value_name = "N", alias = "num-epochs", value_parser = whole::<u64>)]
     epochs: Option<u64>,
     /// Stop after this many steps
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     max_steps: Option<u64>,
     /// Rows held out to evaluate on: a number such as 32, or a share such as 0.1 [default: 0.1]
     #[arg(long, value_name = "N|SHARE", value_parser = parse_held_out)]
@@ -42,25 +43,25 @@ pub(super) struct Flags {
     #[arg(long, value_name = "NAME")]
     renderer: Option<RendererName>,
     /// Longest row in tokens [default: the model's context]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     max_length: Option<usize>,
     /// Cut rows that are too long instead of refusing them
     #[arg(long)]
     truncate: bool,
     /// Global gradient norm to clip at; 0 does not clip [default: 0]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = number)]
     grad_clip_norm: Option<f64>,
     /// Decoupled weight decay [default: 0]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = number)]
     weight_decay: Option<f64>,
     /// Steps between checkpoints; 0 saves at the end alone [default: 20]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     save_every: Option<u64>,
     /// Steps between evaluations; 0 evaluates at the start and the end alone [default: 10]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     eval_every: Option<u64>,
     /// Seed of the split, the order of rows and the adapter [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     seed: Option<u64>,
     /// Start from the weights of this checkpoint instead of a new adapter
     #[arg(long, value_name = "PATH")]

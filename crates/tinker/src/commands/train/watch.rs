@@ -105,9 +105,9 @@ fn plan(
         (
             "data",
             format!(
-                "{}: {} rows, {} to train on, {} held out",
+                "{}: {}, {} to train on, {} held out",
                 config.file_path.display(),
-                n(counts.n_rows),
+                human::counted(counts.n_rows as u64, "row"),
                 n(counts.n_train_rows),
                 n(counts.n_test_rows)
             ),
@@ -125,9 +125,9 @@ fn plan(
         (
             "steps",
             format!(
-                "{} of {} rows, {n_steps_per_epoch} to an epoch, {epochs}{}",
+                "{} of {}, {n_steps_per_epoch} to an epoch, {epochs}{}",
                 human::count(n_steps),
-                n(config.batch_size.min(counts.n_train_rows)),
+                human::counted(config.batch_size.min(counts.n_train_rows) as u64, "row"),
                 if n_steps < config.num_epochs * n_steps_per_epoch {
                     " cut short by --max-steps"
                 } else {
