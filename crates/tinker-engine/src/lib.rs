@@ -17,7 +17,9 @@ pub mod rng;
 pub mod sampler;
 
 pub use adapter::{AdapterState, HostTensor, LoraSpec};
-pub use backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu};
+pub use backend::{
+    AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu, load_cpu_on_vectors,
+};
 pub use error::{Error, Result};
 pub use fake::{FakeBackend, load_fake};
 pub use generate::{

@@ -226,6 +226,7 @@ impl TrainSequence {
 }
 
 #[cfg(test)]
+#[expect(clippy::approx_constant, reason = "the digits of the golden vector")]
 mod tests {
     use super::*;
 

@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::buffer::{Buffer, round_up};
 use super::pool::{Pool, SharedMut};
 use super::simd::Isa;
-use super::tile::{self, Job, Left};
+use super::tile::{self, Job, Left, Unit};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -125,6 +125,7 @@ pub(crate) struct Cols<'a> {
     panel_stride: usize,
     /// Columns that may be read in the last panel: 32 where it is padded.
     readable: usize,
+    unit: Unit,
 }
 
 impl<'a> Cols<'a> {
@@ -138,6 +139,7 @@ impl<'a> Cols<'a> {
             row_stride: stride,
             panel_stride: PANEL,
             readable,
+            unit: Unit::Vector,
         }
     }
 
@@ -150,6 +152,31 @@ impl<'a> Cols<'a> {
             row_stride: PANEL,
             panel_stride,
             readable: PANEL,
+            unit: Unit::Vector,
+        }
+    }
+
+    /// Tiles for the matrix unit, of which 32 columns take `panel_stride` floats.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn tiles(data: &'a [f32], k: usize, n: usize, panel_stride: usize) -> Self {
+        let unit = Unit::Matrix;
+        Self {
+            data,
+            k,
+            n,
+            row_stride: 0,
+            panel_stride,
+            readable: PANEL,
+            unit,
+        }
+    }
+
+    /// The same panels, for the matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn split(self) -> Self {
+        Self {
+            unit: Unit::MatrixSplit,
+            ..self
         }
     }
 
@@ -166,6 +193,9 @@ impl<'a> Cols<'a> {
     /// One past the last element that a kernel reads.
     fn end(&self) -> usize {
         let last_panel = (self.n - 1) / PANEL;
+        if self.unit == Unit::Matrix {
+            return (last_panel + 1) * self.panel_stride;
+        }
         last_panel * self.panel_stride + (self.k - 1) * self.row_stride + self.readable
     }
 
@@ -287,6 +317,9 @@ impl<'a> Product<'a> {
 struct Scratch {
     rows: Buffer,
     tails: Buffer,
+    /// Of the matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    parts: super::amx::Scratch,
 }
 
 impl Scratch {
@@ -294,6 +327,8 @@ impl Scratch {
         Self {
             rows: Buffer::zeros(ROW_BLOCK * INNER_BLOCK),
             tails: Buffer::zeros(0),
+            #[cfg(target_arch = "x86_64")]
+            parts: super::amx::Scratch::new(),
         }
     }
 }
@@ -316,9 +351,9 @@ fn matmul_at(isa: Isa, m: usize, k: usize, a: Rows<'_>, products: &mut [Product<
     }
     check_left(m, k, a);
     SCRATCH.with_borrow_mut(|scratch| {
-        let jobs = jobs(m, k, products, &mut scratch.tails);
+        let jobs = jobs(m, k, a, products, &mut scratch.tails);
         // SAFETY: all that `jobs` and `a` read and write was checked to lie inside its slice.
-        unsafe { run(isa, m, k, a, jobs, &mut scratch.rows) };
+        unsafe { run(isa, m, k, a, jobs, scratch) };
     });
 }
 
@@ -375,7 +410,7 @@ impl<'a> Plan<'a> {
     pub(crate) fn new(m: usize, k: usize, a: Rows<'a>, products: &mut [Product<'a>]) -> Self {
         check_left(m, k, a);
         let mut tails = Buffer::zeros(0);
-        let jobs = jobs(m, k, products, &mut tails);
+        let jobs = jobs(m, k, a, products, &mut tails);
         Self {
             m,
             k,
@@ -415,7 +450,7 @@ impl<'a> Plan<'a> {
         let (jobs, a) = (jobs.map(skip).collect(), self.a.skip_rows(rows.start));
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: bounds were checked for all rows; the rest is up to the caller.
-            unsafe { run(Isa::best(), rows.len(), self.k, a, jobs, &mut scratch.rows) };
+            unsafe { run(Isa::best(), rows.len(), self.k, a, jobs, scratch) };
         });
     }
 
@@ -427,7 +462,7 @@ impl<'a> Plan<'a> {
         let jobs = self.panels(panels);
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: bounds were checked for all panels; the rest is up to the caller.
-            unsafe { run(Isa::best(), self.m, self.k, self.a, jobs, &mut scratch.rows) };
+            unsafe { run(Isa::best(), self.m, self.k, self.a, jobs, scratch) };
         });
     }
 
@@ -456,14 +491,32 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Packs what has to be packed and runs the tiles.
+/// Packs what has to be packed and runs the tiles, on vectors or on the matrix unit.
 ///
 /// # Safety
 /// As for [`tile::run`]; `a` holds `[m, k]`.
-unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, packed: &mut Buffer) {
+unsafe fn run(
+    isa: Isa,
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    mut jobs: Vec<Job>,
+    scratch: &mut Scratch,
+) {
     // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if let Rows::RowMajor { data, stride } = a
+            && jobs.iter().any(|job| job.unit != Unit::Vector)
+        {
+            let units: Vec<Job> = jobs
+                .extract_if(.., |job| job.unit != Unit::Vector)
+                .collect();
+            super::amx::run(m, k, data, stride, &units, &mut scratch.parts);
+        }
+        let packed = &mut scratch.rows;
         match a {
+            _ if jobs.is_empty() => {}
             Rows::RowMajor { data, stride } if m <= NARROW => {
                 packed.reserve(m * k);
                 pack(data, stride, m, k, m, packed);
@@ -567,13 +620,24 @@ fn check_left(m: usize, k: usize, a: Rows<'_>) {
 ///
 /// A row-major right factor whose last panel is not full would be read past its end, so that panel
 /// is copied to `tails` and becomes a job of its own.
-fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) -> Vec<Job> {
+fn jobs(
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    products: &mut [Product<'_>],
+    tails: &mut Buffer,
+) -> Vec<Job> {
     tails.reserve(products.iter().filter(|p| p.b.has_tail()).count() * k * PANEL);
     let mut tails = tails.chunks_exact_mut(k * PANEL);
     let mut jobs = Vec::with_capacity(products.len() + 1);
     for product in products.iter_mut().filter(|p| p.b.n > 0) {
         let b = product.b;
         assert!(b.k == k, "inner dimensions {k} and {}", b.k);
+        let is_row_major = matches!(a, Rows::RowMajor { .. });
+        assert!(
+            b.unit == Unit::Vector || is_row_major,
+            "the matrix unit takes rows only"
+        );
         assert!(
             b.end() <= b.data.len(),
             "right factor ends at {} of {}",
@@ -598,6 +662,7 @@ fn jobs(m: usize, k: usize, products: &mut [Product<'_>], tails: &mut Buffer) ->
             c: product.c,
             stride: product.stride,
             add: product.store == Store::Add,
+            unit: b.unit,
         };
         let tail = if b.has_tail() { tails.next() } else { None };
         if let Some(tail) = tail {

@@ -5,15 +5,23 @@
 
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::ROWS;
 use super::linear::{Backward, Batch, Forward, Output, Run, Site};
 use super::lora::Adapter;
 use super::model::Model;
 use super::pool::Pool;
 use crate::loss::{TrainSequence, log_prob};
 
-/// Rows of a chunk: its logits stay in the second-level cache for vocabularies of a few thousand.
-const CHUNK: usize = 8 * ROWS;
+/// Floats that the logits of a chunk may take, 4 MiB, as long as a chunk has [`MIN_ROWS`] rows.
+const LOGITS: usize = 1 << 20;
+
+/// Fewest and most rows of a chunk: the head's weights are read once per chunk.
+const MIN_ROWS: usize = 96;
+const MAX_ROWS: usize = 256;
+
+/// Rows of a chunk.
+fn chunk_rows(vocab: usize) -> usize {
+    (LOGITS / vocab).clamp(MIN_ROWS, MAX_ROWS) / 32 * 32
+}
 
 /// Logits and scratch of one chunk.
 #[derive(Debug)]
@@ -29,6 +37,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) model: &'a Model,
     pub(crate) adapter: Option<&'a Adapter>,
     pub(crate) pool: Option<&'a Pool>,
+    /// Whether a backward pass follows.
+    pub(crate) trains: bool,
 }
 
 /// Where the head's backward pass writes: the gradient of its input and of the adapter.
@@ -48,10 +58,10 @@ impl HeadScratch {
         }
     }
 
-    fn reserve(&mut self, vocab: usize, rank: usize) {
-        self.logits.reserve(CHUNK * vocab);
-        self.u.reserve(CHUNK * rank);
-        self.du.reserve(CHUNK * rank);
+    fn reserve(&mut self, rows: usize, vocab: usize, rank: usize) {
+        self.logits.reserve(rows * vocab);
+        self.u.reserve(rows * rank);
+        self.du.reserve(rows * rank);
     }
 }
 
@@ -70,6 +80,7 @@ impl Pass<'_> {
             runs: &run,
             rank,
             pool: self.pool,
+            trains: self.trains,
         };
         let output = Output {
             linear: &self.model.head,
@@ -98,15 +109,17 @@ impl Pass<'_> {
         mut gradients: Option<HeadGradients<'_>>,
     ) -> f64 {
         let (width, vocab) = (self.model.arch.hidden_size, self.model.arch.vocab_size);
-        scratch.reserve(vocab, self.adapter.map_or(0, Adapter::padded_rank));
+        let chunk = chunk_rows(vocab).min(hidden.len() / width).max(1);
+        let rank = self.adapter.map_or(0, Adapter::padded_rank);
+        scratch.reserve(chunk, vocab, rank);
         let mut loss = 0.0;
-        for (i, hidden) in hidden.chunks(CHUNK * width).enumerate() {
+        for (i, hidden) in hidden.chunks(chunk * width).enumerate() {
             let rows = hidden.len() / width;
             let logits = &mut scratch.logits[..rows * vocab];
             self.logits(hidden, logits, &mut scratch.u);
             let mut any = false;
             for (row, logits) in logits.chunks_exact_mut(vocab).enumerate() {
-                let row = i * CHUNK + row;
+                let row = i * chunk + row;
                 if gradients.is_some() {
                     any |= row_backward(sequence, row, logits, logprobs, &mut loss);
                 } else {
@@ -114,7 +127,7 @@ impl Pass<'_> {
                 }
             }
             if let Some(gradients) = &mut gradients {
-                let d_hidden = &mut gradients.d_hidden[i * CHUNK * width..][..rows * width];
+                let d_hidden = &mut gradients.d_hidden[i * chunk * width..][..rows * width];
                 if any {
                     let backward = Backward {
                         lora: self.adapter.and_then(Adapter::head),

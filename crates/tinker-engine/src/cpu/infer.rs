@@ -181,6 +181,7 @@ impl Inference<'_> {
             model: self.model,
             adapter,
             pool: Some(self.pool),
+            trains: false,
         };
         pass.run(&sequence, hidden, &mut self.scratch.head, logprobs, None);
     }
@@ -197,6 +198,7 @@ impl Inference<'_> {
             runs,
             rank,
             pool: Some(self.pool),
+            trains: false,
         };
         let u = &mut self.scratch.u;
         let output = Output {
@@ -250,6 +252,7 @@ impl Inference<'_> {
                 runs: &runs,
                 rank,
                 pool: Some(self.pool),
+                trains: false,
             };
             let [x, next] = &mut scratch.x;
             self.model.embed(&tokens, x);

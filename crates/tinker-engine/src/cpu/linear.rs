@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::elementwise;
 use super::gemm::{Cols, Product, Rows, Store, is_tall, matmul, matmul_on};
 use super::lora::{Adapter, Group, Lora};
-use super::model::Linear;
+use super::model::{Linear, Units};
 use super::pool::Pool;
 
 /// Rows that go through a block together, and whose they are.
@@ -21,6 +21,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) rank: usize,
     /// Threads to share the work with; `None` where the caller is itself one of many workers.
     pub(crate) pool: Option<&'a Pool>,
+    /// Whether a backward pass follows. If not, results are those of sampling, bit for bit.
+    pub(crate) trains: bool,
 }
 
 /// Consecutive rows of one adapter.
@@ -72,6 +74,22 @@ impl Batch<'_> {
         }
     }
 
+    fn weights<'l>(&self, linear: &'l Linear) -> Cols<'l> {
+        if self.trains {
+            linear.training()
+        } else {
+            linear.inference()
+        }
+    }
+
+    /// Which units compute with the adapter of these layers.
+    fn units(&self, outputs: &[Output<'_>]) -> Units {
+        match outputs {
+            [output, ..] if self.trains => output.linear.units,
+            _ => Units::Vectors,
+        }
+    }
+
     /// Computes `y = W x + b + scale * B A x` of each layer.
     pub(crate) fn forward(&self, mut of: Forward<'_>, outputs: &mut [Output<'_>]) {
         if let Some(pool) = self.pool
@@ -80,13 +98,14 @@ impl Batch<'_> {
             return shared::forward(self, pool, of, outputs);
         }
         self.base(&mut of, outputs);
+        let units = self.units(outputs);
         for run in self.runs {
             if let Some(lora) = of.site.lora(run.adapter) {
                 let u = &mut of.u[run.rows.start * outputs.len() * self.rank..];
                 let u = &mut u[..run.rows.len() * lora.width()];
                 if self.runs.len() > 1 {
                     let x = Rows::row_major(&of.x[run.rows.start * of.width..], of.width);
-                    let down = lora.down_product(of.width, &mut *u);
+                    let down = lora.down_product(units, of.width, &mut *u);
                     self.matmul(run.rows.len(), of.width, x, &mut [down]);
                 }
                 elementwise::scale(lora.scale, u);
@@ -98,14 +117,15 @@ impl Batch<'_> {
     /// `y = W x + b`, and with one adapter for all rows also `u = A x`, which shares the packing of `x`.
     fn base(&self, of: &mut Forward<'_>, outputs: &mut [Output<'_>]) {
         let mut products = Vec::with_capacity(outputs.len() + 1);
+        let units = self.units(outputs);
         for output in outputs.iter_mut() {
-            let right = output.linear.forward.cols();
+            let right = self.weights(output.linear);
             products.push(Product::new(right, output.y, right.n(), Store::Replace));
         }
         if let [run] = self.runs
             && let Some(lora) = of.site.lora(run.adapter)
         {
-            products.push(lora.down_product(of.width, &mut *of.u));
+            products.push(lora.down_product(units, of.width, &mut *of.u));
         }
         self.matmul(
             self.rows,
@@ -122,11 +142,12 @@ impl Batch<'_> {
 
     /// `y += u B^T` of each layer, for some rows.
     fn up(&self, rows: &Range<usize>, lora: &Lora<'_>, u: &[f32], outputs: &mut [Output<'_>]) {
+        let units = self.units(outputs);
         for (i, output) in outputs.iter_mut().enumerate() {
             let b_t = lora.b_t(i);
             let out = b_t.len() / lora.rank;
             let y = &mut output.y[rows.start * out..];
-            let right = Cols::row_major(b_t, lora.rank, out, out);
+            let right = units.on(Cols::row_major(b_t, lora.rank, out, out));
             let left = Rows::RowMajor {
                 data: &u[i * lora.rank..],
                 stride: lora.width(),
@@ -139,12 +160,13 @@ impl Batch<'_> {
 
 impl Lora<'_> {
     /// `u = x A^T`, `u [rows, layers * rank]`.
-    fn down_product<'c>(&self, width: usize, u: &'c mut [f32]) -> Product<'c>
+    fn down_product<'c>(&self, units: Units, width: usize, u: &'c mut [f32]) -> Product<'c>
     where
         Self: 'c,
     {
         let n = self.width();
-        Product::new(Cols::row_major(self.a_t, width, n, n), u, n, Store::Replace)
+        let right = units.on(Cols::row_major(self.a_t, width, n, n));
+        Product::new(right, u, n, Store::Replace)
     }
 }
 
@@ -161,6 +183,12 @@ pub(crate) struct Backward<'a> {
 }
 
 impl Backward<'_> {
+    fn units(&self) -> Units {
+        self.layers
+            .first()
+            .map_or(Units::Vectors, |(linear, _)| linear.units)
+    }
+
     /// Adds the gradients of `A` and `B` to `gradient` (flat, of the whole adapter) and writes that of
     /// `x` to `dx`, unless nothing below needs it. `du` is scratch, `[rows, layers * rank]`.
     pub(crate) fn run(
@@ -171,7 +199,7 @@ impl Backward<'_> {
         du: &mut [f32],
     ) {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
-            let weights = linear.backward().cols();
+            let weights = linear.backward();
             let out = weights.k();
             let mut products = Vec::with_capacity(2);
             if let Some(dx) = &mut dx {
@@ -179,7 +207,9 @@ impl Backward<'_> {
                 products.push(Product::new(weights, dx, weights.n(), store));
             }
             if let Some(lora) = &self.lora {
-                let right = Cols::row_major(lora.b(i), out, lora.rank, lora.rank);
+                let right = linear
+                    .units
+                    .on(Cols::row_major(lora.b(i), out, lora.rank, lora.rank));
                 let du = &mut du[i * lora.rank..];
                 products.push(Product::new(right, du, lora.width(), Store::Replace));
             }
@@ -217,7 +247,7 @@ impl Backward<'_> {
         let product = Product::new(right, lora.a_gradient(gradient), inner, Store::Add);
         matmul(n, rows, Rows::transposed(du, n), &mut [product]);
         if let Some(dx) = dx {
-            let right = Cols::row_major(lora.a, n, inner, inner);
+            let right = self.units().on(Cols::row_major(lora.a, n, inner, inner));
             let product = Product::new(right, dx, inner, Store::Add);
             matmul(rows, n, Rows::row_major(du, n), &mut [product]);
         }

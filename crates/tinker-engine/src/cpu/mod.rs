@@ -4,6 +4,8 @@
     reason = "vector instructions and memory shared between workers"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod block;
 mod buffer;
@@ -27,7 +29,7 @@ use self::buffer::Buffer;
 pub(crate) use self::elementwise::{arg_max, exp_differences, log_sum_exp};
 use self::infer::{Inference, Scratch, Segment, Slot};
 use self::lora::Adapter;
-use self::model::Model;
+use self::model::{Model, Units};
 use self::pool::Pool;
 use self::simd::Isa;
 use self::train::{Training, Workspace};
@@ -39,7 +41,22 @@ use crate::optim::{AdamW, OptimReport};
 
 /// Loads a model directory onto the CPU.
 pub(crate) fn load(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(Cpu::new(Model::load(dir)?, threads)))
+    load_with(dir, threads, Units::best())
+}
+
+/// As [`load`], without the matrix unit.
+pub(crate) fn load_on_vectors(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
+    load_with(dir, threads, Units::Vectors)
+}
+
+fn load_with(dir: &Path, threads: usize, units: Units) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Cpu::new(Model::load(dir, units)?, threads, units)))
+}
+
+/// What [`BaseInfo::precision`] says.
+fn precision(units: Units) -> String {
+    let unit = if units == Units::Matrix { "amx+" } else { "" };
+    format!("cpu {unit}{} f32", Isa::best().name())
 }
 
 /// A base model on the CPU, with its adapters and cached sequences.
@@ -58,7 +75,7 @@ struct Cpu {
 }
 
 impl Cpu {
-    fn new(model: Model, threads: usize) -> Self {
+    fn new(model: Model, threads: usize, units: Units) -> Self {
         let arch = &model.arch;
         let info = BaseInfo {
             vocab_size: arch.vocab_size,
@@ -67,7 +84,7 @@ impl Cpu {
             n_layers: arch.n_layers,
             n_parameters: model.n_parameters(),
             architecture: arch.name.clone(),
-            precision: format!("cpu {} f32", Isa::best().name()),
+            precision: precision(units),
         };
         let pool = Pool::new(threads);
         Self {
@@ -324,7 +341,7 @@ mod tests {
     fn gradients_are_kept_for_reuse_up_to_one_per_thread_and_while_there_are_adapters() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = root.join("../../fixtures/numerics/llama");
-        let mut cpu = Cpu::new(Model::load(&dir).unwrap(), 2);
+        let mut cpu = Cpu::new(Model::load(&dir, Units::best()).unwrap(), 2, Units::best());
         let spec = LoraSpec {
             rank: 2,
             seed: 1,

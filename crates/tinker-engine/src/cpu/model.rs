@@ -3,27 +3,130 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::Tiles;
 use super::buffer::Buffer;
-use super::gemm::Panels;
+use super::gemm::{Cols, Panels};
 use crate::arch::Arch;
 use crate::error::{Error, Result};
 use crate::load::Weights;
 
+/// A weight as right factor, in the form that its kernels read.
+#[derive(Debug)]
+pub(crate) enum Factor {
+    /// For vectors.
+    Panels(Panels),
+    /// For the matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Tiles),
+}
+
+impl Factor {
+    /// As the right factor of a product.
+    pub(crate) fn cols(&self) -> Cols<'_> {
+        match self {
+            Self::Panels(panels) => panels.cols(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(tiles) => tiles.cols(),
+        }
+    }
+
+    fn transposed(&self) -> Self {
+        match self {
+            Self::Panels(panels) => Self::Panels(panels.transposed()),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(tiles) => Self::Tiles(tiles.transposed()),
+        }
+    }
+
+    fn row(&self, t: usize, out: &mut [f32]) {
+        match self {
+            Self::Panels(panels) => panels.row(t, out),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(tiles) => tiles.row(t, out),
+        }
+    }
+
+    fn column(&self, j: usize, out: &mut [f32]) {
+        match self {
+            Self::Panels(panels) => panels.column(j, out),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(tiles) => tiles.column(j, out),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Panels(panels) => panels.len(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(tiles) => tiles.len(),
+        }
+    }
+}
+
+/// Which units of the processor compute with the frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Units {
+    /// Vectors alone.
+    Vectors,
+    /// The matrix unit where it is faster.
+    Matrix,
+}
+
+impl Units {
+    /// The best of this machine.
+    pub(crate) fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if super::amx::is_available() {
+            return Self::Matrix;
+        }
+        Self::Vectors
+    }
+
+    /// A right factor of `f32`, to be multiplied on these units.
+    pub(crate) fn on(self, factor: Cols<'_>) -> Cols<'_> {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Matrix {
+            return factor.split();
+        }
+        factor
+    }
+}
+
 /// A frozen linear layer `y = x W^T + b`, `W [out, in]`.
+///
+/// A weight of bf16 is one number to the matrix unit, which then always takes it. A weight of `f32` has
+/// to be split for it: that pays for the many rows of training, but not in decoding, which waits for
+/// memory, so sampling and scoring of prompts stay on vectors.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    /// `W^T` as right factor: `[in, out]`.
-    pub(crate) forward: Panels,
+    /// `W^T` as right factor, `[in, out]`.
+    forward: Factor,
     /// `W` as right factor, `[out, in]`; made when something is first trained.
-    backward: OnceLock<Panels>,
+    backward: OnceLock<Factor>,
     /// `[out]`.
     pub(crate) bias: Option<Vec<f32>>,
+    /// What training computes with.
+    pub(crate) units: Units,
 }
 
 impl Linear {
-    fn load(weights: &Weights, name: &str, out: usize, inner: usize, bias: bool) -> Result<Self> {
+    fn load(
+        weights: &Weights,
+        units: Units,
+        name: &str,
+        [out, inner]: [usize; 2],
+        bias: bool,
+    ) -> Result<Self> {
         let tensor = weights.tensor(&format!("{name}.weight"), &[out, inner])?;
-        let forward = Panels::from_columns(inner, out, |j, row| tensor.read(j * inner, row))?;
+        let column = |j: usize, row: &mut [f32]| tensor.read(j * inner, row);
+        let forward = match units {
+            #[cfg(target_arch = "x86_64")]
+            Units::Matrix if is_bf16(out, inner, column)? => {
+                Factor::Tiles(Tiles::from_columns(inner, out, column)?)
+            }
+            _ => Factor::Panels(Panels::from_columns(inner, out, column)?),
+        };
         let bias = bias
             .then(|| weights.vector(&format!("{name}.bias"), out))
             .transpose()?;
@@ -31,13 +134,57 @@ impl Linear {
             forward,
             backward: OnceLock::new(),
             bias,
+            units,
         })
     }
 
-    /// `W` as right factor, for gradients.
-    pub(crate) fn backward(&self) -> &Panels {
-        self.backward.get_or_init(|| self.forward.transposed())
+    /// `W^T` as right factor, to sample or score prompts with.
+    pub(crate) fn inference(&self) -> Cols<'_> {
+        self.forward.cols()
     }
+
+    /// `W^T` as right factor, to train with.
+    pub(crate) fn training(&self) -> Cols<'_> {
+        self.for_training(&self.forward)
+    }
+
+    /// `W` as right factor, for gradients.
+    pub(crate) fn backward(&self) -> Cols<'_> {
+        self.for_training(self.backward.get_or_init(|| self.forward.transposed()))
+    }
+
+    fn for_training<'a>(&self, factor: &'a Factor) -> Cols<'a> {
+        match factor {
+            Factor::Panels(panels) => self.units.on(panels.cols()),
+            #[cfg(target_arch = "x86_64")]
+            Factor::Tiles(tiles) => tiles.cols(),
+        }
+    }
+
+    /// Copies row `j` of `W`, `[in]`, from whichever packing holds it closer together.
+    fn row(&self, j: usize, out: &mut [f32]) {
+        match self.backward.get() {
+            Some(factor) => factor.row(j, out),
+            None => self.forward.column(j, out),
+        }
+    }
+}
+
+/// Whether all of a matrix's columns are bf16 numbers.
+#[cfg(target_arch = "x86_64")]
+fn is_bf16(
+    n: usize,
+    k: usize,
+    mut column: impl FnMut(usize, &mut [f32]) -> Result<()>,
+) -> Result<bool> {
+    let mut values = vec![0.0; k];
+    for j in 0..n {
+        column(j, &mut values)?;
+        if !super::amx::is_bf16(&values) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// One decoder block.
@@ -69,17 +216,17 @@ pub(crate) struct Model {
 
 impl Model {
     /// Loads and packs a model directory.
-    pub(crate) fn load(dir: &Path) -> Result<Self> {
+    pub(crate) fn load(dir: &Path, units: Units) -> Result<Self> {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
         let layers = (0..arch.n_layers)
-            .map(|i| load_layer(&arch, &weights, i))
+            .map(|i| load_layer(&arch, &weights, units, i))
             .collect::<Result<Vec<_>>>()?;
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
             (
-                Linear::load(&weights, embedding, vocab, hidden, false)?,
+                Linear::load(&weights, units, embedding, [vocab, hidden], false)?,
                 None,
             )
         } else {
@@ -87,7 +234,7 @@ impl Model {
             let mut rows = Buffer::zeros_huge(vocab * hidden);
             tensor.read(0, &mut rows)?;
             (
-                Linear::load(&weights, "lm_head", vocab, hidden, false)?,
+                Linear::load(&weights, units, "lm_head", [vocab, hidden], false)?,
                 Some(rows),
             )
         };
@@ -136,17 +283,7 @@ impl Model {
     }
 }
 
-impl Linear {
-    /// Copies row `j` of `W`, `[in]`, from whichever packing holds it closer together.
-    fn row(&self, j: usize, out: &mut [f32]) {
-        match self.backward.get() {
-            Some(panels) => panels.row(j, out),
-            None => self.forward.column(j, out),
-        }
-    }
-}
-
-fn load_layer(arch: &Arch, weights: &Weights, i: usize) -> Result<Layer> {
+fn load_layer(arch: &Arch, weights: &Weights, units: Units, i: usize) -> Result<Layer> {
     let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
     let (q, kv) = (
         arch.n_heads * arch.head_dim,
@@ -154,7 +291,7 @@ fn load_layer(arch: &Arch, weights: &Weights, i: usize) -> Result<Layer> {
     );
     let name = |part: &str| format!("model.layers.{i}.{part}");
     let linear = |part: &str, out: usize, inner: usize, bias: bool| {
-        Linear::load(weights, &name(part), out, inner, bias)
+        Linear::load(weights, units, &name(part), [out, inner], bias)
     };
     let head_norm = |part: &str| weights.vector(&name(part), arch.head_dim);
     let qk_norm = if arch.qk_norm {

@@ -23,6 +23,18 @@ pub(super) struct Job {
     pub(super) c: *mut f32,
     pub(super) stride: usize,
     pub(super) add: bool,
+    pub(super) unit: Unit,
+}
+
+/// What computes a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Vectors, on panels.
+    Vector,
+    /// The matrix unit, on tiles of bf16.
+    Matrix,
+    /// The matrix unit, on panels of `f32` that are split as they are read.
+    MatrixSplit,
 }
 
 /// Multiplies `m` rows of `left` with each job.

@@ -91,6 +91,7 @@ impl Workspace {
             runs: &run,
             rank,
             pool: None,
+            trains: keeps_all,
         };
         model.embed(&sequence.tokens, &mut self.xs[0]);
         for layer in 0..model.arch.n_layers {
@@ -113,6 +114,7 @@ impl Workspace {
             model,
             adapter,
             pool: None,
+            trains: keeps_all,
         };
         let mut logprobs = Vec::with_capacity(sequence.targets.len());
         let normed = &self.normed[..n];
@@ -425,6 +427,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::path::Path;
 
+    use super::super::model::Units;
     use super::*;
     use crate::adapter::LoraSpec;
     use crate::loss::Loss;
@@ -432,7 +435,8 @@ mod tests {
     #[test]
     fn a_panic_in_one_sequence_ends_the_whole_batch() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let model = Model::load(&root.join("../../fixtures/numerics/llama")).unwrap();
+        let model =
+            Model::load(&root.join("../../fixtures/numerics/llama"), Units::best()).unwrap();
         let spec = LoraSpec {
             rank: 2,
             seed: 1,

@@ -6,23 +6,35 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tinker_engine::{
     AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
+    load_cpu_on_vectors,
 };
 
 /// Llama with llama3 rope scaling; Qwen2 with biases; Qwen3 with QK norm and a tied head.
-pub const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
+pub(crate) const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
-pub fn dir(model: &str) -> PathBuf {
+pub(crate) fn dir(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures/numerics")
         .join(model)
 }
 
-pub fn load(model: &str, threads: usize) -> Box<dyn Backend> {
+pub(crate) fn load(model: &str, threads: usize) -> Box<dyn Backend> {
     load_cpu(&dir(model), threads).unwrap()
 }
 
+/// As [`load`], without the matrix unit.
+pub(crate) fn load_on_vectors(model: &str, threads: usize) -> Box<dyn Backend> {
+    load_cpu_on_vectors(&dir(model), threads).unwrap()
+}
+
+/// A way to load a model: a model and a number of threads.
+pub(crate) type Load = fn(&str, usize) -> Box<dyn Backend>;
+
+/// Both ways, which differ where the machine has a matrix unit.
+pub(crate) const LOADS: [Load; 2] = [load, load_on_vectors];
+
 /// All tensors of a float32 safetensors file.
-pub fn tensors(path: &Path) -> BTreeMap<String, HostTensor> {
+pub(crate) fn tensors(path: &Path) -> BTreeMap<String, HostTensor> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.tensors().into_iter().map(|(name, view)| {
@@ -41,7 +53,7 @@ pub fn tensors(path: &Path) -> BTreeMap<String, HostTensor> {
     tensors.collect()
 }
 
-pub fn all_modules(rank: usize) -> LoraSpec {
+pub(crate) fn all_modules(rank: usize) -> LoraSpec {
     LoraSpec {
         rank,
         seed: 1,
@@ -52,13 +64,13 @@ pub fn all_modules(rank: usize) -> LoraSpec {
 }
 
 /// What PyTorch computed for a model.
-pub struct Reference {
-    pub dir: PathBuf,
-    pub json: Value,
+pub(crate) struct Reference {
+    pub(crate) dir: PathBuf,
+    pub(crate) json: Value,
 }
 
 impl Reference {
-    pub fn of(model: &str) -> Self {
+    pub(crate) fn of(model: &str) -> Self {
         let dir = dir(model).join("reference");
         let text = std::fs::read_to_string(dir.join("reference.json")).unwrap();
         Self {
@@ -67,12 +79,12 @@ impl Reference {
         }
     }
 
-    pub fn tensors(&self, name: &str) -> BTreeMap<String, HostTensor> {
+    pub(crate) fn tensors(&self, name: &str) -> BTreeMap<String, HostTensor> {
         tensors(&self.dir.join(format!("{name}.safetensors")))
     }
 
     /// The adapter whose `B` is not zero.
-    pub fn adapter(&self) -> AdapterState {
+    pub(crate) fn adapter(&self) -> AdapterState {
         AdapterState {
             spec: all_modules(self.json["rank"].as_u64().unwrap() as usize),
             weights: self.tensors("adapter"),
@@ -82,12 +94,12 @@ impl Reference {
         }
     }
 
-    pub fn import(&self, backend: &mut dyn Backend) -> AdapterId {
+    pub(crate) fn import(&self, backend: &mut dyn Backend) -> AdapterId {
         backend.import_adapter(&self.adapter()).unwrap()
     }
 
     /// The reference batch with loss `name`.
-    pub fn batch(&self, name: &str) -> Vec<TrainSequence> {
+    pub(crate) fn batch(&self, name: &str) -> Vec<TrainSequence> {
         let soft = name == "cross_entropy_k";
         let rows = self.json["batch"].as_array().unwrap();
         let sequence = |row: &Value| TrainSequence {
@@ -145,7 +157,7 @@ impl Reference {
     }
 }
 
-pub const LOSSES: [&str; 6] = [
+pub(crate) const LOSSES: [&str; 6] = [
     "cross_entropy",
     "cross_entropy_k",
     "importance_sampling",
@@ -154,7 +166,7 @@ pub const LOSSES: [&str; 6] = [
     "dro",
 ];
 
-pub fn tokens(value: &Value) -> Vec<u32> {
+pub(crate) fn tokens(value: &Value) -> Vec<u32> {
     value
         .as_array()
         .unwrap()
@@ -163,7 +175,7 @@ pub fn tokens(value: &Value) -> Vec<u32> {
         .collect()
 }
 
-pub fn floats(value: &Value) -> Vec<f32> {
+pub(crate) fn floats(value: &Value) -> Vec<f32> {
     value
         .as_array()
         .unwrap()
@@ -173,7 +185,7 @@ pub fn floats(value: &Value) -> Vec<f32> {
 }
 
 /// `|a - b| / |b|`.
-pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f64| x * x;
     let off: f64 = a

@@ -2,7 +2,7 @@
 
 use tinker_engine::{AdamW, AdapterState, Backend, TrainSequence};
 
-use crate::common::{MODELS, Reference, all_modules, load};
+use crate::common::{Load, MODELS, Reference, all_modules, load, load_on_vectors, relative};
 
 const STEP: AdamW = AdamW {
     learning_rate: 1e-2,
@@ -68,10 +68,27 @@ fn batch_mates_do_not_change_a_sequence() {
         let adapter = Reference::of(model).import(&mut *backend);
         for (sequence, expected) in batch.iter().zip(&together) {
             let one = std::slice::from_ref(sequence);
-            assert_eq!(
-                backend.forward(Some(adapter), one).unwrap()[0].logprobs,
-                *expected
-            );
+            let alone = backend.forward_backward(adapter, one).unwrap();
+            assert_eq!(alone[0].logprobs, *expected);
+        }
+    }
+}
+
+#[test]
+fn scoring_agrees_with_training() {
+    for model in MODELS {
+        let batch = batch(model);
+        for (load, tolerance) in [(load as Load, 1e-6), (load_on_vectors, 0.0)] {
+            let mut backend = load(model, 2);
+            let adapter = Reference::of(model).import(&mut *backend);
+
+            let scored = backend.forward(Some(adapter), &batch).unwrap();
+            let trained = backend.forward_backward(adapter, &batch).unwrap();
+
+            for (scored, trained) in scored.iter().zip(&trained) {
+                let off = relative(&scored.logprobs, &trained.logprobs);
+                assert!(off <= tolerance, "{model}: off by {off:e}");
+            }
         }
     }
 }

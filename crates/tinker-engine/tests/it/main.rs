@@ -1,4 +1,10 @@
 //! Integration tests of the engine, on the reference models of `fixtures/numerics`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail the test that calls them"
+)]
 
 mod bad_input;
 mod common;

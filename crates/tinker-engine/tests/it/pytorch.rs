@@ -3,14 +3,20 @@
 use serde_json::Value;
 use tinker_engine::AdamW;
 
-use crate::common::{LOSSES, MODELS, Reference, floats, load, relative, tokens};
+use crate::common::{LOADS, LOSSES, Load, MODELS, Reference, floats, load, relative, tokens};
 
 /// Tolerance in relative L2; the reference's own rounding is below 2e-6.
 const TOLERANCE: f64 = 1e-5;
 
+/// Every model, on every unit of this machine.
+fn models() -> impl Iterator<Item = (&'static str, Load)> {
+    let each = |model| LOADS.into_iter().map(move |load| (model, load));
+    MODELS.into_iter().flat_map(each)
+}
+
 #[test]
 fn losses_logprobs_and_gradients_agree() {
-    for model in MODELS {
+    for (model, load) in models() {
         let reference = Reference::of(model);
         let mut backend = load(model, 2);
         for loss in LOSSES {
@@ -90,7 +96,7 @@ fn an_adamw_step_with_clipping_and_decay_agrees() {
 
 #[test]
 fn three_steps_of_training_agree() {
-    for model in MODELS {
+    for (model, load) in models() {
         let reference = Reference::of(model);
         let mut backend = load(model, 1);
         let adapter = reference.import(&mut *backend);

@@ -154,3 +154,152 @@ fn transposing_panels_twice_gives_them_back() {
     back.column(69, &mut column);
     assert_eq!(column, b[69 * k..]);
 }
+
+/// The matrix unit, where the machine has one.
+#[cfg(target_arch = "x86_64")]
+mod matrix_unit {
+    use super::*;
+    use crate::cpu::amx::{self, Tiles};
+
+    /// A right factor in each form that the unit reads.
+    struct Factors {
+        k: usize,
+        n: usize,
+        /// Row-major; bf16 numbers for the tiles.
+        plain: Vec<f32>,
+        rounded: Vec<f32>,
+        panels: Panels,
+        tiles: Tiles,
+    }
+
+    impl Factors {
+        fn new(k: usize, n: usize, seed: u32) -> Self {
+            let plain = values(k * n, seed);
+            let rounded: Vec<f32> = plain
+                .iter()
+                .map(|x| half::bf16::from_f32(*x).to_f32())
+                .collect();
+            let column = |of: &[f32], j: usize, out: &mut [f32]| {
+                for (out, row) in out.iter_mut().zip(of.chunks_exact(n)) {
+                    *out = row[j];
+                }
+                Ok::<(), ()>(())
+            };
+            Self {
+                k,
+                n,
+                panels: Panels::from_columns(k, n, |j, out| column(&plain, j, out)).unwrap(),
+                tiles: Tiles::from_columns(k, n, |j, out| column(&rounded, j, out)).unwrap(),
+                plain,
+                rounded,
+            }
+        }
+
+        /// The factor, and its values.
+        fn each(&self) -> [(&'static str, Cols<'_>, &[f32]); 3] {
+            let row_major = Cols::row_major(&self.plain, self.k, self.n, self.n);
+            [
+                ("tiles", self.tiles.cols(), &self.rounded),
+                ("panels", self.panels.cols().split(), &self.plain),
+                ("rows", row_major.split(), &self.plain),
+            ]
+        }
+    }
+
+    fn run(m: usize, a: &[f32], right: Cols<'_>, c: &[f32]) -> Vec<f32> {
+        let mut out = c.to_vec();
+        let products = &mut [Product::new(right, &mut out, right.n(), Store::Add)];
+        matmul(m, right.k(), Rows::row_major(a, right.k()), products);
+        out
+    }
+
+    /// Root of the mean squared difference.
+    fn distance(found: &[f32], expected: &[f64]) -> f64 {
+        let squares = found
+            .iter()
+            .zip(expected)
+            .map(|(x, y)| (f64::from(*x) - y).powi(2));
+        (squares.sum::<f64>() / expected.len() as f64).sqrt()
+    }
+
+    #[test]
+    fn agrees_with_the_definition_to_the_accuracy_of_f32() {
+        if !amx::is_available() {
+            return;
+        }
+        let shapes = SHAPES
+            .into_iter()
+            .chain([(270, 70, 730), (33, 64, 16), (16, 90, 64)]);
+        for (m, n, k) in shapes {
+            let (a, c) = (values(m * k, 1), values(m * n, 3));
+            let factors = Factors::new(k, n, 2);
+            for (name, right, b) in factors.each() {
+                let expected = product(m, n, k, &a, b, &c);
+                let off = distance(&run(m, &a, right, &c), &expected);
+                let vectors = run(m, &a, Cols::row_major(b, k, n, n), &c);
+                let allowed = 2.0 * distance(&vectors, &expected) + 1e-7;
+                assert!(off < allowed, "{name} {m} {n} {k}: {off} of {allowed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_stands_beside_it() {
+        if !amx::is_available() {
+            return;
+        }
+        let (m, n, k) = (300, 200, 730);
+        let (a, c) = (values(m * k, 4), values(m * n, 6));
+        let factors = Factors::new(k, n, 5);
+        for (name, right, _) in factors.each() {
+            let all = run(m, &a, right, &c);
+            for (row, rows) in [(0, 1), (17, 2), (40, 16), (100, 31), (120, 33), (130, 100)] {
+                let (of_a, of_c) = (row * k..(row + rows) * k, row * n..(row + rows) * n);
+                let some = run(rows, &a[of_a], right, &c[of_c.clone()]);
+                assert!(some == all[of_c], "{name}, rows {row} and {rows} on");
+            }
+        }
+    }
+
+    #[test]
+    fn a_column_has_the_same_bits_whatever_stands_beside_it() {
+        if !amx::is_available() {
+            return;
+        }
+        let (m, n, k) = (40, 77, 300);
+        let (a, b) = (values(m * k, 4), values(k * n, 5));
+        let all = run(
+            m,
+            &a,
+            Cols::row_major(&b, k, n, n).split(),
+            &vec![0.0; m * n],
+        );
+        for (first, columns) in [(0, 1), (3, 16), (10, 33), (45, 32)] {
+            let part = Cols::row_major(&b[first..], k, columns, n).split();
+            let some = run(m, &a, part, &vec![0.0; m * columns]);
+            for (all, some) in all.chunks(n).zip(some.chunks(columns)) {
+                assert_eq!(all[first..first + columns], *some);
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_give_back_what_was_packed() {
+        let factors = Factors::new(45, 70, 8);
+        let (tiles, back) = (&factors.tiles, factors.tiles.transposed().transposed());
+        let (mut row, mut column) = (vec![0.0; 70], vec![0.0; 45]);
+
+        tiles.row(44, &mut row);
+        back.column(69, &mut column);
+
+        assert_eq!(row, factors.rounded[44 * 70..]);
+        let expected: Vec<f32> = factors.rounded.chunks(70).map(|row| row[69]).collect();
+        assert_eq!(column, expected);
+    }
+
+    #[test]
+    fn bf16_numbers_are_told_from_others() {
+        assert!(amx::is_bf16(&[0.0, -1.5, f32::from_bits(0x7f7f_0000)]));
+        assert!(!amx::is_bf16(&[0.0, 0.1]));
+    }
+}

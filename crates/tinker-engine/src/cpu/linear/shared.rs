@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Batch, Forward, Output};
 use crate::cpu::elementwise;
 use crate::cpu::gemm::{Cols, PANEL, Plan, Product, Rows, Store, matmul};
+use crate::cpu::model::Units;
 use crate::cpu::pool::{Pool, SharedMut};
 
 /// As [`Batch::forward`], with the same bits.
@@ -18,7 +19,7 @@ pub(super) fn forward(batch: &Batch<'_>, pool: &Pool, of: Forward<'_>, outputs: 
     let mut shared = Vec::with_capacity(outputs.len());
     let mut products = Vec::with_capacity(outputs.len());
     for output in outputs.iter_mut() {
-        let right = output.linear.forward.cols();
+        let right = output.linear.inference();
         let y = SharedMut::new(output.y);
         // SAFETY: `y` is borrowed for this whole call; tasks write different columns of it.
         products.push(unsafe { Product::shared(right, &y, 0, right.n(), Store::Replace) });
@@ -106,7 +107,7 @@ impl Layers<'_> {
                     run.rows.len(),
                     width,
                     x,
-                    &mut [lora.down_product(width, &mut *u)],
+                    &mut [lora.down_product(Units::Vectors, width, &mut *u)],
                 );
                 elementwise::scale(lora.scale, u);
             }

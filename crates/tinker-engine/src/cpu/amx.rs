@@ -1,0 +1,292 @@
+//! Matrix products on the tile registers of newer Intel processors (AMX), to the accuracy of `f32`.
+//!
+//! The unit multiplies bf16 numbers, sixteen times as many a cycle as vectors multiply `f32`, and adds
+//! in `f32`. A 24-bit significand is three of 8 bits, so an activation is the exact sum of three bf16
+//! numbers; a weight is one where the checkpoint holds bf16, else three as well. Of the nine products
+//! of parts the six that reach into 24 bits are added (Henry, Tang and Heinecke 2019), which leaves
+//! an error like that of one rounding to `f32`, at two to five times the speed of `f32` vectors.
+//!
+//! Weights of one part are kept as tiles. Those of three are split when their turn comes, from the
+//! panels that vectors read: to read them split would take half as much again from memory, which is
+//! what the unit waits for.
+//!
+//! As with vectors, the sum over the inner dimension has one order, whatever the rows and columns:
+//! blocks of 32, and in a block the pairs of parts in the order of [`Block::step`].
+
+mod block;
+mod parts;
+mod tiles;
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::sync::OnceLock;
+
+use self::block::{Ahead, Block, configure, release};
+use self::parts::{Strip, split_rows};
+pub(crate) use self::tiles::{Tiles, is_bf16};
+use super::buffer::{Buffer, round_up};
+use super::gemm::PANEL;
+use super::simd::Isa;
+use super::tile::{Job, Unit};
+
+/// Rows of a left tile, and columns of a right one.
+const SIDE: usize = 16;
+
+/// Inner dimension of a tile.
+const DEPTH: usize = 32;
+
+/// Floats in the memory of a tile: 16 rows of 64 bytes.
+const TILE: usize = 256;
+
+/// Parts of an activation.
+const PARTS: usize = 3;
+
+/// Rows that are split into parts at a time, and the tiles of inner dimension: 1 MiB of parts, which
+/// stays in the second-level cache.
+const ROW_BLOCK: usize = 256;
+const INNER_TILES: usize = 22;
+
+/// Tiles of inner dimension of 32 rows or columns that stay in the first-level cache, 24 KiB of parts,
+/// while those of the other factor pass by.
+const INNER_BLOCK: usize = 4;
+
+/// Whether this machine has the unit and the system lets this process use it.
+pub(crate) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
+        let has_leaf = __cpuid(0).eax >= 7;
+        has_leaf
+            && Isa::best() == Isa::Avx512
+            && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
+            && is_permitted()
+    })
+}
+
+/// Asks Linux for the tile registers, which are off until a process wants them.
+fn is_permitted() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_PRCTL: i64 = 158;
+        const REQUEST_PERMISSION: i64 = 0x1023;
+        const TILE_DATA: i64 = 18;
+        let outcome: i64;
+        // SAFETY: the call changes nothing but which registers the process may use.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => outcome,
+                in("rdi") REQUEST_PERMISSION,
+                in("rsi") TILE_DATA,
+                out("rcx") _,
+                out("r11") _,
+                options(nostack),
+            );
+        }
+        outcome == 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Where the parts of both factors are kept.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    rows: Buffer,
+    columns: Buffer,
+}
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self {
+            rows: Buffer::zeros(0),
+            columns: Buffer::zeros(0),
+        }
+    }
+}
+
+/// Computes each job, `A [m, k]` row-major with rows `stride` apart.
+///
+/// # Safety
+/// [`is_available`]; `a` holds the rows; each job's `b` holds [`Tiles`] or panels of `[k, n]`, and its
+/// `c` is valid for writes of `[m, n]` and aliases nothing else.
+pub(super) unsafe fn run(
+    m: usize,
+    k: usize,
+    a: &[f32],
+    stride: usize,
+    jobs: &[Job],
+    scratch: &mut Scratch,
+) {
+    let tiles = k.div_ceil(DEPTH);
+    scratch
+        .rows
+        .reserve(ROW_BLOCK * INNER_TILES * DEPTH / 2 * PARTS);
+    scratch.columns.reserve(2 * INNER_BLOCK * PARTS * TILE);
+    for row in (0..m).step_by(ROW_BLOCK) {
+        let rows = ROW_BLOCK.min(m - row);
+        for first in (0..tiles).step_by(INNER_TILES) {
+            let depth = INNER_TILES.min(tiles - first);
+            let columns = first * DEPTH..k.min((first + depth) * DEPTH);
+            for (i, group) in (0..rows).step_by(SIDE).enumerate() {
+                let source = &a[(row + group) * stride + columns.start..];
+                let target = &mut scratch.rows[i * depth * PARTS * TILE..];
+                // SAFETY: AVX-512 is part of being available; sizes are checked in `split_rows`.
+                unsafe {
+                    let rows = SIDE.min(rows - group);
+                    split_rows(source, stride, rows, columns.len(), target);
+                }
+            }
+            let left = Left {
+                data: scratch.rows.as_ptr(),
+                rows,
+                depth,
+                first,
+                k,
+            };
+            for job in jobs {
+                let c = job.c.wrapping_add(row * job.stride);
+                let job = Job {
+                    c,
+                    add: job.add || first > 0,
+                    ..*job
+                };
+                // SAFETY: passed on to the caller.
+                unsafe { left.multiply(&job, &mut scratch.columns) };
+            }
+        }
+    }
+}
+
+/// A block of the left factor, split into parts.
+#[derive(Clone, Copy)]
+struct Left {
+    data: *const f32,
+    rows: usize,
+    /// Tiles of inner dimension, and the first of them in the whole factor.
+    depth: usize,
+    first: usize,
+    /// Inner dimension of the whole factor.
+    k: usize,
+}
+
+impl Left {
+    /// Multiplies with one right factor, two groups of columns at a time.
+    ///
+    /// # Safety
+    /// As for [`run`].
+    unsafe fn multiply(&self, job: &Job, scratch: &mut [f32]) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            if job.unit == Unit::MatrixSplit {
+                self.multiply_split(job, scratch);
+            } else {
+                self.multiply_tiles(job);
+            }
+            release();
+        }
+    }
+
+    /// Rows that a configuration of the registers serves: pairs of groups, then what is left.
+    fn groups(&self) -> impl Iterator<Item = (usize, usize)> {
+        let whole = self.rows / SIDE * SIDE;
+        let pairs = (0..whole).step_by(2 * SIDE);
+        let rest = (whole < self.rows).then_some((whole, self.rows - whole));
+        pairs
+            .map(move |row| (row, (2 * SIDE).min(whole - row)))
+            .chain(rest)
+    }
+
+    /// The left parts of 32 rows stay in the first-level cache while all columns pass by.
+    unsafe fn multiply_tiles(&self, job: &Job) {
+        let group_stride = self.k.div_ceil(DEPTH) * TILE;
+        for (row, rows) in self.groups() {
+            // SAFETY: passed on to the caller.
+            unsafe { configure(rows.min(SIDE)) };
+            let step = if rows < SIDE { self.depth } else { INNER_BLOCK };
+            for from in (0..self.depth).step_by(step) {
+                for column in (0..job.n).step_by(PANEL) {
+                    let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
+                    let b = panel.wrapping_add((self.first + from) * TILE);
+                    let block = Block {
+                        depth: step.min(self.depth - from),
+                        a: self.data.wrapping_add(from * PARTS * TILE),
+                        a_stride: self.depth * PARTS * TILE,
+                        b,
+                        b_stride: group_stride,
+                        c: job.c.wrapping_add(column),
+                        stride: job.stride,
+                        add: job.add || from > 0,
+                        ahead: Ahead::Columns(job.panel_stride),
+                    };
+                    let columns = PANEL.min(job.n - column);
+                    // SAFETY: passed on to the caller.
+                    unsafe { block.at_row(row).run(rows, columns, false) };
+                }
+            }
+        }
+    }
+
+    /// The right parts of 32 columns stay in the first-level cache while all rows pass by.
+    unsafe fn multiply_split(&self, job: &Job, scratch: &mut [f32]) {
+        // SAFETY: passed on to the caller.
+        unsafe { configure(self.rows.min(SIDE)) };
+        for column in (0..job.n).step_by(PANEL) {
+            let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
+            let columns = PANEL.min(job.n - column);
+            for from in (0..self.depth).step_by(INNER_BLOCK) {
+                let depth = INNER_BLOCK.min(self.depth - from);
+                let strip = Strip {
+                    data: panel,
+                    stride: job.row_stride,
+                    columns: round_up(columns, SIDE),
+                    first: (self.first + from) * DEPTH,
+                    k: self.k,
+                };
+                // SAFETY: the job's panels hold `k` rows.
+                unsafe { strip.split(depth, scratch) };
+                let last = from + depth == self.depth;
+                let next = if last {
+                    panel.wrapping_add(job.panel_stride + self.first * DEPTH * job.row_stride)
+                } else {
+                    panel.wrapping_add((self.first + from + depth) * DEPTH * job.row_stride)
+                };
+                let block = Block {
+                    depth,
+                    a: self.data.wrapping_add(from * PARTS * TILE),
+                    a_stride: self.depth * PARTS * TILE,
+                    b: scratch.as_ptr(),
+                    b_stride: depth * PARTS * TILE,
+                    c: job.c.wrapping_add(column),
+                    stride: job.stride,
+                    add: job.add || from > 0,
+                    ahead: if job.row_stride == PANEL {
+                        Ahead::Rows(next, self.rows)
+                    } else {
+                        Ahead::Nothing
+                    },
+                };
+                // SAFETY: passed on to the caller.
+                unsafe { self.all_rows(block, columns) };
+            }
+        }
+    }
+
+    /// Multiplies all rows with up to 32 columns. The registers are configured for the first rows,
+    /// before and after.
+    unsafe fn all_rows(&self, block: Block, columns: usize) {
+        for (row, rows) in self.groups() {
+            let odd = row > 0 && rows < SIDE;
+            // SAFETY: passed on to the caller.
+            unsafe {
+                if odd {
+                    configure(rows);
+                }
+                block.at_row(row).run(rows, columns, true);
+                if odd {
+                    configure(SIDE);
+                }
+            }
+        }
+    }
+}
