@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::checkpoints::CheckpointRow;
 use crate::error::{Error, Result};
-use crate::jsonl::read_rows;
+use crate::jsonl::{read_rows, reason_of};
 use crate::metrics::{AnyRow, MetricsRow, last_per_step};
 
 /// Every resolved setting of the run.
@@ -76,7 +76,7 @@ impl RunFolder {
                 path,
                 line,
                 column,
-                reason: error.to_string(),
+                reason: reason_of(&error),
             }
         })
     }

@@ -77,13 +77,7 @@ pub(crate) fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
             Err(_) if is_torn => {}
             Err(error) => {
                 let (line, column) = (index + 1, error.column());
-                // The parser appends its own position, which counts from this line alone.
-                let reason = error.to_string();
-                let reason = reason
-                    .split(" at line ")
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
+                let reason = reason_of(&error);
                 return Err(Error::BadLine {
                     path: path.to_owned(),
                     line,
@@ -94,6 +88,15 @@ pub(crate) fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         }
     }
     Ok(rows)
+}
+
+/// The parser's message without its position, which is told apart and counts from a row alone.
+pub(crate) fn reason_of(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let reason = text.rsplit_once(" at line ");
+    reason
+        .map_or(text.as_str(), |(reason, _)| reason)
+        .to_owned()
 }
 
 /// Parses a row. Python writes numbers that are not finite as `NaN` and `Infinity`, which JSON does

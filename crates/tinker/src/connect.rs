@@ -120,6 +120,23 @@ impl Connection {
         self.embedded.as_ref()
     }
 
+    /// Makes sure that the embedded server is there, if it is that: started again if it has ended
+    /// since, found where it is now if somebody else did.
+    ///
+    /// # Errors
+    /// It does not come up, or has another key now.
+    pub(crate) async fn mend(&self, ctx: &Ctx) -> Result<()> {
+        let Some(earlier) = &self.embedded else {
+            return Ok(());
+        };
+        let home = &ctx.settings.home;
+        let server = local::find_or_start(home, Some(earlier), &ctx.ui).await?;
+        if server.token != earlier.token {
+            return Err(local::another_key(&server));
+        }
+        self.follow(&server)
+    }
+
     /// Goes on at another address of the embedded server, which took its state and its key there.
     ///
     /// # Errors

@@ -163,7 +163,9 @@ fn hint_of_api(error: &tinker_api::Error) -> Option<&'static str> {
     use tinker_api::ErrorKind;
     match error.kind()? {
         ErrorKind::Unauthenticated => Some("check TINKER_API_KEY, or use --local"),
-        ErrorKind::Connect => Some("check the address, or use --local for the embedded server"),
+        ErrorKind::Connect => {
+            Some("check the address and whether the server runs; --local uses the embedded one")
+        }
         ErrorKind::BillingPaused => Some("settle the account's bill, then run it again"),
         ErrorKind::RateLimited { .. } => Some("wait a little, then run it again"),
         _ => None,
@@ -221,6 +223,7 @@ impl From<tinker_runs::Error> for Failure {
             error if error.is_disk_full() => {
                 Some("free some space, or move the data directory with TINKER_HOME")
             }
+            Error::BadLine { .. } => Some("restore or mend the file, or begin a new run"),
             Error::Io { .. } => {
                 Some("check the folder, or choose another with --log-path or TINKER_HOME")
             }

@@ -77,11 +77,7 @@ impl Keeper {
             return Ok(None);
         };
         if sign.token != self.server.token {
-            let what = format!(
-                "the embedded server is another one now, at {} and with another key",
-                sign.base_url()
-            );
-            return Err(Failure::new(FailureKind::General, what));
+            return Err(local::another_key(&sign));
         }
         if sign.base_url() != self.server.base_url() {
             return Ok(Some(self.follow(sign)));

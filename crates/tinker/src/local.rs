@@ -48,14 +48,27 @@ pub(crate) fn find(home: &Path) -> Result<Option<LockInfo>> {
 /// # Errors
 /// It cannot be started, or does not answer in time; the failure shows the end of its log.
 pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
+    let server = find_or_start(home, None, ui).await?;
+    if server.version != env!("CARGO_PKG_VERSION") {
+        ui.note(format_args!(
+            "the embedded server that runs is version {}, this is {}: `tinker serve stop` lets the next command start a new one",
+            server.version,
+            env!("CARGO_PKG_VERSION"),
+        ));
+    }
+    Ok(server)
+}
+
+/// The server of `home`; if none runs, one is started, in the place of `earlier` if that was there.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) async fn find_or_start(
+    home: &Path,
+    earlier: Option<&LockInfo>,
+    ui: &Ui,
+) -> Result<LockInfo> {
     if let Some(server) = find(home)? {
-        if server.version != env!("CARGO_PKG_VERSION") {
-            ui.note(format_args!(
-                "the embedded server that runs is version {}, this is {}: `tinker serve stop` lets the next command start a new one",
-                server.version,
-                env!("CARGO_PKG_VERSION"),
-            ));
-        }
         return Ok(server);
     }
     let mut child = None;
@@ -65,13 +78,14 @@ pub(crate) async fn ensure(home: &Path, ui: &Ui) -> Result<LockInfo> {
         if !tinker_server::is_running(home)? {
             child = match child {
                 Some(started) => still_starting(started, home)?,
-                None => Some(start(home, None)?),
+                None => Some(start(home, earlier)?),
             };
         } else if let Some(server) = tinker_server::read_lock(home)?.filter(answers) {
             if child.is_some() {
                 let log = log_path(home);
                 ui.note(format_args!(
-                    "started the embedded server (log: {})",
+                    "started the embedded server{} (log: {})",
+                    earlier.map_or("", |_| " again"),
                     log.display()
                 ));
             }
@@ -159,6 +173,15 @@ fn still_starting(mut child: Child, home: &Path) -> Result<Option<Child>> {
             Err(with_log(Failure::new(FailureKind::General, what), home))
         }
     }
+}
+
+/// What a server is for those whose key it does not know.
+pub(crate) fn another_key(server: &LockInfo) -> Failure {
+    let what = format!(
+        "the embedded server is another one now, at {} and with another key",
+        server.base_url()
+    );
+    Failure::new(FailureKind::General, what)
 }
 
 fn not_answering(home: &Path) -> Failure {

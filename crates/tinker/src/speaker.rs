@@ -141,6 +141,14 @@ impl Speaker {
         self.connection.close(FinishReason::Success).await;
     }
 
+    /// Makes sure that the server is still there.
+    ///
+    /// # Errors
+    /// As [`Connection::mend`].
+    pub(crate) async fn mend(&self, ctx: &Ctx) -> Result<()> {
+        self.connection.mend(ctx).await
+    }
+
     /// The chat format.
     ///
     /// # Errors

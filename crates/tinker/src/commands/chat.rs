@@ -53,7 +53,12 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
         match parse(&line) {
             Line::Say(text) => {
                 messages.push(Message::user(text));
-                match reply(&speaker, renderer.as_ref(), &messages, &args.sampling).await {
+                let asking = async {
+                    // It may have left since the last line, or died.
+                    speaker.mend(ctx).await?;
+                    reply(&speaker, renderer.as_ref(), &messages, &args.sampling).await
+                };
+                match asking.await {
                     Ok(reply) => {
                         show(ctx, &reply)?;
                         messages.push(reply);

@@ -388,3 +388,52 @@ fn resume_without_a_run() {
     home.run(&["resume"])
         .failed(5, "no run `@last`", "there are no runs yet");
 }
+
+#[test]
+fn a_damaged_run_folder_is_named_with_the_place() {
+    let home = Home::new();
+    let data = home.file("few.jsonl", &row("a", "b").repeat(3));
+    let args = ["train", "sft", &data, "--run", "mine", "--max-steps", "1"];
+    home.run(&args).ok();
+    let file = |name: &str| home.path("home/runs/mine").join(name);
+    let checkpoints = std::fs::read_to_string(file("checkpoints.jsonl")).unwrap();
+
+    std::fs::write(file("checkpoints.jsonl"), format!("oops\n{checkpoints}")).unwrap();
+    let rows = home.run(&["sample", "-p", "hi", "-m", "mine@last"]);
+    std::fs::write(file("config.json"), "{}").unwrap();
+    let config = home.run(&["resume", "mine"]);
+
+    let hint = "hint: restore or mend the file, or begin a new run";
+    let name = |file: std::path::PathBuf| file.display().to_string();
+    rows.failed(
+        1,
+        &format!(
+            "`{}` line 1 column 1: expected value\n",
+            name(file("checkpoints.jsonl"))
+        ),
+        hint,
+    );
+    config.failed(
+        1,
+        &format!(
+            "`{}` line 1 column 2: missing field `recipe`\n",
+            name(file("config.json"))
+        ),
+        hint,
+    );
+}
+
+#[test]
+fn data_that_were_moved_are_asked_for() {
+    let home = Home::new();
+    let data = home.file("few.jsonl", &row("a", "b").repeat(3));
+    home.run(&["train", "sft", &data, "--run", "mine", "--max-steps", "1"])
+        .ok();
+    std::fs::remove_file(&data).unwrap();
+
+    home.run(&["resume", "mine"]).failed(
+        2,
+        &format!("cannot read data file `{data}`"),
+        "hint: if the file was moved: tinker resume mine --data DATA",
+    );
+}

@@ -159,7 +159,7 @@ fn an_address_where_nobody_answers_is_said_so() {
             .contains("warning: the server cannot be reached"),
         "{finished:?}"
     );
-    finished.failed(1, "", "hint: check the address, or use --local");
+    finished.failed(1, "", "hint: check the address and whether the server runs");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::watch::{Places, Watcher};
 use crate::base_model::BaseModel;
 use crate::connect::Connection;
 use crate::context::Ctx;
-use crate::failure::{FailureKind, Result};
+use crate::failure::{Failure, FailureKind, Result};
 use crate::keeper::Keeper;
 use crate::output::Output;
 use crate::settings::Target;
@@ -96,10 +96,13 @@ impl<'a> Resume<'a> {
 pub(crate) async fn resume(ctx: &Ctx, resume: Resume<'_>) -> Result<Output> {
     let folder = resume.folder;
     let config: SftConfig = folder.read_config()?;
-    let data = Dataset::read(
-        resume.data.unwrap_or(&config.file_path),
-        config.train_on_what,
-    )?;
+    let path = resume.data.unwrap_or(&config.file_path);
+    let data = Dataset::read(path, config.train_on_what).map_err(|error| {
+        Failure::from(error).hint(format!(
+            "if the file was moved: tinker resume {} --data DATA",
+            folder.name()
+        ))
+    })?;
     config.check_data(&data)?;
     if let Some(given) = resume.given {
         given.check_against(&config, data.rows.len())?;
