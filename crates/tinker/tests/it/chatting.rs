@@ -76,4 +76,6 @@ fn a_conversation_outlasts_a_silence_longer_than_the_server_waits() {
     let finished = chat.finish().ok();
 
     assert!(!finished.stdout.trim().is_empty(), "{finished:?}");
+    let is_new = finished.stderr.contains("started the embedded server");
+    assert!(!is_new, "the server left: {finished:?}");
 }
