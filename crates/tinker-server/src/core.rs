@@ -54,6 +54,8 @@ pub(crate) struct Core {
     attempts: Mutex<Attempts>,
     /// Runs whose next operation is held back by a passing fault.
     held: Mutex<HashMap<TrainingRunId, Held>>,
+    /// Samples that a passing fault keeps from starting, with the fault.
+    held_samples: Mutex<HashMap<RequestId, String>>,
     /// Runs whose log a passing fault kept from being taken up.
     left_out: Mutex<Vec<TrainingRunId>>,
     engine: Mutex<Sender<Command>>,
@@ -129,6 +131,7 @@ impl Core {
             samples: Mutex::new(samples),
             checkpoints: Mutex::default(),
             held: Mutex::default(),
+            held_samples: Mutex::default(),
             left_out: Mutex::default(),
             engine: Mutex::new(engine),
         });
@@ -186,8 +189,25 @@ impl Core {
         lock(&self.held).remove(run);
     }
 
-    /// What holds a future back: a fault in its own operation or in one before it.
-    pub(crate) fn held(&self, id: &RequestId) -> Option<Held> {
+    /// The samples that a passing fault keeps from starting, with the fault.
+    pub(crate) fn held_samples(&self) -> MutexGuard<'_, HashMap<RequestId, String>> {
+        lock(&self.held_samples)
+    }
+
+    /// Says which fault holds a future back, one of its own operation or of one before it.
+    pub(crate) fn held_by_fault(&self, id: &RequestId) -> Option<String> {
+        if let Some(fault) = self.held_samples().get(id) {
+            return Some(format!(
+                "the sample is tried again until this passes: {fault}"
+            ));
+        }
+        let Held { seq, fault } = self.held_operation(id)?;
+        Some(format!(
+            "operation {seq} of this run is tried again until this passes: {fault}"
+        ))
+    }
+
+    fn held_operation(&self, id: &RequestId) -> Option<Held> {
         let held = lock(&self.held);
         if held.is_empty() {
             return None;

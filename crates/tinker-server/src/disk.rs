@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -16,7 +16,8 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
         File::open(path)
     }
 
-    /// Creates a directory and its parents, private to the owner.
+    /// Creates a directory and its parents, private to the owner, and syncs the parents of those that
+    /// were not there.
     ///
     /// # Errors
     /// As the operating system says.
@@ -57,7 +58,13 @@ impl Disk for OsDisk {
         builder.recursive(true);
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(path)
+        let missing = missing_dirs(path);
+        builder.create(path)?;
+        // A file that is synced is lost with the directory it is in.
+        missing
+            .iter()
+            .filter_map(|dir| dir.parent())
+            .try_for_each(sync_dir)
     }
 
     fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -85,6 +92,21 @@ impl Disk for OsDisk {
             None => Ok(()),
         }
     }
+}
+
+/// Those of a directory and its parents that are not there, outermost first.
+fn missing_dirs(path: &Path) -> Vec<PathBuf> {
+    // A relative path ends at its first name, whose parent has no name.
+    let Ok(path) = std::path::absolute(path) else {
+        return Vec::new();
+    };
+    let mut missing: Vec<PathBuf> = path
+        .ancestors()
+        .take_while(|dir| !dir.exists())
+        .map(Path::to_owned)
+        .collect();
+    missing.reverse();
+    missing
 }
 
 /// Makes the entries of a directory durable. Windows has no such call and needs none.
@@ -149,5 +171,23 @@ pub(crate) fn remove_dir(path: &Path) -> Result<()> {
             Err(Error::io("remove", path, error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directories_that_are_made_are_known_from_the_outermost_on() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, ab) = (root.path().join("a"), root.path().join("a/b"));
+
+        assert_eq!(missing_dirs(&ab), [a.clone(), ab.clone()]);
+        OsDisk.create_dir_all(&a).unwrap();
+        assert_eq!(missing_dirs(&ab), std::slice::from_ref(&ab));
+        OsDisk.create_dir_all(&ab).unwrap();
+        assert!(missing_dirs(&ab).is_empty());
+        OsDisk.create_dir_all(&ab).unwrap();
     }
 }

@@ -89,7 +89,7 @@ impl Error {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_passing_io(source),
-            Self::Database(_) => true,
+            Self::Database(source) => is_passing_database(source),
             _ => false,
         }
     }
@@ -124,6 +124,23 @@ pub(crate) fn is_passing_io(error: &io::Error) -> bool {
     )
 }
 
+fn is_passing_database(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode as Code;
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            Code::SystemIoFailure
+                | Code::DiskFull
+                | Code::CannotOpen
+                | Code::DatabaseBusy
+                | Code::DatabaseLocked
+                | Code::OutOfMemory
+                | Code::PermissionDenied
+                | Code::ReadOnly
+        )
+    )
+}
+
 /// The next step for the two disk errors that people meet.
 fn io_hint(source: &io::Error) -> &'static str {
     match source.kind() {
@@ -134,5 +151,36 @@ fn io_hint(source: &io::Error) -> &'static str {
             " (not writable: change its owner or move the data directory with TINKER_HOME)"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_io(source: io::Error) -> bool {
+        Error::io("read", Path::new("x"), source).is_passing()
+    }
+
+    #[test]
+    fn faults_of_device_and_limits_pass_and_wrong_paths_do_not() {
+        // EIO, EMFILE and ENOSPC.
+        for code in [5, 24, 28] {
+            assert!(of_io(io::Error::from_raw_os_error(code)), "{code}");
+        }
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::IsADirectory] {
+            assert!(!of_io(kind.into()), "{kind}");
+        }
+        assert!(!Error::Invalid("x".into()).is_passing());
+    }
+
+    #[test]
+    fn a_full_database_passes_and_a_wrong_statement_does_not() {
+        let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+        assert!(Error::from(rusqlite::Error::SqliteFailure(full, None)).is_passing());
+
+        let wrong = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CONSTRAINT);
+        assert!(!Error::from(rusqlite::Error::SqliteFailure(wrong, None)).is_passing());
+        assert!(!Error::from(rusqlite::Error::QueryReturnedNoRows).is_passing());
     }
 }

@@ -8,6 +8,13 @@ use tinker_types::TrainingRunId;
 /// Longest pause between two attempts at an operation that a passing fault holds back.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
+/// The pause after a fault that had `n_before` others in a row before it: `first`, and twice as long
+/// with each, up to [`MAX_PAUSE`].
+pub(crate) fn pause_after(n_before: u32, first: Duration) -> Duration {
+    let factor = 1_u32.checked_shl(n_before).unwrap_or(u32::MAX);
+    first.saturating_mul(factor).min(MAX_PAUSE)
+}
+
 /// Operations that wait, held back while an earlier one of their run is missing, or for a while
 /// after a fault. The time is the caller's.
 #[derive(Debug)]
@@ -76,8 +83,7 @@ impl<T> TrainQueue<T> {
     }
 
     /// Puts back the operation that was taken last from its run. Nothing of the run is ready until
-    /// the pause returned has passed and [`Self::wake`] is called; it is `first`, and twice the one
-    /// before with each time in a row, up to [`MAX_PAUSE`].
+    /// the pause returned has passed and [`Self::wake`] is called; see [`pause_after`].
     pub(crate) fn put_back(
         &mut self,
         run: &TrainingRunId,
@@ -98,9 +104,7 @@ impl<T> TrainQueue<T> {
             .map_or(0, |(_, n)| n);
         lane.put_back = Some((seq, n_before.saturating_add(1)));
         self.ready.retain(|ready| ready != run);
-        let pause = first
-            .saturating_mul(1_u32.checked_shl(n_before).unwrap_or(u32::MAX))
-            .min(MAX_PAUSE);
+        let pause = pause_after(n_before, first);
         self.resting.insert(run.clone(), now + pause);
         pause
     }

@@ -1,6 +1,7 @@
 //! The engine on its own thread: one training operation, then a share of sampling, in turn.
 
 mod base;
+mod held;
 mod runs;
 mod samples;
 mod saves;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::operation::{OpKind, Outcome};
 use crate::scheduler::TrainQueue;
 use base::Base;
+use held::HeldSamples;
 use runs::ActiveRun;
 pub(crate) use saves::expiry;
 
@@ -104,6 +106,7 @@ impl EngineThread {
             queue: TrainQueue::default(),
             bases: HashMap::new(),
             runs: HashMap::new(),
+            held_samples: HeldSamples::default(),
             working: Arc::clone(&working),
         };
         let thread = std::thread::Builder::new()
@@ -166,6 +169,7 @@ struct Worker {
     /// Base models in memory, by name.
     bases: HashMap<String, Base>,
     runs: HashMap<TrainingRunId, ActiveRun>,
+    held_samples: HeldSamples,
     working: Arc<AtomicBool>,
 }
 
@@ -191,6 +195,7 @@ impl Worker {
         }
         let started = Instant::now();
         self.queue.wake(started);
+        self.retry_samples(started);
         if let Some((run, seq, queued)) = self.queue.pop() {
             self.operate(&run, seq, queued);
         }
@@ -223,7 +228,8 @@ impl Worker {
     /// Reads all commands that are there, waiting for one if there is nothing to do.
     fn take_commands(&mut self) -> Next {
         let busy = self.queue.has_ready() || self.bases.values().any(Base::is_sampling);
-        let wake = self.queue.next_wake();
+        let wake = [self.queue.next_wake(), self.held_samples.next_wake()];
+        let wake = wake.into_iter().flatten().min();
         // What is held back is still to be done.
         self.working
             .store(busy || wake.is_some(), Ordering::Relaxed);

@@ -80,8 +80,11 @@ impl Worker {
             let request = decode_sample(&body).map_err(|e| Error::Invalid(e.to_string()))?;
             self.start(id, &request)
         });
-        if let Err(error) = admitted {
-            self.core.samples().finish(id, error.into());
+        match admitted {
+            Ok(()) => {}
+            // Nothing was drawn yet.
+            Err(error) if error.is_passing() => self.hold_sample(id, &error),
+            Err(error) => self.core.samples().finish(id, error.into()),
         }
     }
 
@@ -114,6 +117,9 @@ impl Worker {
 
     /// Gives up a sample, if it is under way.
     pub(super) fn cancel(&mut self, id: &RequestId) {
+        if self.let_go_of_sample(id) {
+            self.core.samples().finish(id, cancelled());
+        }
         for base in self.bases.values_mut() {
             let found = base
                 .sampling
@@ -125,8 +131,7 @@ impl Worker {
             };
             base.sampling.running.remove(&number);
             base.sampling.generator.cancel(number);
-            let outcome = Outcome::failed(ErrorCategory::User, "the sample was cancelled");
-            self.core.samples().finish(id, outcome);
+            self.core.samples().finish(id, cancelled());
         }
     }
 
@@ -165,6 +170,10 @@ impl Worker {
             }
         }
     }
+}
+
+fn cancelled() -> Outcome {
+    Outcome::failed(ErrorCategory::User, "the sample was cancelled")
 }
 
 /// One step of a base model's generator, publishing what it finished.

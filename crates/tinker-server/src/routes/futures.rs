@@ -18,7 +18,7 @@ use tinker_types::{
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Parsed, blocking};
-use crate::core::{Held, lock};
+use crate::core::lock;
 use crate::engine::Command;
 use crate::future_store::{Lookup, Scope};
 use crate::operation::{Form, Outcome};
@@ -68,7 +68,7 @@ pub(crate) async fn retrieve(
 /// people see why.
 fn hold_of(app: &App, id: &RequestId) -> Duration {
     let hold = app.poll_hold();
-    match app.core.held(id) {
+    match app.core.held_by_fault(id) {
         Some(_) => hold.min(HELD_POLL),
         None => hold,
     }
@@ -168,14 +168,12 @@ fn try_again(id: RequestId, reason: Option<Reason>) -> Response {
 }
 
 fn held_back_by(app: &App, id: &RequestId, scope: &Scope) -> Option<Reason> {
+    if let Some(fault) = app.core.held_by_fault(id) {
+        return Some(Reason::Fault(fault));
+    }
     let Scope::Run(run) = scope else {
         return None;
     };
-    if let Some(Held { seq, fault }) = app.core.held(id) {
-        return Some(Reason::Fault(format!(
-            "operation {seq} of this run is tried again until this passes: {fault}"
-        )));
-    }
     let journal = app.core.journal(run).ok()?;
     let journal = lock(&journal);
     let missing = journal.missing_before(journal.next_seq(), id)?;

@@ -66,12 +66,12 @@ impl Disk for Unreadable {
     }
 }
 
-/// Options with short polls and pauses.
+/// Options with short polls and no pauses.
 fn impatient(home: &Path, disk: &Arc<Unreadable>) -> AppOptions {
     AppOptions {
         limits: Limits {
             poll_hold: Duration::from_millis(10),
-            fault_pause: Duration::from_micros(10),
+            fault_pause: Duration::ZERO,
             snapshot_every: 4,
             ..Limits::default()
         },
@@ -305,4 +305,43 @@ async fn another_run_goes_on_while_one_is_held_back() {
     train(&server, &other, 1..=4).await;
 
     keep_failing(&server, &held, &disk).await;
+}
+
+async fn sampler(server: &Harness, session: &str, path: &Value) -> Value {
+    let body = json!({"session_id": session, "sampling_session_seq_id": 9, "model_path": path});
+    server.post("/create_sampling_session", body).await.json()["sampling_session_id"].clone()
+}
+
+fn sample(sampler: &Value, seq: u64) -> Value {
+    json!({"sampling_session_id": sampler, "seq_id": seq, "num_samples": 1,
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
+        "sampling_params": {"max_tokens": 4, "stop": []}})
+}
+
+#[tokio::test]
+async fn samples_wait_while_their_weights_cannot_be_read() {
+    let home = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Unreadable::default());
+    let server = Harness::with(impatient(home.path(), &disk));
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let save = json!({"model_id": run, "seq_id": 1, "path": "x"});
+    let saved = server.submit("/save_weights_for_sampler", save).await;
+    let path = server.result(&saved).await.json()["path"].clone();
+    let sampler = sampler(&server, &session, &path).await;
+    disk.fail("sampler_weights/x", EIO);
+
+    let first = server.submit("/asample", sample(&sampler, 1)).await;
+    let second = server.submit("/asample", sample(&sampler, 2)).await;
+    for id in [&first, &second] {
+        let text = reason(&server, id).await;
+        assert!(text.contains("sampler_weights/x"), "{text}");
+    }
+    keep_failing(&server, &first, &disk).await;
+    let cancel = json!({"request_id": second});
+    assert_eq!(server.post("/cancel_future", cancel).await.status, 204);
+    assert!(server.failure(&second).await.contains("cancelled"));
+    disk.heal();
+
+    assert_eq!(server.samples(&first).await.sequences[0].tokens.len(), 4);
 }
