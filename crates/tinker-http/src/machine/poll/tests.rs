@@ -242,14 +242,13 @@ proptest! {
         let mut poll = FuturePoll::new(policy.clone());
         let mut now = Duration::ZERO;
         let mut sent_at = None;
-        let mut outage = Duration::ZERO;
+        let mut outage_since = None;
         let mut step = poll.on(now, Started, 0.0);
         for (event, draw, took) in events {
             loop {
                 step = match step {
                     PollStep::Wait(delay) => {
                         now += delay;
-                        outage += delay;
                         poll.on(now, Elapsed, draw)
                     }
                     PollStep::ReserveBytes(_) => poll.on(now, Reserved, draw),
@@ -261,11 +260,14 @@ proptest! {
                 prop_assert!(now >= earlier + policy.min_interval);
             }
             sent_at = Some(now);
-            now += Duration::from_millis(took);
-            if !matches!(event, ConnectionLost | PollEvent::Status { code: 500.., .. }) {
-                outage = Duration::ZERO;
-            }
+            // The wait after an answer, such as "too many requests", is no part of an outage.
+            let outage = outage_since.map_or(Duration::ZERO, |since| now - since);
             prop_assert!(outage <= policy.outage_timeout);
+            now += Duration::from_millis(took);
+            outage_since = match event {
+                ConnectionLost | PollEvent::Status { code: 500.., .. } => outage_since.or(Some(now)),
+                _ => None,
+            };
             step = poll.on(now, event, draw);
         }
     }
