@@ -429,8 +429,12 @@ fn data_that_were_moved_are_asked_for() {
     let data = home.file("few.jsonl", &row("a", "b").repeat(3));
     home.run(&["train", "sft", &data, "--run", "mine", "--max-steps", "1"])
         .ok();
-    std::fs::remove_file(&data).unwrap();
+    std::fs::rename(&data, home.path("moved.jsonl")).unwrap();
 
+    let moved = home.run(&["resume", "mine", "--data", "moved.jsonl"]);
+
+    assert!(moved.stderr.contains("/moved.jsonl: 3 rows"), "{moved:?}");
+    moved.failed(4, "run `mine` is complete at step 1 of 1", "");
     home.run(&["resume", "mine"]).failed(
         2,
         &format!("cannot read data file `{data}`"),

@@ -95,7 +95,7 @@ impl<'a> Resume<'a> {
 /// or training fails.
 pub(crate) async fn resume(ctx: &Ctx, resume: Resume<'_>) -> Result<Output> {
     let folder = resume.folder;
-    let config: SftConfig = folder.read_config()?;
+    let mut config: SftConfig = folder.read_config()?;
     let path = resume.data.unwrap_or(&config.file_path);
     let data = Dataset::read(path, config.train_on_what).map_err(|error| {
         Failure::from(error).hint(format!(
@@ -106,6 +106,9 @@ pub(crate) async fn resume(ctx: &Ctx, resume: Resume<'_>) -> Result<Output> {
     config.check_data(&data)?;
     if let Some(given) = resume.given {
         given.check_against(&config, data.rows.len())?;
+    }
+    if let Some(path) = resume.data {
+        config.file_path = std::path::absolute(path).map_err(anyhow::Error::new)?;
     }
     let settings = &ctx.settings;
     let target = settings.target_of_run(config.server.as_ref(), &config.model_name)?;
