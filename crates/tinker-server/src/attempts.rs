@@ -2,12 +2,14 @@
 //!
 //! An operation is in the log before it runs, so one that takes the process down (by its need for
 //! memory, say) would do so at every start. Only operations that a start found unfinished are
-//! counted: the first attempt costs no write.
+//! counted: the first attempt costs no write. Samples run many at a time, and which of them took the
+//! process down is not known; so starts are counted that none of those they found came out of.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tinker_types::RequestId;
 
 use crate::disk::{Disk, write_private};
@@ -25,20 +27,35 @@ pub(crate) struct Attempts {
     /// Retries begun so far, of this and earlier processes.
     retries: BTreeMap<RequestId, u32>,
     found_unfinished: HashSet<RequestId>,
+    /// Samples that this start found unfinished.
+    found_samples: HashSet<RequestId>,
+    /// Starts in a row that took samples up, before one of these came to an end.
+    sample_starts: u32,
+}
+
+/// The file: the counts of operations by id, and one more name.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Counts {
+    #[serde(default)]
+    samples: u32,
+    #[serde(flatten)]
+    operations: BTreeMap<RequestId, u32>,
 }
 
 impl Attempts {
     /// Reads the counts of earlier processes; without a readable file there are none.
     pub(crate) fn open(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
-        let retries = std::fs::read(&path)
+        let counts: Counts = std::fs::read(&path)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
         Self {
             disk,
             path,
-            retries,
+            retries: counts.operations,
             found_unfinished: HashSet::new(),
+            found_samples: HashSet::new(),
+            sample_starts: counts.samples,
         }
     }
 
@@ -78,9 +95,43 @@ impl Attempts {
         }
     }
 
+    /// Counts a start that takes these samples up. False: there were too many that none of the samples
+    /// survived, do not try.
+    pub(crate) fn begin_samples(&mut self, ids: &[RequestId]) -> bool {
+        if ids.is_empty() {
+            return true;
+        }
+        self.found_samples.extend(ids.iter().cloned());
+        if self.sample_starts >= MAX_RETRIES {
+            return false;
+        }
+        self.sample_starts += 1;
+        self.save();
+        true
+    }
+
+    /// Notes that a sample came to an end, or waits for something that is no fault of its own.
+    pub(crate) fn note_sample_over(&mut self, id: &RequestId) {
+        if self.found_samples.remove(id) {
+            self.take_back_samples();
+        }
+    }
+
+    /// Takes the count of starts back.
+    pub(crate) fn take_back_samples(&mut self) {
+        if self.sample_starts > 0 {
+            self.sample_starts = 0;
+            self.save();
+        }
+    }
+
     /// A disk that refuses costs the count, not the operation.
     fn save(&self) {
-        let saved = serde_json::to_vec(&self.retries)
+        let counts = Counts {
+            samples: self.sample_starts,
+            operations: self.retries.clone(),
+        };
+        let saved = serde_json::to_vec(&counts)
             .map_err(|e| Error::Invalid(e.to_string()))
             .and_then(|bytes| write_private(self.disk.as_ref(), &self.path, &bytes));
         if let Err(error) = saved {
@@ -119,6 +170,32 @@ mod tests {
         assert!(last.begin(&other));
         last.end(&id);
         assert!(process().begin(&id));
+    }
+
+    #[test]
+    fn samples_that_nothing_comes_of_are_given_up_after_a_few_processes() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Attempts::open(Arc::new(OsDisk), dir.path().join("attempts.json"));
+        let ids: Vec<RequestId> = ["s:op:1", "s:op:2"].map(|id| id.parse().unwrap()).into();
+        let new: RequestId = "s:op:3".parse().unwrap();
+
+        for _ in 1..MAX_RETRIES {
+            assert!(open().begin_samples(&ids));
+        }
+        let mut progress = open();
+        assert!(progress.begin_samples(&ids));
+        progress.note_sample_over(&ids[0]);
+        for _ in 0..MAX_RETRIES {
+            let mut process = open();
+            assert!(process.begin_samples(&ids[1..]));
+            // Of a new one nothing follows for those that were found.
+            process.note_sample_over(&new);
+        }
+
+        let mut last = open();
+        assert!(!last.begin_samples(&ids[1..]));
+        last.note_sample_over(&ids[1]);
+        assert!(open().begin_samples(std::slice::from_ref(&new)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tinker_types::{
     FinishSessionRequest, RequestId, SamplingSessionId, SessionId, TinkerPath, TrainingRunId,
 };
 
-use crate::attempts::Attempts;
+use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
 use crate::clock::now;
@@ -22,6 +22,7 @@ use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::models::ModelRegistry;
+use crate::operation::Outcome;
 use crate::paths::Paths;
 use crate::segment_log::Syncer;
 
@@ -149,14 +150,24 @@ impl Core {
             // Its futures are known now; most have nothing left to do.
             self.close_settled_journals();
         }
-        let unfinished = lock(&self.samples)
-            .found()
-            .into_iter()
-            .filter(|f| f.finished.is_none());
-        for found in unfinished.collect::<Vec<_>>() {
-            self.send(Command::Sample {
-                request_id: found.request_id,
-            });
+        self.take_up_samples();
+    }
+
+    fn take_up_samples(&self) {
+        let found = self.samples().found();
+        let unfinished = found.into_iter().filter(|f| f.finished.is_none());
+        let ids: Vec<RequestId> = unfinished.map(|f| f.request_id).collect();
+        let is_safe = self.attempts().begin_samples(&ids);
+        for request_id in ids {
+            if is_safe {
+                self.send(Command::Sample { request_id });
+            } else {
+                let outcome = Outcome::refused(format!(
+                    "the sample was waiting {} times in a row when the server died, perhaps for want of memory, and is not tried again: ask for less at once",
+                    MAX_RETRIES + 1
+                ));
+                self.finish_sample(&request_id, outcome);
+            }
         }
     }
 
@@ -290,6 +301,12 @@ impl Core {
     /// The log of all samples.
     pub(crate) fn samples(&self) -> MutexGuard<'_, Journal> {
         lock(&self.samples)
+    }
+
+    /// Records the result of a sample and wakes those who wait for it.
+    pub(crate) fn finish_sample(&self, id: &RequestId, outcome: Outcome) {
+        self.samples().finish(id, outcome);
+        self.attempts().note_sample_over(id);
     }
 
     /// The training run of a future, if it is one of a run that this server knows.
@@ -492,7 +509,7 @@ mod tests {
     use super::*;
     use crate::catalog::Run;
     use crate::disk::OsDisk;
-    use crate::operation::{OpKind, Outcome, run_request_id};
+    use crate::operation::{OpKind, run_request_id};
     use std::fs::File;
     use std::io;
     use std::sync::atomic::{AtomicBool, Ordering};

@@ -59,6 +59,7 @@ impl HeldSamples {
 impl Worker {
     /// Keeps a logged sample for later.
     pub(super) fn hold_sample(&mut self, id: &RequestId, fault: &Error) {
+        self.core.attempts().note_sample_over(id);
         let fault = fault.with_causes();
         let first_pause = self.core.limits.fault_pause;
         let is_first = self
@@ -81,7 +82,7 @@ impl Worker {
         for id in self.held_samples.take_due(now) {
             let admitted = self.guarded(|worker| worker.admit(&id));
             if admitted.is_none() {
-                self.core.samples().finish(&id, engine_failed());
+                self.core.finish_sample(&id, engine_failed());
             }
             // One that is held again is the last that was added.
             if self.held_samples.ids.last() != Some(&id) {

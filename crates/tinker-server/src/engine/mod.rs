@@ -181,6 +181,7 @@ impl Worker {
             let turn = self.guarded(|worker| worker.turn(&mut swept));
             if let Some(Next::Leave { save }) = turn {
                 if save {
+                    self.core.attempts().take_back_samples();
                     self.save_all();
                 }
                 return;
@@ -219,7 +220,7 @@ impl Worker {
         self.runs.clear();
         for (_, base) in std::mem::take(&mut self.bases) {
             for id in base.sampling.requests() {
-                self.core.samples().finish(&id, engine_failed());
+                self.core.finish_sample(&id, engine_failed());
             }
         }
         None
@@ -272,7 +273,7 @@ impl Worker {
             Command::Sample { request_id } => {
                 let admitted = self.guarded(|worker| worker.admit(&request_id));
                 if admitted.is_none() {
-                    self.core.samples().finish(&request_id, engine_failed());
+                    self.core.finish_sample(&request_id, engine_failed());
                 }
             }
             Command::Cancel(request_id) => self.cancel(&request_id),

@@ -84,7 +84,7 @@ impl Worker {
             Ok(()) => {}
             // Nothing was drawn yet.
             Err(error) if error.is_passing() => self.hold_sample(id, &error),
-            Err(error) => self.core.samples().finish(id, error.into()),
+            Err(error) => self.core.finish_sample(id, error.into()),
         }
     }
 
@@ -118,7 +118,7 @@ impl Worker {
     /// Gives up a sample, if it is under way.
     pub(super) fn cancel(&mut self, id: &RequestId) {
         if self.let_go_of_sample(id) {
-            self.core.samples().finish(id, cancelled());
+            self.core.finish_sample(id, cancelled());
         }
         for base in self.bases.values_mut() {
             let found = base
@@ -131,7 +131,7 @@ impl Worker {
             };
             base.sampling.running.remove(&number);
             base.sampling.generator.cancel(number);
-            self.core.samples().finish(id, cancelled());
+            self.core.finish_sample(id, cancelled());
         }
     }
 
@@ -166,7 +166,7 @@ impl Worker {
                     ErrorCategory::Server,
                     "the engine failed; see the server's log",
                 );
-                self.core.samples().finish(&id, outcome);
+                self.core.finish_sample(&id, outcome);
             }
         }
     }
@@ -188,7 +188,7 @@ fn step(core: &Core, base: &mut Base) {
             let message = Error::from(error).with_causes();
             for (_, running) in base.sampling.running.drain() {
                 let outcome = Outcome::failed(ErrorCategory::Server, message.clone());
-                core.samples().finish(&running.request_id, outcome);
+                core.finish_sample(&running.request_id, outcome);
             }
         }
     }
@@ -208,8 +208,8 @@ fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
         }
         Err(error) => Error::from(error).into(),
     };
+    core.finish_sample(&running.request_id, outcome);
     let mut journal = core.samples();
-    journal.finish(&running.request_id, outcome);
     if journal.is_long(LOG_SEGMENT_BYTES)
         && let Err(error) = journal.shorten()
     {

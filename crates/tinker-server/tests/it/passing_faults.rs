@@ -345,3 +345,29 @@ async fn samples_wait_while_their_weights_cannot_be_read() {
 
     assert_eq!(server.samples(&first).await.sequences[0].tokens.len(), 4);
 }
+
+#[tokio::test]
+async fn samples_that_ended_too_many_processes_fail_and_others_are_drawn() {
+    let home = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Unreadable::default());
+    let server = Harness::with(impatient(home.path(), &disk));
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let save = json!({"model_id": run, "seq_id": 1, "path": "x"});
+    let saved = server.submit("/save_weights_for_sampler", save).await;
+    let path = server.result(&saved).await.json()["path"].clone();
+    let sampler = sampler(&server, &session, &path).await;
+    disk.fail("sampler_weights/x", EIO);
+    let deadly = server.submit("/asample", sample(&sampler, 1)).await;
+    reason(&server, &deadly).await;
+    drop(server);
+    let counts = json!({"samples": 3}).to_string();
+    std::fs::write(home.path().join("server/attempts.json"), counts).unwrap();
+
+    let again = Harness::open(home.path());
+
+    let failure = again.failure(&deadly).await;
+    assert!(failure.contains("4 times in a row"), "{failure}");
+    let next = again.submit("/asample", sample(&sampler, 2)).await;
+    assert_eq!(again.samples(&next).await.sequences[0].tokens.len(), 4);
+}
