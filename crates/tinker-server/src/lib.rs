@@ -2,7 +2,7 @@
 //!
 //! [`serve`] (or [`Server::bind`] and [`Server::run`]) is the whole interface for the command line;
 //! [`read_lock`] and [`is_running`] find a server that another process started, and
-//! [`resolve_model`] finds a base model by name. [`App`] and [`router`] are the server without its
+//! [`resolve_model`] finds a base model by name. [`App`] and [`router()`] are the server without its
 //! socket, as tests use it.
 
 mod adapter_files;
