@@ -3,7 +3,7 @@
 The decoder is written with `torch.nn.functional` directly, without the module overhead of a model
 library, with a preallocated KV cache and the fused AdamW, so that PyTorch shows what it can.
 
-usage: torch_engine.py make DIR                       writes the model, adapter and tokens
+usage: torch_engine.py make DIR --checkpoint bf16|f32     writes the model, adapter and tokens
        torch_engine.py train DIR --threads N --repeats N
        torch_engine.py decode DIR --threads N --repeats N
 """
@@ -26,6 +26,7 @@ BATCH, LENGTH = 8, 256
 PROMPT, NEW_TOKENS = 16, 128
 THETA, EPS = 10000.0, 1e-5
 LEARNING_RATE, BETAS, ADAM_EPS = 1e-4, (0.9, 0.95), 1e-8
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 SHAPES = {
     "self_attn.q_proj": (HEADS * HEAD_SIZE, HIDDEN),
     "self_attn.k_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
@@ -51,12 +52,14 @@ CONFIG = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "attention_bias": False,
-    "torch_dtype": "float32",
 }
 
 
-def make(out):
-    """Writes a random model as a Hugging Face directory, an adapter with `B` not zero, and tokens."""
+def make(out, dtype):
+    """Writes a random model as a Hugging Face directory, an adapter with `B` not zero, and tokens.
+
+    `dtype` is that of the file; the computation is float32 either way.
+    """
     out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(7)
 
@@ -77,9 +80,11 @@ def make(out):
             weights[f"{prefix}{name}.weight"] = normal(n_out, n_in)
             adapter[f"base_model.model.{prefix}{name}.lora_A.weight"] = normal(RANK, n_in)
             adapter[f"base_model.model.{prefix}{name}.lora_B.weight"] = normal(n_out, RANK) * 0.1
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     save_file(weights, out / "model.safetensors")
     save_file(adapter, out / "adapter.safetensors")
-    (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    config = CONFIG | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokens = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=generator)
     (out / "tokens.json").write_text(
         json.dumps({"train": tokens.tolist(), "prompt": tokens[0, :PROMPT].tolist()}) + "\n"
@@ -93,7 +98,7 @@ class Decoder:
         # Cloned, as a loaded tensor is a map of the file, which starts at any byte: in memory of its
         # own it is aligned, and products with it are faster.
         self.base, self.lora = (
-            {name: tensor.clone() for name, tensor in load_file(path / file).items()}
+            {name: tensor.float().clone() for name, tensor in load_file(path / file).items()}
             for file in ("model.safetensors", "adapter.safetensors")
         )
         angles = torch.outer(
@@ -214,10 +219,11 @@ def main():
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--checkpoint", choices=DTYPES, default="bf16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.task == "make":
-        return make(args.dir)
+        return make(args.dir, DTYPES[args.checkpoint])
     result = train(args.dir, args.repeats) if args.task == "train" else decode(args.dir, args.repeats)
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["name"] = f"PyTorch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} f32"

@@ -1,6 +1,6 @@
 //! Times the CPU engine on a model directory; `cargo xtask bench engine` runs it beside PyTorch.
 //!
-//! `bench_engine train|decode DIR --threads N --repeats N`, where `DIR` also holds an
+//! `bench_engine train|decode DIR --threads N --repeats N [--avx2]`, where `DIR` also holds an
 //! `adapter.safetensors` of rank 16 and a `tokens.json` with `train` and `prompt`. Prints one JSON
 //! object: seconds of each repeat after one to warm up, and the losses or tokens.
 #![expect(clippy::print_stdout, reason = "the result of the program")]
@@ -12,7 +12,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tinker_engine::sampler::{Sampling, sample};
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
+    AdamW, AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence,
+    limit_to_avx2, load_cpu,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -31,7 +32,7 @@ const STEP: AdamW = AdamW {
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [task, dir, options @ ..] = &arguments[..] else {
-        return Err("usage: bench_engine train|decode DIR --threads N --repeats N".into());
+        return Err("usage: bench_engine train|decode DIR --threads N --repeats N [--avx2]".into());
     };
     let option = |name: &str, default: usize| -> Result<usize, Failure> {
         match options.iter().position(|o| o == name) {
@@ -42,6 +43,9 @@ fn main() -> Result<(), Failure> {
                 .parse()?),
         }
     };
+    if options.iter().any(|o| o == "--avx2") && !limit_to_avx2() {
+        return Err("this machine has no AVX2".into());
+    }
     let dir = PathBuf::from(dir);
     let mut backend = load_cpu(&dir, option("--threads", 1)?)?;
     let adapter = import(&mut *backend, &dir)?;

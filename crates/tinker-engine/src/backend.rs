@@ -167,6 +167,13 @@ pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
     crate::cpu::load(dir, threads)
 }
 
+/// Keeps this process to 256-bit vectors (AVX2), as on a processor without wider ones, if it is called
+/// before the first model is loaded. Returns whether it did. For benchmarks.
+#[must_use]
+pub fn limit_to_avx2() -> bool {
+    crate::cpu::limit_to_avx2()
+}
+
 /// As [`load_cpu`], on vectors alone even where the processor has a matrix unit.
 ///
 /// Log-probabilities of [`Backend::forward`] have the bits of sampling either way. With the unit, those

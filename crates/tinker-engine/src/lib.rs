@@ -18,7 +18,8 @@ pub mod sampler;
 
 pub use adapter::{AdapterState, HostTensor, LoraSpec};
 pub use backend::{
-    AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, load_cpu, load_cpu_on_vectors,
+    AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, limit_to_avx2, load_cpu,
+    load_cpu_on_vectors,
 };
 pub use error::{Error, Result};
 pub use fake::{FakeBackend, load_fake};

@@ -26,6 +26,12 @@ pub(crate) struct Args {
     /// Threads of either program; all cores if absent.
     #[arg(long)]
     threads: Option<usize>,
+    /// Numbers that the checkpoint holds; the computation is float32 either way.
+    #[arg(long, value_enum, default_value_t)]
+    checkpoint: Checkpoint,
+    /// Keep both programs to 256-bit vectors, as on processors without AVX-512.
+    #[arg(long)]
+    avx2: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -34,6 +40,31 @@ pub(crate) struct Args {
     #[arg(long)]
     check: bool,
 }
+
+/// Precision of the weights in the file.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum Checkpoint {
+    /// As models are published.
+    #[default]
+    Bf16,
+    F32,
+}
+
+impl Checkpoint {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// What keeps PyTorch's own kernels, MKL and oneDNN to 256-bit vectors.
+const AVX2_ONLY: [(&str, &str); 3] = [
+    ("ATEN_CPU_CAPABILITY", "avx2"),
+    ("MKL_ENABLE_INSTRUCTIONS", "AVX2"),
+    ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+];
 
 /// What one program printed about one task.
 #[derive(Debug, Default, Deserialize)]
@@ -73,6 +104,7 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Outcome {
     machine: String,
+    checkpoint: &'static str,
     threads: usize,
     rounds: usize,
     repeats: usize,
@@ -107,6 +139,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let outcome = Outcome {
         machine: machine(),
+        checkpoint: args.checkpoint.name(),
         threads,
         rounds: args.rounds,
         repeats: args.repeats,
@@ -173,6 +206,8 @@ impl<'a> Programs<'a> {
             programs.script.as_os_str(),
             "make".as_ref(),
             programs.model.as_os_str(),
+            "--checkpoint".as_ref(),
+            args.checkpoint.name().as_ref(),
         ];
         check(&mut command(root, &programs.python, make))?;
         Ok(programs)
@@ -183,18 +218,29 @@ impl<'a> Programs<'a> {
         for round in 1..=args.rounds {
             eprintln!("{task}: round {round} of {}", args.rounds);
             let ours = Command::new(&self.example);
-            pair.ours.merge(self.report(ours, task, args)?);
+            let avx2 = args.avx2.then_some("--avx2");
+            pair.ours.merge(self.report(ours, task, args, avx2)?);
             let mut torch = Command::new(&self.python);
             torch
                 .arg(&self.script)
                 .env("OMP_NUM_THREADS", self.threads.to_string());
-            pair.torch.merge(self.report(torch, task, args)?);
+            if args.avx2 {
+                torch.envs(AVX2_ONLY);
+            }
+            pair.torch.merge(self.report(torch, task, args, None)?);
         }
         Ok(pair)
     }
 
-    fn report(&self, mut program: Command, task: &str, args: &Args) -> Result<Report> {
+    fn report(
+        &self,
+        mut program: Command,
+        task: &str,
+        args: &Args,
+        option: Option<&str>,
+    ) -> Result<Report> {
         program.current_dir(self.root).arg(task).arg(&self.model);
+        program.args(option);
         program.args(["--threads", &self.threads.to_string()]);
         program.args(["--repeats", &args.repeats.to_string()]);
         let text = output(&mut program)?;
@@ -311,6 +357,7 @@ fn best_and_median(seconds: &[f64]) -> (f64, f64) {
 fn print_table(outcome: &Outcome) {
     let Outcome {
         machine,
+        checkpoint,
         threads,
         rounds,
         repeats,
@@ -320,6 +367,7 @@ fn print_table(outcome: &Outcome) {
         rows,
     } = outcome;
     println!("{machine}; {threads} threads; {rounds} rounds of {repeats}, alternating");
+    println!("float32 on both sides, checkpoint in {checkpoint}");
     println!("ours: {ours}; beside it: {torch}; {same_tokens} greedy tokens the same\n");
     println!("| | ours best | median | PyTorch best | median | ratio best | median |");
     println!("|---|---|---|---|---|---|---|");
@@ -460,6 +508,7 @@ mod tests {
         let hold = |ours: &str, train: (f64, f64), decode: (f64, f64), memory| {
             hold_to_promise(&Outcome {
                 machine: String::new(),
+                checkpoint: "bf16",
                 threads: 1,
                 rounds: 1,
                 repeats: 1,

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use super::buffer::{Buffer, round_up};
 use super::elementwise::{self, ScoreBlock};
 use super::gemm::{Cols, PANEL, Product, ROWS, Rows, Store, matmul};
+use super::pool::SharedMut;
 use crate::arch::Arch;
 
 /// Rows of a block of scores: short enough to skip most of the future, a multiple of a tile.
@@ -110,14 +111,18 @@ thread_local! {
 
 /// Computes `softmax(Q K^T / sqrt(size)) V` of one head for rows at positions `first..`.
 ///
-/// `q` and `out` are `[rows, q_width]`; `log_normaliser` is `[rows]` of this head.
-pub(crate) fn forward(
+/// `q` is `[rows, q_width]`, and so is what lies from `start` in `out`; `log_normaliser` is `[rows]` of
+/// this head.
+///
+/// # Safety
+/// Nobody else touches these rows of this head in `out`, which outlives the call.
+pub(crate) unsafe fn forward(
     heads: &Heads,
     head: usize,
     first: usize,
     q: &[f32],
     kv: KeysValues<'_>,
-    out: &mut [f32],
+    (out, start): (&SharedMut<f32>, usize),
     log_normaliser: &mut [f32],
 ) {
     let width = heads.q_width();
@@ -136,12 +141,13 @@ pub(crate) fn forward(
             );
             elementwise::softmax(&mut scratch.scores, block, log);
             let right = kv.values(heads, kv_head, block.keys);
-            let products = &mut [Product::new(right, &mut out[at..], width, Store::Replace)];
+            // SAFETY: passed on to the caller.
+            let product = unsafe { Product::shared(right, out, start + at, width, Store::Replace) };
             let left = Rows::RowMajor {
                 data: &scratch.scores,
                 stride: block.stride,
             };
-            matmul(block.rows, block.keys, left, products);
+            matmul(block.rows, block.keys, left, &mut [product]);
         }
     });
 }

@@ -8,6 +8,7 @@ use super::elementwise;
 use super::linear::{Batch, Forward, Output, Site};
 use super::lora::Group;
 use super::model::{Layer, Model};
+use super::pool::SharedMut;
 use crate::arch::Arch;
 
 pub(crate) use self::backward::{BackwardPass, Deltas};
@@ -248,8 +249,10 @@ impl<'a> Block<'a> {
             values: &acts.v,
         };
         let logs = acts.log_normaliser[..rows * heads.n].chunks_exact_mut(rows);
+        let out = SharedMut::new(&mut acts.attended);
         for (head, log) in logs.enumerate() {
-            attention::forward(&heads, head, 0, &acts.q, kv, &mut acts.attended, log);
+            // SAFETY: the output is borrowed for the whole loop, and nobody shares it.
+            unsafe { attention::forward(&heads, head, 0, &acts.q, kv, (&out, 0), log) };
         }
     }
 

@@ -35,7 +35,7 @@ const ROW_BLOCK: usize = 22 * ROWS;
 const SHARED_WORK: usize = 1 << 16;
 
 /// Parts that a shared product is cut into, for each thread.
-const PARTS_PER_THREAD: usize = 4;
+const PARTS_PER_THREAD: usize = 1;
 
 /// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
 const NARROW: usize = 6;
@@ -466,7 +466,8 @@ impl<'a> Plan<'a> {
         });
     }
 
-    fn n_panels(&self) -> usize {
+    /// Panels of all products.
+    pub(crate) fn n_panels(&self) -> usize {
         self.jobs.iter().map(|job| job.n.div_ceil(PANEL)).sum()
     }
 

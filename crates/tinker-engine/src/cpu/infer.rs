@@ -25,7 +25,7 @@ const CHUNK: usize = 480;
 const TASK_ROWS: usize = 48;
 
 /// Multiply-adds of attention from which on sharing it among threads pays.
-const SHARED_WORK: usize = 1 << 18;
+const SHARED_WORK: usize = 1 << 16;
 
 /// A sequence with its keys and values.
 #[derive(Debug, Clone)]
@@ -307,24 +307,26 @@ fn attend(
     }
     let q = &acts.q;
     let out = SharedMut::new(&mut acts.attended);
+    let group = heads.n / heads.n_kv;
     let run = |i: usize| {
-        let (row, n, first, cache): (usize, usize, usize, &Cache) = tasks[i];
-        // SAFETY: tasks write different rows of the output, which outlives them.
-        let out = unsafe { out.slice(row * q_width, n * q_width) };
+        let (row, n, first, cache): (usize, usize, usize, &Cache) = tasks[i / heads.n_kv];
         let kv = KeysValues {
             keys: &cache.keys,
             values: &cache.values,
         };
         let mut log = [0.0; TASK_ROWS];
-        for head in 0..heads.n {
-            let q = &q[row * q_width..];
-            attention::forward(heads, head, first, q, kv, out, &mut log[..n]);
+        let (start, kv_head) = (row * q_width, i % heads.n_kv);
+        for head in kv_head * group..(kv_head + 1) * group {
+            let (q, log) = (&q[start..], &mut log[..n]);
+            // SAFETY: tasks write different rows or heads of the output, which outlives them.
+            unsafe { attention::forward(heads, head, first, q, kv, (&out, start), log) };
         }
     };
+    let n_tasks = tasks.len() * heads.n_kv;
     if work < SHARED_WORK {
-        (0..tasks.len()).for_each(run);
+        (0..n_tasks).for_each(run);
     } else {
-        pool.run(tasks.len(), &run);
+        pool.run(n_tasks, &run);
     }
 }
 

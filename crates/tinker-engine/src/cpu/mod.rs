@@ -49,6 +49,11 @@ pub(crate) fn load_on_vectors(dir: &Path, threads: usize) -> Result<Box<dyn Back
     load_with(dir, threads, Units::Vectors)
 }
 
+/// See [`Isa::limit_to_avx2`].
+pub(crate) fn limit_to_avx2() -> bool {
+    Isa::limit_to_avx2()
+}
+
 fn load_with(dir: &Path, threads: usize, units: Units) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Cpu::new(Model::load(dir, units)?, threads, units)))
 }

@@ -5,6 +5,8 @@
 
 use std::sync::OnceLock;
 
+static BEST: OnceLock<Isa> = OnceLock::new();
+
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
@@ -21,8 +23,17 @@ pub(crate) enum Isa {
 impl Isa {
     /// The best instruction set of this machine.
     pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// Makes 256-bit vectors the best that this process uses, unless it has used others already or
+    /// the machine has none.
+    pub(crate) fn limit_to_avx2() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if Self::available().contains(&Self::Avx2) {
+            return *BEST.get_or_init(|| Self::Avx2) == Self::Avx2;
+        }
+        false
     }
 
     /// The instruction sets of this machine, best first.
