@@ -79,7 +79,7 @@ pub(crate) enum Lookup {
     /// The result.
     Ready(Outcome),
     /// The result is in a log.
-    OnDisk(Scope, Form, Location),
+    OnDisk(Scope, Form),
 }
 
 /// All futures that can be asked for.
@@ -172,6 +172,15 @@ impl FutureStore {
         }
     }
 
+    /// Where a result is in its log. It moves while the log is pruned.
+    pub(crate) fn location(&self, id: &RequestId) -> Option<Location> {
+        match self.lock().get(id)?.state {
+            State::Ready { location, .. } => location,
+            State::OnDisk { location, .. } => Some(location),
+            State::Pending => None,
+        }
+    }
+
     /// Drops a future.
     pub(crate) fn forget(&self, id: &RequestId) {
         self.lock().remove(id);
@@ -191,7 +200,7 @@ impl FutureStore {
         let scope = entry.scope.clone();
         match &entry.state {
             State::Pending => Lookup::Pending(scope),
-            State::OnDisk { form, location } => Lookup::OnDisk(scope, *form, *location),
+            State::OnDisk { form, .. } => Lookup::OnDisk(scope, *form),
             State::Ready { outcome, location } => {
                 let outcome = outcome.clone();
                 if let Some(location) = *location {
@@ -309,7 +318,8 @@ mod tests {
         ));
         store.leave_to_log(Duration::ZERO);
 
-        assert!(matches!(store.take(&id("logged")), Lookup::OnDisk(.., at) if at == location));
+        assert!(matches!(store.take(&id("logged")), Lookup::OnDisk(..)));
+        assert_eq!(store.location(&id("logged")), Some(location));
         assert!(!store.was_delivered(&id("logged")), "it may be unreadable");
         store.note_delivered(&id("logged"));
         assert!(store.was_delivered(&id("logged")));

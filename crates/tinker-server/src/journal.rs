@@ -260,12 +260,18 @@ impl Journal {
         }
     }
 
-    /// Reads a result back.
+    /// Reads a result back and counts it as handed out; `None` if it is no longer kept.
     ///
     /// # Errors
-    /// If it is gone or damaged.
-    pub(crate) fn result(&self, location: Location) -> Result<Vec<u8>> {
-        self.log.read_body(location)
+    /// If it is damaged.
+    pub(crate) fn result(&self, id: &RequestId) -> Result<Option<Vec<u8>>> {
+        // Looked up here: whoever holds the journal keeps it from being moved or forgotten.
+        let Some(location) = self.futures.location(id) else {
+            return Ok(None);
+        };
+        let body = self.log.read_body(location)?;
+        self.futures.note_delivered(id);
+        Ok(Some(body))
     }
 
     /// The first missing operation that holds back number `seq`, of those after `from`.
@@ -513,6 +519,31 @@ mod tests {
         futures
             .wait(id, std::time::Duration::ZERO, &Notify::new())
             .await
+    }
+
+    #[test]
+    fn a_result_is_found_where_pruning_put_it_and_forgotten_once_it_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let futures: Arc<FutureStore> = Arc::default();
+        let mut journal = Journal::open(
+            Arc::new(OsDisk),
+            Syncer::start(),
+            dir.path(),
+            Scope::Samples,
+            Arc::clone(&futures),
+        )
+        .unwrap();
+        let id: RequestId = "s:op:1".parse().unwrap();
+        journal.accept(&id, OpKind::Sample, 1, b"{}", 1).unwrap();
+        journal.finish(&id, Outcome::json(&1));
+        let before = futures.location(&id);
+
+        journal.shorten().unwrap();
+        assert_ne!(futures.location(&id), before, "it was carried over");
+        assert_eq!(journal.result(&id).unwrap().as_deref(), Some(&b"1"[..]));
+
+        journal.shorten().unwrap();
+        assert_eq!(journal.result(&id).unwrap(), None);
     }
 
     #[test]

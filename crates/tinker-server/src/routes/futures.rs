@@ -45,14 +45,8 @@ pub(crate) async fn retrieve(
     }
     match found {
         Lookup::Ready(outcome) => answer(&headers, outcome),
-        Lookup::OnDisk(scope, form, location) => {
-            let read = move |app: &App| {
-                let body = read_result(app, &scope, location)?;
-                // Only now: a log forgets what was delivered.
-                app.core.futures.note_delivered(&id);
-                Ok(body)
-            };
-            let body = blocking(&app, read).await?;
+        Lookup::OnDisk(scope, form) => {
+            let body = blocking(&app, move |app| read_result(app, &id, &scope)).await?;
             answer(&headers, Outcome { form, body })
         }
         Lookup::Pending(scope) => {
@@ -91,20 +85,17 @@ async fn open_journal_of(app: &Arc<App>, id: &RequestId) -> ApiResult<Option<Str
     .await
 }
 
-fn read_result(
-    app: &App,
-    scope: &Scope,
-    location: crate::segment_log::Location,
-) -> ApiResult<Bytes> {
+fn read_result(app: &App, id: &RequestId, scope: &Scope) -> ApiResult<Bytes> {
     let body = match scope {
         Scope::Run(run) => {
             let journal = app.core.journal(run)?;
-            lock(&journal).result(location)
+            lock(&journal).result(id)?
         }
-        Scope::Samples => app.core.samples().result(location),
-        Scope::Memory => return Err(ApiError::gone("the result is no longer kept")),
+        Scope::Samples => app.core.samples().result(id)?,
+        Scope::Memory => None,
     };
-    Ok(body?.into())
+    body.map(Bytes::from)
+        .ok_or_else(|| ApiError::gone(format!("the result of {id} is no longer kept")))
 }
 
 fn answer(headers: &HeaderMap, outcome: Outcome) -> ApiResult<Response> {
