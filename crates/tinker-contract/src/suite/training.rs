@@ -88,7 +88,7 @@ pub async fn chunked_data_is_scored_as_alone(target: &Target) {
     );
     for i in [0, 1, 1023, 1024, 2047, 2048, 2099] {
         let alone = score(&trainer, vec![data[i].clone()]).await;
-        assert_eq!(alone[0], rows[i], "datum {i}");
+        assert_close(&alone[0], &rows[i], 1e-5);
     }
     // All three requests left their gradient.
     trainer.optim_step(adam()).await.unwrap();
@@ -181,7 +181,7 @@ pub async fn policy_losses_agree_with_their_formulas(target: &Target) {
         let output = trainer.forward_backward(vec![datum], config).await.unwrap();
 
         assert_close(&[loss(&output) as f32], &[expected], 2e-4);
-        assert_eq!(logprobs(&output)[0], row, "{function}");
+        assert_close(&logprobs(&output)[0], &row, 1e-5);
     }
 }
 
