@@ -123,7 +123,7 @@ impl Block {
     /// Computes a block, by way of the stack where the output ends within a tile.
     ///
     /// # Safety
-    /// As for [`run`], with the registers configured for the rows.
+    /// As for [`super::run`], with the registers configured for the rows.
     pub(super) unsafe fn run(&self, rows: usize, columns: usize, split: bool) {
         // SAFETY: passed on to the caller.
         unsafe {
