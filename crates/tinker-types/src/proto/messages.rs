@@ -4,7 +4,7 @@
     reason = "fields carry the names and meaning of the wire's own schema"
 )]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -18,12 +18,12 @@ pub struct ForwardBackwardRequest {
     pub data: Vec<Datum>,
     #[prost(string, tag = "4")]
     pub loss_fn: String,
-    #[prost(map = "string, double", tag = "5")]
-    pub loss_fn_config: HashMap<String, f64>,
+    #[prost(btree_map = "string, double", tag = "5")]
+    pub loss_fn_config: BTreeMap<String, f64>,
     #[prost(bool, tag = "6")]
     pub forward_only: bool,
-    #[prost(map = "string, message", tag = "7")]
-    pub loss_fn_config_v2: HashMap<String, LossConfigValue>,
+    #[prost(btree_map = "string, message", tag = "7")]
+    pub loss_fn_config_v2: BTreeMap<String, LossConfigValue>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -46,8 +46,8 @@ pub mod loss_config_value {
 pub struct Datum {
     #[prost(message, repeated, tag = "1")]
     pub model_input: Vec<Chunk>,
-    #[prost(map = "string, message", tag = "2")]
-    pub loss_fn_inputs: HashMap<String, Tensor>,
+    #[prost(btree_map = "string, message", tag = "2")]
+    pub loss_fn_inputs: BTreeMap<String, Tensor>,
     #[prost(message, repeated, tag = "3")]
     pub model_input_spans: Vec<ProvenanceSpan>,
     #[prost(message, repeated, tag = "4")]
@@ -179,8 +179,8 @@ pub struct ForwardBackwardOutput {
     pub loss_fn_output_type: String,
     #[prost(message, repeated, tag = "2")]
     pub loss_fn_outputs: Vec<ArrayRecord>,
-    #[prost(map = "string, double", tag = "3")]
-    pub metrics: HashMap<String, f64>,
+    #[prost(btree_map = "string, double", tag = "3")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// Several data with the same fields.
@@ -188,8 +188,8 @@ pub struct ForwardBackwardOutput {
 pub struct ArrayRecord {
     #[prost(string, tag = "1")]
     pub type_tag: String,
-    #[prost(map = "string, message", tag = "2")]
-    pub fields: HashMap<String, BatchedTensor>,
+    #[prost(btree_map = "string, message", tag = "2")]
+    pub fields: BTreeMap<String, BatchedTensor>,
     #[prost(int64, tag = "3")]
     pub num_datums: i64,
 }

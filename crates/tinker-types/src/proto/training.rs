@@ -1,6 +1,6 @@
 //! Forward-backward: its request and its output.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::messages as pb;
 use super::numbers::{MAX_EMPTY_ROWS, Result, dims, pack, pack_values, unpack, unpack_values};
@@ -16,8 +16,8 @@ impl TryFrom<&ForwardBackwardRequest> for pb::ForwardBackwardRequest {
         let seq_id = i32::try_from(request.seq_id).map_err(|_| {
             TypeError::new(format!("seq_id {} does not fit 32 bits", request.seq_id))
         })?;
-        let mut numbers = HashMap::new();
-        let mut values = HashMap::new();
+        let mut numbers = BTreeMap::new();
+        let mut values = BTreeMap::new();
         for (name, value) in &request.loss_fn_config {
             let value = match value {
                 LossConfigValue::Number(number) => {

@@ -1,6 +1,6 @@
 //! Messages of a few bytes that state huge sizes: refused, never allocated and never a panic.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tinker_types::*;
 
@@ -37,7 +37,7 @@ fn a_record_of_an_overflowing_shape_is_refused() {
         trailing_shape: vec![1 << 40, 1 << 40],
         ..Default::default()
     };
-    let fields = HashMap::from([("logprobs".to_owned(), batch)]);
+    let fields = BTreeMap::from([("logprobs".to_owned(), batch)]);
     let record = proto::ArrayRecord {
         fields,
         num_datums: 1,
