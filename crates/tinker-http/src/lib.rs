@@ -26,6 +26,7 @@ pub use base_url::BaseUrl;
 pub use builder::{ClientBuilder, PROTOCOL_VERSION};
 pub use client::Client;
 pub use endpoints::AsampleReply;
+pub use endpoints::PreparedPass;
 pub use endpoints::{AccessScope, Page};
 pub use error::{Error, ErrorKind, Result};
 pub use event::Event;

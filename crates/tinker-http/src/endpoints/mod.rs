@@ -12,4 +12,5 @@ mod weights;
 
 pub(crate) use futures::FutureResult;
 pub use sampling::AsampleReply;
+pub use training::PreparedPass;
 pub use training_runs::{AccessScope, Page};

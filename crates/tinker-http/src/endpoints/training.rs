@@ -10,12 +10,20 @@ use tinker_types::{
 use crate::call::{Body, Call};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::BytePermit;
 use crate::pools::TrafficClass;
 
 /// Bodies above this size are encoded beside the runtime, not on it.
 const LARGE_BODY: usize = 1 << 20;
 /// Fast, and most of what can be gained: token ids compress well at any level.
 const ZSTD_LEVEL: i32 = 1;
+
+/// A forward-backward pass that is encoded and not yet sent. Holds its part of the byte budget.
+#[derive(Debug)]
+pub struct PreparedPass {
+    body: Body,
+    _permit: BytePermit,
+}
 
 impl Client {
     /// Submits a forward-backward pass, or a forward pass; its future brings a
@@ -26,6 +34,21 @@ impl Client {
     /// # Errors
     /// If a chunk cannot be sent in protobuf, or the call fails.
     pub async fn forward_backward(&self, request: ForwardBackwardRequest) -> Result<UntypedFuture> {
+        let (pass, ()) = self.prepare_forward_backward(request, |_| ()).await?;
+        self.submit_forward_backward(pass).await
+    }
+
+    /// Encodes a pass, to be sent by [`submit_forward_backward`](Self::submit_forward_backward), and
+    /// shows its bytes to `inspect`: before they are compressed, which is not the same for ever.
+    /// Waits while too many bytes are being sent already.
+    ///
+    /// # Errors
+    /// If a chunk cannot be sent in protobuf, or the server's settings cannot be fetched.
+    pub async fn prepare_forward_backward<R: Send + 'static>(
+        &self,
+        request: ForwardBackwardRequest,
+        inspect: impl FnOnce(&[u8]) -> R + Send + 'static,
+    ) -> Result<(PreparedPass, R)> {
         let setup = self.setup().await?;
         let n_bytes = request
             .data
@@ -34,21 +57,33 @@ impl Client {
             .sum::<usize>();
         let permit = setup.train_bytes.acquire(n_bytes as u64).await;
         let zstd = setup.config.proto_compress_fwdbwd;
-        let body = if n_bytes > LARGE_BODY {
-            tokio::task::spawn_blocking(move || encode(&request, zstd))
+        let (body, seen) = if n_bytes > LARGE_BODY {
+            tokio::task::spawn_blocking(move || encode(&request, zstd, inspect))
                 .await
                 .map_err(|error| {
                     Error::new(ErrorKind::InvalidRequest, "encoding the request stopped")
                         .with_source(error)
                 })??
         } else {
-            encode(&request, zstd)?
+            encode(&request, zstd, inspect)?
         };
+        let pass = PreparedPass {
+            body,
+            _permit: permit,
+        };
+        Ok((pass, seen))
+    }
+
+    /// Submits an encoded pass; its future brings a `ForwardBackwardOutput`.
+    ///
+    /// Endpoint: `POST /api/v1/forward_backward`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn submit_forward_backward(&self, pass: PreparedPass) -> Result<UntypedFuture> {
         let url = self.base_url().join(FORWARD_BACKWARD, []);
-        let call = Call::new(self, Method::POST, TrafficClass::Train, url).body(body);
-        let answer = self.send(call).await?;
-        drop(permit);
-        answer.json()
+        let call = Call::new(self, Method::POST, TrafficClass::Train, url).body(pass.body);
+        self.send(call).await?.json()
     }
 
     /// Submits an optimizer step; its future brings an `OptimStepResponse`.
@@ -63,11 +98,16 @@ impl Client {
     }
 }
 
-fn encode(request: &ForwardBackwardRequest, zstd: bool) -> Result<Body> {
+fn encode<R>(
+    request: &ForwardBackwardRequest,
+    zstd: bool,
+    inspect: impl FnOnce(&[u8]) -> R,
+) -> Result<(Body, R)> {
     let message = proto::ForwardBackwardRequest::try_from(request).map_err(|error| {
         Error::new(ErrorKind::InvalidRequest, "the request cannot be sent").with_source(error)
     })?;
     let plain = message.encode_to_vec();
+    let seen = inspect(&plain);
     let bytes = if zstd {
         zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(|error| {
             Error::new(
@@ -79,11 +119,12 @@ fn encode(request: &ForwardBackwardRequest, zstd: bool) -> Result<Body> {
     } else {
         plain
     };
-    Ok(Body {
+    let body = Body {
         content_type: PROTOBUF,
         zstd,
         bytes: bytes.into(),
-    })
+    };
+    Ok((body, seen))
 }
 
 #[cfg(test)]
@@ -108,10 +149,11 @@ mod tests {
             forward_only: false,
         };
 
-        let body = encode(&request, true).unwrap();
+        let (body, n_plain) = encode(&request, true, <[u8]>::len).unwrap();
 
         assert!(body.zstd && body.content_type == PROTOBUF);
         let plain = zstd::bulk::decompress(&body.bytes, 1 << 20).unwrap();
+        assert_eq!(plain.len(), n_plain);
         let message = proto::ForwardBackwardRequest::decode(&plain[..]).unwrap();
         assert_eq!(ForwardBackwardRequest::try_from(&message).unwrap(), request);
     }
