@@ -11,6 +11,7 @@
 mod client_futures;
 mod client_http;
 mod client_sampling;
+mod client_sessions;
 mod client_training;
 mod client_weights;
 mod durability;
