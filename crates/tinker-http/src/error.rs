@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tinker_types::{ErrorBody, ErrorCategory};
 
+use crate::capability::capability;
+
 /// Result of the transport.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -40,6 +42,30 @@ pub enum ErrorKind {
     Decode,
     /// Try again later: the server failed (5xx).
     Server,
+    /// Use another server: this one lacks the endpoint or the feature.
+    Unsupported,
+}
+
+impl ErrorKind {
+    /// What to do next, in a sentence for people: lower case, no final period.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "check the API key: it starts with tml- and must be in force",
+            Self::PermissionDenied => "ask the owner for access, or use a key that has it",
+            Self::NotFound => "list what exists and check the name",
+            Self::Conflict => "see what took the name or the number first, then choose another",
+            Self::InvalidRequest => "correct the request as the message says",
+            Self::RateLimited { .. } => "wait a little, then try again",
+            Self::BillingPaused => "settle the account's bill, then try again",
+            Self::Expired => "submit again; training goes on from the last checkpoint",
+            Self::Timeout => "wait longer, or see whether the server is overloaded",
+            Self::Connect => "check the address and whether the server runs",
+            Self::Decode => "check that the address is of such a server; if so, report it",
+            Self::Server => "try again later, or look into the server's log",
+            Self::Unsupported => "use a server that has it, or do without",
+        }
+    }
 }
 
 /// A call that failed, with what is needed to find it in a log.
@@ -78,7 +104,12 @@ impl Error {
     /// The error of a non-2xx answer.
     pub(crate) fn of_status(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         let (detail, category) = read_body(body);
-        let mut error = Self::new(kind_of_status(status, retry_after), detail);
+        let kind = if is_missing_route(status, &detail) {
+            ErrorKind::Unsupported
+        } else {
+            kind_of_status(status, retry_after)
+        };
+        let mut error = Self::new(kind, detail);
         error.0.status = Some(status);
         error.0.category = category;
         error
@@ -97,7 +128,12 @@ impl Error {
         self
     }
 
+    /// Says of which call it is, and of what a server lacks, what that would do.
     pub(crate) fn with_call(mut self, method: &str, route: &str) -> Self {
+        if self.0.kind == ErrorKind::Unsupported && self.0.call.is_none() {
+            let lacking = capability(method, route);
+            self.0.message = format!("this server cannot {lacking}: {}", self.0.message);
+        }
         self.0.call = Some((method.to_owned(), route.to_owned()));
         self
     }
@@ -111,6 +147,19 @@ impl Error {
     pub(crate) fn with_arrival(mut self, may_have_arrived: bool) -> Self {
         self.0.may_have_arrived = may_have_arrived;
         self
+    }
+
+    /// The same error, of a server that lacks something else than an endpoint.
+    pub(crate) fn into_unsupported(mut self, lacking: &str) -> Self {
+        self.0.kind = ErrorKind::Unsupported;
+        self.0.message = format!("this server cannot {lacking}: {}", self.0.message);
+        self
+    }
+
+    /// What to do next, for people.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        self.0.kind.hint()
     }
 
     /// What the caller can do.
@@ -208,6 +257,16 @@ impl StdError for Error {
     }
 }
 
+/// Whether a server says that it has no such endpoint, rather than no such thing: the bare 404 of
+/// the common Python framework and the answers of our own.
+fn is_missing_route(status: u16, detail: &str) -> bool {
+    match status {
+        405 | 501 => true,
+        404 => detail == "Not Found" || detail.ends_with("is not part of this server"),
+        _ => false,
+    }
+}
+
 fn kind_of_status(status: u16, retry_after: Option<Duration>) -> ErrorKind {
     match status {
         401 => ErrorKind::Unauthenticated,
@@ -273,6 +332,29 @@ mod tests {
         ] {
             assert_eq!(kind_of_status(status, None), expected, "{status}");
         }
+    }
+
+    #[test]
+    fn a_missing_endpoint_is_told_from_a_missing_thing() {
+        let of = |status, body: &str| Error::of_status(status, body.as_bytes(), None);
+
+        for (status, body) in [
+            (404, r#"{"detail":"Not Found"}"#),
+            (404, r#"{"detail":"GET /x is not part of this server"}"#),
+            (405, r#"{"detail":"Method Not Allowed"}"#),
+            (501, ""),
+        ] {
+            assert_eq!(*of(status, body).kind(), ErrorKind::Unsupported, "{body}");
+        }
+        for body in ["", "<html>", r#"{"detail":"no run named x"}"#] {
+            assert_eq!(*of(404, body).kind(), ErrorKind::NotFound, "{body}");
+        }
+        assert_eq!(
+            of(404, r#"{"detail":"Not Found"}"#)
+                .with_call("GET", "/api/v1/sessions")
+                .to_string(),
+            "this server cannot list sessions: Not Found (GET /api/v1/sessions: 404)"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod auth;
 mod base_url;
 mod builder;
 mod call;
+mod capability;
 mod client;
 mod clock;
 mod endpoints;

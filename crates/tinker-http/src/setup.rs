@@ -121,7 +121,9 @@ impl Client {
             .timeout(REFRESH_TIMEOUT);
         match self.send_configured(call, config).await {
             Ok(answer) => answer.json().ok(),
-            Err(error) if *error.kind() == ErrorKind::NotFound => Some(DynamicConfig::default()),
+            Err(error) if matches!(error.status(), Some(404 | 405)) => {
+                Some(DynamicConfig::default())
+            }
             Err(error) => {
                 tracing::warn!(%error, "dynamic settings were not fetched");
                 None

@@ -148,7 +148,7 @@ impl From<tinker_api::Error> for Failure {
 fn kind_of_api(error: &tinker_api::Error) -> FailureKind {
     use tinker_api::ErrorKind;
     match error.kind() {
-        Some(_) if is_unknown_route(error) => FailureKind::Unsupported,
+        Some(ErrorKind::Unsupported) => FailureKind::Unsupported,
         Some(ErrorKind::Unauthenticated | ErrorKind::PermissionDenied) => FailureKind::Credentials,
         Some(ErrorKind::NotFound) => FailureKind::NotFound,
         Some(ErrorKind::Conflict) => FailureKind::Conflict,
@@ -170,17 +170,6 @@ fn hint_of_api(error: &tinker_api::Error) -> Option<&'static str> {
         ErrorKind::RateLimited { .. } => Some("wait a little, then run it again"),
         _ => None,
     }
-}
-
-/// Whether the server has no such endpoint, rather than no such thing: the bare 404 of the common
-/// Python framework, and the answers of our own.
-fn is_unknown_route(error: &tinker_api::Error) -> bool {
-    let tinker_api::Error::Transport(error) = error else {
-        return false;
-    };
-    let is_bare =
-        error.message() == "Not Found" || error.message().contains("not part of this server");
-    matches!(error.status(), Some(405 | 501)) || (error.status() == Some(404) && is_bare)
 }
 
 impl From<serde_json::Error> for Failure {

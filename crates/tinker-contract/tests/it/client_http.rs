@@ -182,7 +182,8 @@ async fn final_statuses_are_not_retried() {
         (410, ErrorKind::Expired),
         (413, ErrorKind::InvalidRequest),
         (422, ErrorKind::InvalidRequest),
-        (501, ErrorKind::Server),
+        (501, ErrorKind::Unsupported),
+        (505, ErrorKind::Server),
     ] {
         check_final(refusal(status, "no"), kind).await;
     }
@@ -223,7 +224,7 @@ async fn endless_errors_end_at_the_most_attempts() {
 
 #[tokio::test]
 async fn the_category_of_an_error_is_taken_from_its_body() {
-    let answer = reply(501, &json!({ "detail": "your fault", "category": "USER" }));
+    let answer = reply(505, &json!({ "detail": "your fault", "category": "USER" }));
 
     let error = check_final(answer, ErrorKind::Server).await;
 

@@ -6,7 +6,7 @@ use tinker_types::{CHECKPOINTS, CheckpointsResponse, TRAINING_RUNS, TinkerPath, 
 use super::training_runs::Page;
 use crate::call::Call;
 use crate::client::Client;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::pools::TrafficClass;
 
 impl Client {
@@ -57,7 +57,7 @@ impl Client {
         let call = Call::new(self, Method::DELETE, TrafficClass::Rest, url);
         match self.send(call).await {
             // The first attempt did it and its answer was lost.
-            Err(error) if *error.kind() == ErrorKind::NotFound && error.may_have_arrived() => {
+            Err(error) if error.status() == Some(404) && error.may_have_arrived() => {
                 Ok(())
             }
             other => other.map(drop),

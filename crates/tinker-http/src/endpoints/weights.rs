@@ -31,7 +31,15 @@ impl Client {
     /// If the call fails.
     pub async fn load_weights(&self, request: &LoadWeightsRequest) -> Result<UntypedFuture> {
         let call = Call::post(self, TrafficClass::Train, LOAD_WEIGHTS, request)?;
-        self.send(call).await?.json()
+        let answer = self.send(call).await.map_err(|error| {
+            // Servers that load into existing runs only, such as SkyRL's, miss the run's id.
+            let misses_run = error.status() == Some(422) && error.message().contains("model_id");
+            match request.model_id {
+                None if misses_run => error.into_unsupported("create a run from a checkpoint"),
+                _ => error,
+            }
+        })?;
+        answer.json()
     }
 
     /// Submits a save of weights to sample from; its future brings a
