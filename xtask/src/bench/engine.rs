@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::machine;
 use crate::process::{cargo, check, command, output, target_dir};
 use crate::python;
 
@@ -411,17 +412,6 @@ fn hold_to_promise(outcome: &Outcome) -> Result<()> {
         memory.ratio_best
     );
     Ok(())
-}
-
-/// Name of the processor and number of its cores, as far as the system tells.
-fn machine() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or(std::env::consts::ARCH, |(_, name)| name);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{model}, {cores} cores")
 }
 
 #[cfg(test)]
