@@ -41,6 +41,9 @@ pub struct Checkpoint {
     /// When it will be deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// Base model; servers for SDK 0.39 say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
 }
 
 /// Answer of `GET /api/v1/checkpoints` and `GET /api/v1/training_runs/{id}/checkpoints`.
@@ -51,4 +54,12 @@ pub struct CheckpointsResponse {
     /// Where the page sits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<Cursor>,
+}
+
+/// Request of `PUT /api/v1/training_runs/{id}/checkpoints/{checkpoint}/ttl`; null is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetTtlRequest {
+    /// Seconds from now until it is deleted, 3600 to ten years; `None` keeps it.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
 }

@@ -121,6 +121,34 @@ impl Datum {
         }
     }
 
+    /// Adds what a loss reads, or replaces it: `sequence_ratio_mask` of GSPO, thresholds per token,
+    /// what an uploaded loss names.
+    #[must_use]
+    pub fn with_input(mut self, name: impl Into<String>, tensor: TensorData) -> Self {
+        self.loss_fn_inputs.insert(name.into(), tensor);
+        self
+    }
+
+    /// Says where the tokens come from: `model_input` for the input, `targets` for the targets.
+    ///
+    /// # Errors
+    /// If a span names no sequence, the spans of the input do not add up to its length, or those of
+    /// one-dimensional targets not to theirs.
+    pub fn with_provenance(
+        mut self,
+        model_input: Vec<ProvenanceSpan>,
+        targets: Vec<ProvenanceSpan>,
+    ) -> Result<Self, TypeError> {
+        check_tiling("model_input", &model_input, self.model_input.length()?)?;
+        let shape = self.loss_fn_inputs.get(loss_input::TARGET_TOKENS);
+        if let Some([n]) = shape.map(TensorData::shape) {
+            check_tiling("target_tokens", &targets, *n)?;
+        }
+        self.model_input_spans = Some(model_input);
+        self.loss_fn_input_spans = Some(targets);
+        Ok(self)
+    }
+
     /// What the loss reads, by wire name.
     #[must_use]
     pub const fn loss_fn_inputs(&self) -> &BTreeMap<String, TensorData> {
@@ -172,6 +200,25 @@ fn check_equal(what: &str, n: usize, expected: usize) -> Result<(), TypeError> {
     )))
 }
 
+fn check_tiling(what: &str, spans: &[ProvenanceSpan], n: usize) -> Result<(), TypeError> {
+    let mut total = 0_u64;
+    for span in spans {
+        let (ProvenanceSpan::PromptTokens(of) | ProvenanceSpan::SampledTokens(of)) = span;
+        if of.sequence_id.is_empty() {
+            return Err(TypeError::new(format!(
+                "a provenance span of {what} names no sequence"
+            )));
+        }
+        total = total.saturating_add(of.length);
+    }
+    if total == n as u64 {
+        return Ok(());
+    }
+    Err(TypeError::new(format!(
+        "provenance spans of {what} cover {total} of {n} positions: they must cover each one once"
+    )))
+}
+
 /// Where a run of tokens comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -206,6 +253,44 @@ mod tests {
         assert_eq!(error.to_string(), "2 weights for 3 input tokens");
         let error = Datum::policy_gradient(input(), vec![2, 3], vec![], vec![]).unwrap_err();
         assert_eq!(error.to_string(), "2 targets for 3 input tokens");
+    }
+
+    #[test]
+    fn provenance_covers_every_position_once() {
+        let datum = || {
+            let input = ModelInput::from_tokens(vec![1, 2, 3]);
+            Datum::cross_entropy(input, vec![2, 3, 4], vec![1.0; 3]).unwrap()
+        };
+        let span = |length, sequence_id: &str| SpanOf {
+            sequence_id: sequence_id.into(),
+            offset: 0,
+            length,
+        };
+        let prompt = |n| ProvenanceSpan::PromptTokens(span(n, "q"));
+        let sampled = |n| ProvenanceSpan::SampledTokens(span(n, "q"));
+
+        let ok = datum().with_provenance(vec![prompt(2), sampled(1)], vec![prompt(1), sampled(2)]);
+        assert_eq!(ok.unwrap().loss_fn_input_spans.unwrap().len(), 2);
+        for (input, targets, expected) in [
+            (
+                vec![prompt(2)],
+                vec![sampled(3)],
+                "provenance spans of model_input cover 2 of 3 positions: they must cover each one once",
+            ),
+            (
+                vec![prompt(3)],
+                vec![sampled(4)],
+                "provenance spans of target_tokens cover 4 of 3 positions: they must cover each one once",
+            ),
+            (
+                vec![ProvenanceSpan::PromptTokens(span(3, ""))],
+                vec![sampled(3)],
+                "a provenance span of model_input names no sequence",
+            ),
+        ] {
+            let error = datum().with_provenance(input, targets).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tags::type_tag;
-use crate::{ProjectId, SamplingSessionId, SessionId, TrainingRunId};
+use crate::tags::{type_tag, wire_enum};
+use crate::{ProjectId, SamplingSessionId, SessionId, SignedUrl, TrainingRunId};
 
 type_tag!(CreateSessionTag, "create_session");
 type_tag!(SessionHeartbeatTag, "session_heartbeat");
@@ -114,4 +114,36 @@ pub struct SessionInfo {
     /// Name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display_name: Option<String>,
+}
+
+/// Request of `PUT /api/v1/sessions/{id}/project`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignProjectRequest {
+    /// Where the session, its runs and its checkpoints belong from now on.
+    pub project_id: ProjectId,
+}
+
+wire_enum! {
+    /// Whether a trace can be read yet.
+    TraceStatus {
+        /// It is being written.
+        Pending = "pending",
+        /// It can.
+        Ready = "ready",
+        /// It never will.
+        Failed = "failed",
+    }
+}
+
+/// Answer of `GET /api/v1/sessions/{id}/trace_export`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceExport {
+    /// Whether it can be read.
+    pub status: TraceStatus,
+    /// Where, once it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<SignedUrl>,
+    /// Why it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::tags::{type_tag, wire_enum};
 use crate::{
-    OptimizerConfig, SamplingSessionId, SessionId, TinkerPath, TrainingRunId, UserMetadata,
+    OptimizerConfig, ProjectId, SamplingSessionId, SessionId, TinkerPath, TrainingRunId,
+    UserMetadata,
 };
 
 type_tag!(SaveWeightsTag, "save_weights");
@@ -189,4 +190,30 @@ pub struct WeightsInfo {
     /// The optimizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer_config: Option<OptimizerConfig>,
+}
+
+/// Request of `POST /api/v1/copy_weights`; the copy goes to a project, or into a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyWeightsRequest {
+    /// The checkpoint.
+    pub source_path: TinkerPath,
+    /// Project of the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_project_id: Option<ProjectId>,
+    /// Session of the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<SessionId>,
+    /// Number of the training run that the copy makes within that session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_seq_id: Option<u64>,
+    /// Seconds until the copy is deleted, 3600 to ten years; absent keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// Answer of `POST /api/v1/copy_weights`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyWeightsResponse {
+    /// The copy.
+    pub tinker_path: TinkerPath,
 }

@@ -79,6 +79,7 @@ impl SavedCheckpoint {
             public: self.public,
             user_metadata: self.user_metadata.clone(),
             expires_at: self.expires_at.map(timestamp),
+            base_model: Some(self.base_model.clone()),
         }
     }
 }

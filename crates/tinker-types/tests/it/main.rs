@@ -12,6 +12,7 @@
 mod hostile;
 mod properties;
 mod recorded;
+mod samples;
 mod schema;
 mod strategies;
 mod support;
