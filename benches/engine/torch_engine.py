@@ -3,7 +3,7 @@
 The decoder is written with `torch.nn.functional` directly, without the module overhead of a model
 library, with a preallocated KV cache and the fused AdamW, so that PyTorch shows what it can.
 
-usage: torch_engine.py make DIR --checkpoint bf16|f32     writes the model, adapter and tokens
+usage: torch_engine.py make DIR --weights bf16|f32     writes the model, adapter and tokens
        torch_engine.py train DIR --threads N --repeats N
        torch_engine.py decode DIR --threads N --repeats N
 """
@@ -219,11 +219,11 @@ def main():
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--checkpoint", choices=DTYPES, default="bf16")
+    parser.add_argument("--weights", choices=DTYPES, default="bf16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.task == "make":
-        return make(args.dir, DTYPES[args.checkpoint])
+        return make(args.dir, DTYPES[args.weights])
     result = train(args.dir, args.repeats) if args.task == "train" else decode(args.dir, args.repeats)
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["name"] = f"PyTorch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} f32"

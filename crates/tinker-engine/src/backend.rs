@@ -109,7 +109,9 @@ pub trait Backend: Send + fmt::Debug {
 
     /// Runs forward and backward and adds to the adapter's gradient.
     ///
-    /// Either the whole batch is added or, on an error, the gradient is unchanged.
+    /// Either the whole batch is added or, on an error, the gradient is unchanged. Where the processor
+    /// has a matrix unit, log-probabilities differ from those of [`Backend::forward`], which have the
+    /// bits of sampling, by about 1e-7 relative: sums are in another order.
     ///
     /// # Errors
     /// As [`Backend::forward`]; and if a gradient is not finite, naming the sequence, or the sum of
@@ -176,9 +178,7 @@ pub fn limit_to_avx2() -> bool {
 
 /// As [`load_cpu`], on vectors alone even where the processor has a matrix unit.
 ///
-/// Log-probabilities of [`Backend::forward`] have the bits of sampling either way. With the unit, those
-/// of [`Backend::forward_backward`] differ from them by about 1e-7 relative, as it adds in another
-/// order; on vectors they have the same bits.
+/// Then log-probabilities of [`Backend::forward_backward`], too, have the bits of sampling.
 ///
 /// # Errors
 /// As [`load_cpu`].

@@ -212,6 +212,11 @@ impl Tensor<'_> {
         }
     }
 
+    /// Whether the file holds bf16 numbers.
+    pub(crate) fn is_bf16(&self) -> bool {
+        self.dtype == Dtype::BF16
+    }
+
     fn convert<const N: usize>(
         &self,
         start: usize,

@@ -27,9 +27,9 @@ pub(crate) struct Args {
     /// Threads of either program; all cores if absent.
     #[arg(long)]
     threads: Option<usize>,
-    /// Numbers that the checkpoint holds; the computation is float32 either way.
+    /// Numbers that the model file holds; the computation is float32 either way.
     #[arg(long, value_enum, default_value_t)]
-    checkpoint: Checkpoint,
+    weights: Precision,
     /// Keep both programs to 256-bit vectors, as on processors without AVX-512.
     #[arg(long)]
     avx2: bool,
@@ -44,14 +44,14 @@ pub(crate) struct Args {
 
 /// Precision of the weights in the file.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
-enum Checkpoint {
+enum Precision {
     /// As models are published.
     #[default]
     Bf16,
     F32,
 }
 
-impl Checkpoint {
+impl Precision {
     fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
@@ -105,7 +105,7 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Outcome {
     machine: String,
-    checkpoint: &'static str,
+    weights: &'static str,
     threads: usize,
     rounds: usize,
     repeats: usize,
@@ -140,7 +140,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let outcome = Outcome {
         machine: machine(),
-        checkpoint: args.checkpoint.name(),
+        weights: args.weights.name(),
         threads,
         rounds: args.rounds,
         repeats: args.repeats,
@@ -207,8 +207,8 @@ impl<'a> Programs<'a> {
             programs.script.as_os_str(),
             "make".as_ref(),
             programs.model.as_os_str(),
-            "--checkpoint".as_ref(),
-            args.checkpoint.name().as_ref(),
+            "--weights".as_ref(),
+            args.weights.name().as_ref(),
         ];
         check(&mut command(root, &programs.python, make))?;
         Ok(programs)
@@ -358,7 +358,7 @@ fn best_and_median(seconds: &[f64]) -> (f64, f64) {
 fn print_table(outcome: &Outcome) {
     let Outcome {
         machine,
-        checkpoint,
+        weights,
         threads,
         rounds,
         repeats,
@@ -368,7 +368,7 @@ fn print_table(outcome: &Outcome) {
         rows,
     } = outcome;
     println!("{machine}; {threads} threads; {rounds} rounds of {repeats}, alternating");
-    println!("float32 on both sides, checkpoint in {checkpoint}");
+    println!("float32 on both sides, weights in {weights}");
     println!("ours: {ours}; beside it: {torch}; {same_tokens} greedy tokens the same\n");
     println!("| | ours best | median | PyTorch best | median | ratio best | median |");
     println!("|---|---|---|---|---|---|---|");
@@ -498,7 +498,7 @@ mod tests {
         let hold = |ours: &str, train: (f64, f64), decode: (f64, f64), memory| {
             hold_to_promise(&Outcome {
                 machine: String::new(),
-                checkpoint: "bf16",
+                weights: "bf16",
                 threads: 1,
                 rounds: 1,
                 repeats: 1,

@@ -1,10 +1,11 @@
 //! Matrix products on the tile registers of newer Intel processors (AMX), to the accuracy of `f32`.
 //!
 //! The unit multiplies bf16 numbers, sixteen times as many a cycle as vectors multiply `f32`, and adds
-//! in `f32`. A 24-bit significand is three of 8 bits, so an activation is the exact sum of three bf16
-//! numbers; a weight is one where the checkpoint holds bf16, else three as well. Of the nine products
-//! of parts the six that reach into 24 bits are added (Henry, Tang and Heinecke 2019), which leaves
-//! an error like that of one rounding to `f32`, at two to five times the speed of `f32` vectors.
+//! in `f32`. A 24-bit significand is three of 8 bits, so an activation is the sum of three bf16 numbers
+//! (exact but near underflow: the unit takes subnormal numbers for 0); a weight is one where the
+//! model file holds bf16, else three as well. Of the nine products of parts the six that reach into
+//! 24 bits are added (Henry, Tang and Heinecke 2019), which leaves an error like that of one rounding
+//! to `f32`, at two to four times the speed of `f32` vectors.
 //!
 //! Weights of one part are kept as tiles. Those of three are split when their turn comes, from the
 //! panels that vectors read: to read them split would take half as much again from memory, which is
@@ -17,7 +18,6 @@ mod block;
 mod parts;
 mod tiles;
 
-use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
@@ -73,7 +73,7 @@ fn is_permitted() -> bool {
         let outcome: i64;
         // SAFETY: the call changes nothing but which registers the process may use.
         unsafe {
-            asm!(
+            std::arch::asm!(
                 "syscall",
                 inlateout("rax") ARCH_PRCTL => outcome,
                 in("rdi") REQUEST_PERMISSION,
@@ -203,6 +203,7 @@ impl Left {
         for (row, rows) in self.groups() {
             // SAFETY: passed on to the caller.
             unsafe { configure(rows.min(SIDE)) };
+            // Few rows are a small left factor: then tiles pass by in the order they lie in.
             let step = if rows < SIDE { self.depth } else { INNER_BLOCK };
             for from in (0..self.depth).step_by(step) {
                 for column in (0..job.n).step_by(PANEL) {
@@ -221,7 +222,7 @@ impl Left {
                     };
                     let columns = PANEL.min(job.n - column);
                     // SAFETY: passed on to the caller.
-                    unsafe { block.at_row(row).run(rows, columns, false) };
+                    unsafe { block.at_row(row).run::<1>(rows, columns) };
                 }
             }
         }
@@ -276,14 +277,14 @@ impl Left {
     /// before and after.
     unsafe fn all_rows(&self, block: Block, columns: usize) {
         for (row, rows) in self.groups() {
-            let odd = row > 0 && rows < SIDE;
+            let partial = row > 0 && rows < SIDE;
             // SAFETY: passed on to the caller.
             unsafe {
-                if odd {
+                if partial {
                     configure(rows);
                 }
-                block.at_row(row).run(rows, columns, true);
-                if odd {
+                block.at_row(row).run::<PARTS>(rows, columns);
+                if partial {
                     configure(SIDE);
                 }
             }

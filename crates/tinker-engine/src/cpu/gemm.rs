@@ -1,9 +1,9 @@
-//! Matrix products in `f32`, in which every output is one chain of multiply-adds over the inner
-//! dimension, first to last.
+//! Matrix products in `f32`, in which every output is one chain of additions over the inner dimension,
+//! first to last: of products on vectors, of blocks of 32 on the matrix unit ([`super::amx`]).
 //!
-//! That makes a result independent of everything but its own row and column: not of the number of
-//! rows, of blocking, of threads, nor of which kernel computed it. One-row decoding therefore gives
-//! the bits that a whole prompt gives.
+//! That makes a result independent of everything but its own row and column and the unit: not of the
+//! number of rows, of blocking, of threads, nor of the width of vectors. One-row decoding therefore
+//! gives the bits that a whole prompt gives.
 //!
 //! The right factor is read in panels of 32 columns ([`Cols`]): frozen weights are packed into
 //! panels when they are loaded, everything else is row-major, which is the same with other strides.
@@ -33,9 +33,6 @@ const ROW_BLOCK: usize = 22 * ROWS;
 
 /// Multiply-adds from which on a second thread pays for its wake-up.
 const SHARED_WORK: usize = 1 << 16;
-
-/// Parts that a shared product is cut into, for each thread.
-const PARTS_PER_THREAD: usize = 1;
 
 /// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
 const NARROW: usize = 6;
@@ -159,7 +156,6 @@ impl<'a> Cols<'a> {
     /// Tiles for the matrix unit, of which 32 columns take `panel_stride` floats.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn tiles(data: &'a [f32], k: usize, n: usize, panel_stride: usize) -> Self {
-        let unit = Unit::Matrix;
         Self {
             data,
             k,
@@ -167,12 +163,11 @@ impl<'a> Cols<'a> {
             row_stride: 0,
             panel_stride,
             readable: PANEL,
-            unit,
+            unit: Unit::Matrix,
         }
     }
 
-    /// The same panels, for the matrix unit.
-    #[cfg(target_arch = "x86_64")]
+    /// The same factor, for the matrix unit.
     pub(super) fn split(self) -> Self {
         Self {
             unit: Unit::MatrixSplit,
@@ -371,7 +366,7 @@ pub(crate) fn matmul_on<'a>(
     }
     if is_tall(m, pool) {
         let groups = m.div_ceil(ROWS);
-        let parts = groups.min(PARTS_PER_THREAD * pool.threads());
+        let parts = groups.min(pool.threads());
         pool.run(parts, &|part| {
             let rows = groups * part / parts * ROWS..(groups * (part + 1) / parts * ROWS).min(m);
             // SAFETY: parts are different rows.
@@ -425,10 +420,9 @@ impl<'a> Plan<'a> {
         self.m * self.k * self.n_panels() * PANEL >= SHARED_WORK
     }
 
-    /// Parts to cut the panels into: more than threads, so that one that starts late leaves some to
-    /// the others.
+    /// Parts to cut the panels into: no more than threads, as each begins with cold weights.
     pub(crate) fn parts(&self, pool: &Pool) -> usize {
-        self.n_panels().min(PARTS_PER_THREAD * pool.threads())
+        self.n_panels().min(pool.threads())
     }
 
     /// The panels of part `part` of `parts`.
@@ -495,25 +489,13 @@ impl<'a> Plan<'a> {
 /// Packs what has to be packed and runs the tiles, on vectors or on the matrix unit.
 ///
 /// # Safety
-/// As for [`tile::run`]; `a` holds `[m, k]`.
-unsafe fn run(
-    isa: Isa,
-    m: usize,
-    k: usize,
-    a: Rows<'_>,
-    mut jobs: Vec<Job>,
-    scratch: &mut Scratch,
-) {
+/// As for [`tile::run`], and the machine has the unit of each job; `a` holds `[m, k]`.
+unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch: &mut Scratch) {
+    let (jobs, others): (Vec<Job>, _) = jobs.into_iter().partition(|job| job.unit == Unit::Vector);
     // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
-        #[cfg(target_arch = "x86_64")]
-        if let Rows::RowMajor { data, stride } = a
-            && jobs.iter().any(|job| job.unit != Unit::Vector)
-        {
-            let units: Vec<Job> = jobs
-                .extract_if(.., |job| job.unit != Unit::Vector)
-                .collect();
-            super::amx::run(m, k, data, stride, &units, &mut scratch.parts);
+        if !others.is_empty() {
+            run_on_matrix_unit(m, k, a, &others, scratch);
         }
         let packed = &mut scratch.rows;
         match a {
@@ -543,6 +525,20 @@ unsafe fn run(
         }
     }
 }
+
+/// # Safety
+/// As for [`super::amx::run`].
+#[cfg(target_arch = "x86_64")]
+unsafe fn run_on_matrix_unit(m: usize, k: usize, a: Rows<'_>, jobs: &[Job], scratch: &mut Scratch) {
+    if let Rows::RowMajor { data, stride } = a {
+        // SAFETY: passed on to the caller.
+        unsafe { super::amx::run(m, k, data, stride, jobs, &mut scratch.parts) };
+    }
+}
+
+/// Nothing asks for the unit where there is none.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn run_on_matrix_unit(_: usize, _: usize, _: Rows<'_>, _: &[Job], _: &mut Scratch) {}
 
 /// Walks `A` in blocks of rows and of the inner dimension, packing each block once for all jobs.
 ///
@@ -631,10 +627,10 @@ fn jobs(
     tails.reserve(products.iter().filter(|p| p.b.has_tail()).count() * k * PANEL);
     let mut tails = tails.chunks_exact_mut(k * PANEL);
     let mut jobs = Vec::with_capacity(products.len() + 1);
+    let is_row_major = matches!(a, Rows::RowMajor { .. });
     for product in products.iter_mut().filter(|p| p.b.n > 0) {
         let b = product.b;
         assert!(b.k == k, "inner dimensions {k} and {}", b.k);
-        let is_row_major = matches!(a, Rows::RowMajor { .. });
         assert!(
             b.unit == Unit::Vector || is_row_major,
             "the matrix unit takes rows only"

@@ -37,8 +37,6 @@ pub(crate) struct Pass<'a> {
     pub(crate) model: &'a Model,
     pub(crate) adapter: Option<&'a Adapter>,
     pub(crate) pool: Option<&'a Pool>,
-    /// Whether a backward pass follows.
-    pub(crate) trains: bool,
 }
 
 /// Where the head's backward pass writes: the gradient of its input and of the adapter.
@@ -66,8 +64,9 @@ impl HeadScratch {
 }
 
 impl Pass<'_> {
-    /// Writes the logits of `hidden [rows, hidden]` to `logits [rows, vocab]`.
-    fn logits(&self, hidden: &[f32], logits: &mut [f32], u: &mut [f32]) {
+    /// Writes the logits of `hidden [rows, hidden]` to `logits [rows, vocab]`; `trains` if their
+    /// gradient follows.
+    fn logits(&self, hidden: &[f32], trains: bool, logits: &mut [f32], u: &mut [f32]) {
         let width = self.model.arch.hidden_size;
         let rows = hidden.len() / width;
         let run = [Run {
@@ -80,7 +79,7 @@ impl Pass<'_> {
             runs: &run,
             rank,
             pool: self.pool,
-            trains: self.trains,
+            trains,
         };
         let output = Output {
             linear: &self.model.head,
@@ -116,7 +115,7 @@ impl Pass<'_> {
         for (i, hidden) in hidden.chunks(chunk * width).enumerate() {
             let rows = hidden.len() / width;
             let logits = &mut scratch.logits[..rows * vocab];
-            self.logits(hidden, logits, &mut scratch.u);
+            self.logits(hidden, gradients.is_some(), logits, &mut scratch.u);
             let mut any = false;
             for (row, logits) in logits.chunks_exact_mut(vocab).enumerate() {
                 let row = i * chunk + row;

@@ -181,7 +181,6 @@ impl Inference<'_> {
             model: self.model,
             adapter,
             pool: Some(self.pool),
-            trains: false,
         };
         pass.run(&sequence, hidden, &mut self.scratch.head, logprobs, None);
     }

@@ -66,10 +66,14 @@ impl Factor {
 
 /// Which units of the processor compute with the frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no other architecture has the unit")
+)]
 pub(crate) enum Units {
     /// Vectors alone.
     Vectors,
-    /// The matrix unit where it is faster.
+    /// The matrix unit where it is faster; made only for a machine that has it.
     Matrix,
 }
 
@@ -85,11 +89,10 @@ impl Units {
 
     /// A right factor of `f32`, to be multiplied on these units.
     pub(crate) fn on(self, factor: Cols<'_>) -> Cols<'_> {
-        #[cfg(target_arch = "x86_64")]
-        if self == Self::Matrix {
-            return factor.split();
+        match self {
+            Self::Matrix => factor.split(),
+            Self::Vectors => factor,
         }
-        factor
     }
 }
 
@@ -122,7 +125,7 @@ impl Linear {
         let column = |j: usize, row: &mut [f32]| tensor.read(j * inner, row);
         let forward = match units {
             #[cfg(target_arch = "x86_64")]
-            Units::Matrix if is_bf16(out, inner, column)? => {
+            Units::Matrix if tensor.is_bf16() || is_bf16(out, inner, column)? => {
                 Factor::Tiles(Tiles::from_columns(inner, out, column)?)
             }
             _ => Factor::Panels(Panels::from_columns(inner, out, column)?),

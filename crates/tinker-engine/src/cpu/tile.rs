@@ -28,6 +28,10 @@ pub(super) struct Job {
 
 /// What computes a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no other architecture has the unit")
+)]
 pub(crate) enum Unit {
     /// Vectors, on panels.
     Vector,

@@ -114,7 +114,6 @@ impl Workspace {
             model,
             adapter,
             pool: None,
-            trains: keeps_all,
         };
         let mut logprobs = Vec::with_capacity(sequence.targets.len());
         let normed = &self.normed[..n];

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, serialize_to_file};
 use serde_json::Value;
 use tinker_engine::{
     AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
@@ -12,10 +15,63 @@ use tinker_engine::{
 /// Llama with llama3 rope scaling; Qwen2 with biases; Qwen3 with QK norm and a tied head.
 pub(crate) const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
+/// The same with their weights rounded to bf16, which a matrix unit takes as they are.
+pub(crate) const ROUNDED: [&str; 3] = ["llama-bf16", "qwen2-bf16", "qwen3-bf16"];
+
+/// All of these.
+pub(crate) fn all_models() -> impl Iterator<Item = &'static str> {
+    MODELS.into_iter().chain(ROUNDED)
+}
+
+/// Where a model is; a rounded one is made on the way.
 pub(crate) fn dir(model: &str) -> PathBuf {
+    match model.strip_suffix("-bf16") {
+        Some(original) => rounded(original),
+        None => fixture(model),
+    }
+}
+
+fn fixture(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures/numerics")
         .join(model)
+}
+
+fn rounded(original: &str) -> PathBuf {
+    static MADE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+        let parent = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        for model in MODELS {
+            let (from, to) = (fixture(model), parent.path().join(model));
+            std::fs::create_dir(&to).unwrap();
+            std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+            let weights = tensors(&from.join("model.safetensors"));
+            let bytes = |x| half::bf16::from_f32(x).to_le_bytes().to_vec();
+            let file = to.join("model.safetensors");
+            write_tensors(&file, Dtype::BF16, weights.iter(), bytes);
+        }
+        parent
+    });
+    MADE.path().join(original)
+}
+
+/// Writes tensors as one safetensors file, each value by `bytes`.
+pub(crate) fn write_tensors<'a>(
+    path: &Path,
+    dtype: Dtype,
+    tensors: impl Iterator<Item = (&'a String, &'a HostTensor)>,
+    bytes: impl Fn(f32) -> Vec<u8>,
+) {
+    let encoded: Vec<_> = tensors
+        .map(|(name, tensor)| {
+            let data: Vec<u8> = tensor.data.iter().flat_map(|x| bytes(*x)).collect();
+            (name, tensor.shape.clone(), data)
+        })
+        .collect();
+    let views = encoded.iter().map(|(name, shape, data)| {
+        let view = TensorView::new(dtype, shape.clone(), data).unwrap();
+        (name.as_str(), view)
+    });
+    serialize_to_file(views, None, path).unwrap();
 }
 
 pub(crate) fn load(model: &str, threads: usize) -> Box<dyn Backend> {
@@ -63,7 +119,7 @@ pub(crate) fn all_modules(rank: usize) -> LoraSpec {
     }
 }
 
-/// What PyTorch computed for a model.
+/// What PyTorch computed for a model; for a rounded one, what it computed for the original.
 pub(crate) struct Reference {
     pub(crate) dir: PathBuf,
     pub(crate) json: Value,
@@ -71,7 +127,7 @@ pub(crate) struct Reference {
 
 impl Reference {
     pub(crate) fn of(model: &str) -> Self {
-        let dir = dir(model).join("reference");
+        let dir = fixture(model.trim_end_matches("-bf16")).join("reference");
         let text = std::fs::read_to_string(dir.join("reference.json")).unwrap();
         Self {
             json: serde_json::from_str(&text).unwrap(),

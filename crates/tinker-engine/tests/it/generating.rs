@@ -5,7 +5,7 @@ use tinker_engine::{
     StopReason, TrainSequence,
 };
 
-use crate::common::{MODELS, Reference, all_modules, load};
+use crate::common::{Reference, all_models, all_modules, load};
 
 fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
     GenerateRequest {
@@ -50,7 +50,7 @@ fn one(backend: &mut dyn Backend, request: GenerateRequest) -> Generation {
 
 #[test]
 fn samples_do_not_depend_on_company_or_rows() {
-    for model in MODELS {
+    for model in all_models() {
         let mut backend = load(model, 2);
         let tuned = Some(Reference::of(model).import(&mut *backend));
         let requests = || -> Vec<GenerateRequest> {
@@ -85,7 +85,7 @@ fn samples_do_not_depend_on_company_or_rows() {
 
 #[test]
 fn sampled_logprobs_equal_recomputed_ones_bit_for_bit() {
-    for model in MODELS {
+    for model in all_models() {
         let mut backend = load(model, 2);
         let adapter = Some(Reference::of(model).import(&mut *backend));
         let prompt = [3, 1, 4, 1, 5];

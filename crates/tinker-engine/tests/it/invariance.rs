@@ -2,7 +2,7 @@
 
 use tinker_engine::{AdamW, AdapterState, Backend, TrainSequence};
 
-use crate::common::{Load, MODELS, Reference, all_modules, load, load_on_vectors, relative};
+use crate::common::{Load, Reference, all_models, all_modules, load, load_on_vectors, relative};
 
 const STEP: AdamW = AdamW {
     learning_rate: 1e-2,
@@ -35,7 +35,7 @@ fn batch(model: &str) -> Vec<TrainSequence> {
 
 #[test]
 fn threads_do_not_change_a_training_step() {
-    for model in MODELS {
+    for model in all_models() {
         let batch = batch(model);
         let one = train(1, model, &[&batch]);
         for threads in [2, 3, 5] {
@@ -49,7 +49,7 @@ fn threads_do_not_change_a_training_step() {
 
 #[test]
 fn splitting_a_call_does_not_change_its_gradient() {
-    for model in MODELS {
+    for model in all_models() {
         let batch = batch(model);
         let whole = train(2, model, &[&batch]);
         let (head, tail) = batch.split_at(3);
@@ -61,7 +61,7 @@ fn splitting_a_call_does_not_change_its_gradient() {
 
 #[test]
 fn batch_mates_do_not_change_a_sequence() {
-    for model in MODELS {
+    for model in all_models() {
         let batch = batch(model);
         let (together, _) = train(2, model, &[&batch]);
         let mut backend = load(model, 2);
@@ -76,7 +76,7 @@ fn batch_mates_do_not_change_a_sequence() {
 
 #[test]
 fn scoring_agrees_with_training() {
-    for model in MODELS {
+    for model in all_models() {
         let batch = batch(model);
         for (load, tolerance) in [(load as Load, 1e-6), (load_on_vectors, 0.0)] {
             let mut backend = load(model, 2);
@@ -93,9 +93,28 @@ fn scoring_agrees_with_training() {
     }
 }
 
+/// Gradients of both units; the rounded models have no reference of PyTorch.
+#[test]
+fn units_agree_on_gradients() {
+    for model in all_models() {
+        let batch = batch(model);
+        let gradient = |load: Load| {
+            let mut backend = load(model, 2);
+            let adapter = Reference::of(model).import(&mut *backend);
+            backend.forward_backward(adapter, &batch).unwrap();
+            backend.export_adapter(adapter).unwrap().gradient
+        };
+        let on_vectors = gradient(load_on_vectors);
+        for (name, values) in gradient(load) {
+            let off = relative(&values, &on_vectors[&name]);
+            assert!(off < 1e-5, "{model} {name}: off by {off:e}");
+        }
+    }
+}
+
 #[test]
 fn other_adapters_and_slots_do_not_change_a_result() {
-    for model in MODELS {
+    for model in all_models() {
         let batch = batch(model);
         let (alone, _) = train(2, model, &[&batch]);
         let mut backend = load(model, 2);
@@ -114,7 +133,7 @@ fn other_adapters_and_slots_do_not_change_a_result() {
 
 #[test]
 fn export_and_import_in_mid_accumulation_continue_bit_for_bit() {
-    for model in MODELS {
+    for model in all_models() {
         let batch = batch(model);
         let mut backend = load(model, 2);
         let first = backend.create_adapter(&all_modules(4)).unwrap();
@@ -146,7 +165,7 @@ fn prompt() -> Vec<u32> {
 
 #[test]
 fn chunks_of_a_prompt_and_single_tokens_give_the_bits_of_the_whole() {
-    for model in MODELS {
+    for model in all_models() {
         let mut backend = load(model, 2);
         let adapter = Some(Reference::of(model).import(&mut *backend));
         let prompt = prompt();
@@ -175,7 +194,7 @@ fn chunks_of_a_prompt_and_single_tokens_give_the_bits_of_the_whole() {
 
 #[test]
 fn scoring_a_sequence_gives_the_bits_of_its_prompt_logprobs() {
-    for model in MODELS {
+    for model in all_models() {
         let mut backend = load(model, 2);
         let adapter = Some(Reference::of(model).import(&mut *backend));
         let prompt = prompt();
@@ -199,7 +218,7 @@ fn scoring_a_sequence_gives_the_bits_of_its_prompt_logprobs() {
 
 #[test]
 fn rows_of_a_decode_step_do_not_see_each_other() {
-    for model in MODELS {
+    for model in all_models() {
         let mut backend = load(model, 3);
         let tuned = Some(Reference::of(model).import(&mut *backend));
         let other = Some(backend.create_adapter(&all_modules(17)).unwrap());
@@ -261,7 +280,7 @@ fn a_forked_slot_goes_its_own_way() {
 
 #[test]
 fn threads_do_not_change_prefill_and_decoding() {
-    for model in MODELS {
+    for model in all_models() {
         let run = |threads| {
             let mut backend = load(model, threads);
             let tuned = Some(Reference::of(model).import(&mut *backend));
@@ -289,7 +308,7 @@ fn threads_do_not_change_prefill_and_decoding() {
 
 #[test]
 fn snapshots_and_open_slots_keep_the_weights_they_were_made_of() {
-    for model in MODELS {
+    for model in all_models() {
         let mut backend = load(model, 2);
         let adapter = Reference::of(model).import(&mut *backend);
         let logits = |backend: &mut dyn Backend, adapter| {

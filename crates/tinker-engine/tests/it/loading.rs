@@ -4,31 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, serialize_to_file};
-use tinker_engine::{HostTensor, load_cpu};
+use safetensors::Dtype;
+use tinker_engine::load_cpu;
 
-use crate::common::{MODELS, dir, tensors};
-
-/// Writes tensors as one safetensors file, each value by `bytes`.
-fn write<'a>(
-    path: &Path,
-    dtype: Dtype,
-    tensors: impl Iterator<Item = (&'a String, &'a HostTensor)>,
-    bytes: impl Fn(f32) -> Vec<u8>,
-) {
-    let encoded: Vec<_> = tensors
-        .map(|(name, tensor)| {
-            let data: Vec<u8> = tensor.data.iter().flat_map(|x| bytes(*x)).collect();
-            (name, tensor.shape.clone(), data)
-        })
-        .collect();
-    let views = encoded.iter().map(|(name, shape, data)| {
-        let view = TensorView::new(dtype, shape.clone(), data).unwrap();
-        (name.as_str(), view)
-    });
-    serialize_to_file(views, None, path).unwrap();
-}
+use crate::common::{MODELS, dir, tensors, write_tensors};
 
 /// Logits and prompt log-probs of a model directory.
 fn answer(dir: &Path) -> tinker_engine::Prefill {
@@ -52,7 +31,7 @@ fn check(model: &str, dtype: Dtype, bytes: impl Fn(f32) -> Vec<u8>, round: impl 
             part.clone()
                 .map(|(_, (name, _))| (name.clone(), file.clone())),
         );
-        write(
+        write_tensors(
             &sharded.path().join(file),
             dtype,
             part.map(|(_, t)| t),
@@ -65,7 +44,7 @@ fn check(model: &str, dtype: Dtype, bytes: impl Fn(f32) -> Vec<u8>, round: impl 
         *value = round(*value);
     }
     let single = whole.path().join("model.safetensors");
-    write(&single, Dtype::F32, weights.iter(), |x| {
+    write_tensors(&single, Dtype::F32, weights.iter(), |x| {
         x.to_le_bytes().to_vec()
     });
 

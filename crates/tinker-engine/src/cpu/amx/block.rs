@@ -94,10 +94,10 @@ pub(super) struct Block {
 #[derive(Clone, Copy)]
 pub(super) enum Ahead {
     Nothing,
-    /// The tiles of the next columns, so many floats further, and their output.
+    /// The tiles of the next columns, so many floats further.
     Columns(usize),
-    /// The left parts and output of the next rows, and a share of the columns to be split next: all
-    /// of them by the time all rows are done.
+    /// The output of the next rows, and a share of the columns to be split next: all of them by the
+    /// time all rows are done.
     Rows(*const f32, usize),
 }
 
@@ -120,15 +120,15 @@ impl Block {
         }
     }
 
-    /// Computes a block, by way of the stack where the output ends within a tile.
+    /// Computes a block with `P` parts of the right factor, by way of the stack where the output ends within a tile.
     ///
     /// # Safety
     /// As for [`super::run`], with the registers configured for the rows.
-    pub(super) unsafe fn run(&self, rows: usize, columns: usize, split: bool) {
+    pub(super) unsafe fn run<const P: usize>(&self, rows: usize, columns: usize) {
         // SAFETY: passed on to the caller.
         unsafe {
             if columns.is_multiple_of(SIDE) {
-                return self.run_whole(rows, columns, split);
+                return self.run_whole::<P>(rows, columns);
             }
             let mut whole = [0.0f32; 4 * TILE];
             if self.add {
@@ -144,7 +144,7 @@ impl Block {
                 stride: PANEL,
                 ..*self
             };
-            inside.run_whole(rows, round_up(columns, SIDE), split);
+            inside.run_whole::<P>(rows, round_up(columns, SIDE));
             for row in 0..rows {
                 let source = whole[row * PANEL..].as_ptr();
                 self.c
@@ -154,25 +154,22 @@ impl Block {
         }
     }
 
-    unsafe fn run_whole(&self, rows: usize, columns: usize, split: bool) {
+    unsafe fn run_whole<const P: usize>(&self, rows: usize, columns: usize) {
         // SAFETY: passed on to the caller.
         unsafe {
-            match (rows > SIDE, columns > SIDE, split) {
-                (true, true, true) => self.tiles::<2, 2, PARTS>(),
-                (true, true, false) => self.tiles::<2, 2, 1>(),
-                (true, false, true) => self.tiles::<2, 1, PARTS>(),
-                (true, false, false) => self.tiles::<2, 1, 1>(),
-                (false, true, true) => self.tiles::<1, 2, PARTS>(),
-                (false, true, false) => self.tiles::<1, 2, 1>(),
-                (false, false, true) => self.tiles::<1, 1, PARTS>(),
-                (false, false, false) => self.tiles::<1, 1, 1>(),
+            match (rows > SIDE, columns > SIDE) {
+                (true, true) => self.tiles::<2, 2, P>(),
+                (true, false) => self.tiles::<2, 1, P>(),
+                (false, true) => self.tiles::<1, 2, P>(),
+                (false, false) => self.tiles::<1, 1, P>(),
             }
         }
     }
 
     /// Computes `C (+)= A B` of `R` by `C` tiles, `P` parts of `B`.
     ///
-    /// The compiler does not know tile registers, so what one statement leaves in them the next finds.
+    /// The compiler never uses tile registers itself, so what one statement leaves in them the next
+    /// finds, as long as nothing called in between uses them.
     #[inline(always)]
     unsafe fn tiles<const R: usize, const C: usize, const P: usize>(&self) {
         // SAFETY: passed on to the caller.
@@ -199,7 +196,7 @@ impl Block {
                 }
             }
             Ahead::Rows(next, rows) => {
-                let share = 2 * SIDE * DEPTH * PANEL / rows;
+                let share = 2 * SIDE * DEPTH * PANEL / rows.max(2 * SIDE);
                 for at in (tile * share..(tile + 1) * share).step_by(LINE) {
                     prefetch_far(next.wrapping_add(at));
                 }
@@ -208,7 +205,7 @@ impl Block {
         }
     }
 
-    /// Asks for the output of the rows below.
+    /// Asks for the output of the rows below, unless they were written just now, to be added to.
     #[inline(always)]
     fn fetch_output(&self, tile: usize) {
         if self.add {
@@ -252,7 +249,7 @@ impl Block {
         }
     }
 
-    /// Adds the products of one tile of inner dimension, small parts first.
+    /// Adds the products of one tile of inner dimension, the largest last.
     #[inline(always)]
     unsafe fn step<const R: usize, const C: usize, const P: usize>(&self, tile: usize) {
         const ROW_BYTES: usize = 64;

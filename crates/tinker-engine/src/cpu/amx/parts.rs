@@ -1,19 +1,34 @@
 //! Splitting `f32` into bf16 numbers whose sum it is.
+//!
+//! Each part is what is left, rounded to nearest: then parts are as small as can be, and the products
+//! of parts that nobody computes have either sign. An infinity leaves a NaN, and so does what rounds
+//! to one, above 3.39e38.
 
 use std::arch::x86_64::{
-    _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_si512,
-    _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16, _mm512_set1_epi32,
-    _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
+    __m512, __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16,
+    _mm512_set1_epi32, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
 };
 
 use super::{DEPTH, PARTS, SIDE, TILE};
+
+/// The next part of each value, in the upper halves, and what it leaves; both are exact.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn part(x: __m512) -> (__m512i, __m512) {
+    let (half, high) = (
+        _mm512_set1_epi32(0x8000),
+        _mm512_set1_epi32(0xffff_0000_u32.cast_signed()),
+    );
+    let rounded = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), high);
+    (rounded, _mm512_sub_ps(x, _mm512_castsi512_ps(rounded)))
+}
 
 /// Splits up to 16 rows of `k` values into tiles `[k / 32][parts][rows][32]` of bf16, zero padded.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn split_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &mut [f32]) {
     let tiles = k.div_ceil(DEPTH);
     assert!((rows - 1) * stride + k <= a.len() && tiles * PARTS * TILE <= out.len());
-    let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
     let odd_words: [u16; 32] = std::array::from_fn(|i| 2 * i as u16 + 1);
     // SAFETY: 32 words are 64 bytes.
     let odd_words = unsafe { _mm512_loadu_si512(odd_words.as_ptr().cast()) };
@@ -31,13 +46,12 @@ pub(super) fn split_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &
                 let mut low = _mm512_maskz_loadu_ps(mask(left), source);
                 let upper = left.saturating_sub(SIDE);
                 let mut top = _mm512_maskz_loadu_ps(mask(upper), source.wrapping_add(SIDE));
-                for part in 0..PARTS {
-                    // The upper half of a float is a bf16 number; what it leaves is exact.
-                    let (l, t) = (_mm512_castps_si512(low), _mm512_castps_si512(top));
-                    let words = _mm512_permutex2var_epi16(l, odd_words, t);
-                    _mm512_storeu_si512(target.wrapping_add(part * TILE).cast(), words);
-                    low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_and_si512(l, high)));
-                    top = _mm512_sub_ps(top, _mm512_castsi512_ps(_mm512_and_si512(t, high)));
+                for i in 0..PARTS {
+                    let (of_low, of_top);
+                    (of_low, low) = part(low);
+                    (of_top, top) = part(top);
+                    let words = _mm512_permutex2var_epi16(of_low, odd_words, of_top);
+                    _mm512_storeu_si512(target.wrapping_add(i * TILE).cast(), words);
                 }
             }
         }
@@ -75,7 +89,6 @@ impl Strip {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn split_pair(&self, pair: usize, group: usize, out: *mut f32) {
-        let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
         let row = |t: usize| {
             let mask = if t < self.k { u16::MAX } else { 0 };
             let source = self.data.wrapping_add(t * self.stride + group * SIDE);
@@ -84,14 +97,14 @@ impl Strip {
         };
         let t = self.first + 2 * pair;
         let (mut even, mut odd) = (row(t), row(t + 1));
-        for part in 0..PARTS {
-            let (e, o) = (_mm512_castps_si512(even), _mm512_castps_si512(odd));
-            // The upper half of a float is a bf16 number; what it leaves is exact.
-            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(e), o);
+        for i in 0..PARTS {
+            let (of_even, of_odd);
+            (of_even, even) = part(even);
+            (of_odd, odd) = part(odd);
+            let low = _mm512_srli_epi32::<16>(of_even);
+            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, of_odd);
             // SAFETY: passed on to the caller.
-            unsafe { _mm512_store_si512(out.wrapping_add(part * TILE).cast(), both) };
-            even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_and_si512(e, high)));
-            odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(o, high)));
+            unsafe { _mm512_store_si512(out.wrapping_add(i * TILE).cast(), both) };
         }
     }
 }

@@ -206,6 +206,16 @@ mod matrix_unit {
         }
     }
 
+    /// Whether there is nothing to test, and says so.
+    #[expect(clippy::print_stderr, reason = "why a test is skipped")]
+    fn is_absent() -> bool {
+        let absent = !amx::is_available();
+        if absent {
+            eprintln!("skipped: this machine has no AMX; run it on an Intel Xeon of 2023 or later");
+        }
+        absent
+    }
+
     fn run(m: usize, a: &[f32], right: Cols<'_>, c: &[f32]) -> Vec<f32> {
         let mut out = c.to_vec();
         let products = &mut [Product::new(right, &mut out, right.n(), Store::Add)];
@@ -224,7 +234,7 @@ mod matrix_unit {
 
     #[test]
     fn agrees_with_the_definition_to_the_accuracy_of_f32() {
-        if !amx::is_available() {
+        if is_absent() {
             return;
         }
         let shapes = SHAPES
@@ -245,7 +255,7 @@ mod matrix_unit {
 
     #[test]
     fn a_row_has_the_same_bits_whatever_stands_beside_it() {
-        if !amx::is_available() {
+        if is_absent() {
             return;
         }
         let (m, n, k) = (300, 200, 730);
@@ -263,7 +273,7 @@ mod matrix_unit {
 
     #[test]
     fn a_column_has_the_same_bits_whatever_stands_beside_it() {
-        if !amx::is_available() {
+        if is_absent() {
             return;
         }
         let (m, n, k) = (40, 77, 300);
@@ -279,6 +289,84 @@ mod matrix_unit {
             let some = run(m, &a, part, &vec![0.0; m * columns]);
             for (all, some) in all.chunks(n).zip(some.chunks(columns)) {
                 assert_eq!(all[first..first + columns], *some);
+            }
+        }
+    }
+
+    /// Numbers of which truncated parts would lose four units in the last place: `1 + 2^-7 - 2^-23`.
+    #[test]
+    fn a_product_is_off_by_about_one_rounding() {
+        if is_absent() {
+            return;
+        }
+        let worst = f32::from_bits(0x3f80_ffff);
+        for (a, b) in [
+            (worst, worst),
+            (worst, -worst),
+            (worst, 1.0 / 3.0),
+            (0.1, 0.3),
+        ] {
+            let exact = f64::from(a) * f64::from(b);
+
+            let out = run(1, &[a], Cols::row_major(&[b], 1, 1, 1).split(), &[0.0]);
+
+            let off = (f64::from(out[0]) / exact - 1.0).abs();
+            assert!(off < 1.5e-7, "{a} times {b}: off by {off:e}");
+        }
+    }
+
+    #[test]
+    fn writes_and_replaces_its_columns_alone() {
+        if is_absent() {
+            return;
+        }
+        for (m, n, k, stride) in [(13, 45, 9, 50), (40, 77, 300, 90), (64, 64, 64, 64)] {
+            let a = values(m * k, 6);
+            let factors = Factors::new(k, n, 7);
+            for (name, right, b) in factors.each() {
+                let mut out = vec![7.0; m * stride];
+                let products = &mut [Product::new(right, &mut out, stride, Store::Replace)];
+                matmul(m, k, Rows::row_major(&a, k), products);
+                let expected = product(m, n, k, &a, b, &vec![0.0; m * n]);
+                for (row, expected) in out.chunks(stride).zip(expected.chunks(n)) {
+                    assert!(row[n..].iter().all(|x| *x == 7.0), "{name}");
+                    assert!(distance(&row[..n], expected) < 1e-5, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_product() {
+        if is_absent() {
+            return;
+        }
+        let pool = Pool::new(3);
+        let (n, k) = (200, 300);
+        let factors = Factors::new(k, n, 9);
+        for m in [1, 5, 17, 200] {
+            let a = values(m * k, 4);
+            for (name, right, _) in factors.each() {
+                let mut out = vec![0.0; m * n];
+                let products = &mut [Product::new(right, &mut out, n, Store::Replace)];
+                matmul_on(&pool, m, k, Rows::row_major(&a, k), products);
+                assert!(
+                    out == run(m, &a, right, &vec![0.0; m * n]),
+                    "{name}, {m} rows"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn infinities_and_nan_stay_out_of_range() {
+        if is_absent() {
+            return;
+        }
+        for x in [f32::INFINITY, f32::NAN, f32::from_bits(0x7f80_0001)] {
+            for (a, b) in [(x, 1.0), (1.0, x)] {
+                let out = run(1, &[a], Cols::row_major(&[b], 1, 1, 1).split(), &[0.0]);
+                assert!(!out[0].is_finite(), "{a} times {b} is {}", out[0]);
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::cpu::pool::{Pool, SharedMut};
 
 /// As [`Batch::forward`], with the same bits.
 pub(super) fn forward(batch: &Batch<'_>, pool: &Pool, of: Forward<'_>, outputs: &mut [Output<'_>]) {
+    debug_assert!(!batch.trains, "training shares out sequences, not columns");
     let u = SharedMut::new(of.u);
     let mut shared = Vec::with_capacity(outputs.len());
     let mut products = Vec::with_capacity(outputs.len());
