@@ -1,8 +1,9 @@
 //! The agreement that client and server must both keep, as tests.
 //!
-//! [`mock`] is a scripted double of the service for tests of the client; [`target`] starts our own
-//! server, in this process or in one that can be killed; [`suite`] is what every server must do for
-//! our client; [`python`] runs the official SDK against a server.
+//! [`mock`] is a scripted double of the service for tests of the client; [`faults`] is a wire that
+//! breaks before any server; [`target`] starts our own server, in this process or in one that can be
+//! killed; [`suite`] is what every server must do for our client; [`python`] runs the official SDK
+//! against a server.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,6 +12,7 @@
     reason = "this crate is test support, and tests fail by panicking"
 )]
 
+pub mod faults;
 pub mod mock;
 pub mod python;
 pub mod suite;

@@ -8,6 +8,7 @@
 )]
 #![expect(clippy::print_stdout, reason = "a failed test shows what it drew")]
 
+mod client_faults;
 mod client_futures;
 mod client_http;
 mod client_sampling;
