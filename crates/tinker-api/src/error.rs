@@ -5,6 +5,8 @@ use std::time::Duration;
 use tinker_http::{ErrorKind, RequestType};
 use tinker_types::{CheckpointKind, ErrorCategory, RequestId, TinkerPath, TypeError};
 
+use crate::ledger::LedgerError;
+
 /// Result of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -46,6 +48,9 @@ pub enum Error {
     /// An earlier operation may or may not have reached the server, so no later one can be sent.
     #[error("the training client has stopped: {0}; create a new one from the last checkpoint")]
     Stopped(String),
+    /// The step ledger cannot be used, or does not agree with the program or the server.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The result was not waited for any longer.
     #[error("no result of {operation} after {after:?}")]
     TimedOut {

@@ -31,6 +31,7 @@ mod combine;
 mod dispatch;
 mod error;
 mod heartbeat;
+mod ledger;
 mod loss;
 mod options;
 mod resolve;
@@ -43,6 +44,7 @@ mod turns;
 
 pub use api_future::ApiFuture;
 pub use error::{Error, Result};
+pub use ledger::LedgerError;
 pub use loss::Loss;
 pub use options::{SampleOptions, SamplingSource, SaveOptions, StateOptions, TrainingOptions};
 pub use rest_client::RestClient;

@@ -1,8 +1,11 @@
 //! The entry: where the server is, who asks, and what to create there.
 
+use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tinker_http::{
     ApiKey, BaseUrl, Client, ClientBuilder, Event, PollPolicy, RequestType, RetryPolicy, Timeouts,
 };
@@ -14,6 +17,7 @@ use tinker_types::{
 use tokio::sync::OnceCell;
 
 use crate::error::{Error, Result};
+use crate::ledger::Ledger;
 use crate::options::{SamplingSource, StateOptions, TrainingOptions};
 use crate::resolve::resolve;
 use crate::rest_client::RestClient;
@@ -42,6 +46,7 @@ struct Shared {
 pub struct ServiceClientBuilder {
     http: ClientBuilder,
     options: SessionOptions,
+    ledger: Option<PathBuf>,
 }
 
 impl ServiceClientBuilder {
@@ -146,14 +151,34 @@ impl ServiceClientBuilder {
         self
     }
 
-    /// Checks the settings. Sends nothing.
+    /// Notes every training operation in the file at `path` before it is sent, and its answer
+    /// afterwards: the step ledger of one run of a program.
+    ///
+    /// A program that was killed and is started again with the same ledger makes the same calls
+    /// again, in the same order and with the same data. It goes on with the same session and
+    /// training runs; operations whose answers are known are not sent, the others are sent with the
+    /// number and the bytes that they had, so that each is applied once. One process uses a ledger
+    /// at a time. A noted operation costs one write that is synced to the disk; those that wait
+    /// share one.
+    #[must_use]
+    pub fn ledger(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ledger = Some(path.into());
+        self
+    }
+
+    /// Checks the settings and takes the ledger, if there is one. Sends nothing.
     ///
     /// # Errors
-    /// If the base URL, the key, a header or the proxy is malformed, or the key is missing.
-    pub fn build(self) -> Result<ServiceClient> {
+    /// If the base URL, the key, a header or the proxy is malformed, or the key is missing;
+    /// [`Error::Ledger`] if the ledger is damaged or in use.
+    pub fn build(mut self) -> Result<ServiceClient> {
+        let http = self.http.build()?;
+        if let Some(path) = self.ledger {
+            self.options.ledger = Some(Arc::new(Ledger::open(&path)?));
+        }
         Ok(ServiceClient {
             shared: Arc::new(Shared {
-                http: self.http.build()?,
+                http,
                 options: self.options,
                 session: OnceCell::new(),
             }),
@@ -168,6 +193,7 @@ impl ServiceClient {
         ServiceClientBuilder {
             http: Client::builder(base_url),
             options: SessionOptions::default(),
+            ledger: None,
         }
     }
 
@@ -204,13 +230,18 @@ impl ServiceClient {
             optimizer_config: options.optimizer,
             tag: CreateModelTag,
         };
-        let started = session.http.now();
-        let future = session.http.create_model(&request).await?;
-        let took = session.http.now().saturating_sub(started);
-        let id = &future.request_id;
-        let resolved = session.http.retrieve_create_model(id, Some(took)).await?;
-        let created = resolve(RequestType::CreateModel, id, resolved)?;
-        TrainingClient::open(session, created.model_id).await
+        let summary = summary_of(&request);
+        let create = async {
+            let started = session.http.now();
+            let future = session.http.create_model(&request).await?;
+            let took = session.http.now().saturating_sub(started);
+            let id = &future.request_id;
+            let resolved = session.http.retrieve_create_model(id, Some(took)).await?;
+            Ok(resolve(RequestType::CreateModel, id, resolved)?.model_id)
+        };
+        let number = request.model_seq_id;
+        let run = create_once(&session, number, &request, summary, create).await?;
+        TrainingClient::open(Arc::clone(&session), run).await
     }
 
     /// Creates a training run from a training checkpoint, with a new optimizer.
@@ -268,17 +299,20 @@ impl ServiceClient {
             weights_access_token: options.weights_access_token,
             tag: LoadWeightsTag,
         };
-        let started = session.http.now();
-        let future = session.http.load_weights(&request).await?;
-        let took = session.http.now().saturating_sub(started);
-        let id = &future.request_id;
-        let resolved = session.http.retrieve_load_weights(id, Some(took)).await?;
-        let loaded = resolve(RequestType::LoadWeights, id, resolved)?;
-        // Servers need not say: the rule is shared.
-        let model_id = loaded
-            .model_id
-            .unwrap_or_else(|| TrainingRunId::of_session(&session.id, model_seq_id));
-        TrainingClient::open(session, model_id).await
+        let summary = format!("one that continues {path}");
+        let load = async {
+            let started = session.http.now();
+            let future = session.http.load_weights(&request).await?;
+            let took = session.http.now().saturating_sub(started);
+            let id = &future.request_id;
+            let resolved = session.http.retrieve_load_weights(id, Some(took)).await?;
+            let loaded = resolve(RequestType::LoadWeights, id, resolved)?;
+            // Servers need not say: the rule is shared.
+            let model_id = loaded.model_id;
+            Ok(model_id.unwrap_or_else(|| TrainingRunId::of_session(&session.id, model_seq_id)))
+        };
+        let run = create_once(&session, model_seq_id, &request, summary, load).await?;
+        TrainingClient::open(Arc::clone(&session), run).await
     }
 
     /// Creates a sampler of a base model or of a sampler checkpoint.
@@ -340,4 +374,35 @@ impl ServiceClient {
         };
         shared.session.get_or_try_init(open).await.cloned()
     }
+}
+
+/// Creates a training run, unless the ledger has it.
+async fn create_once(
+    session: &Session,
+    number: u64,
+    request: &impl Serialize,
+    summary: String,
+    create: impl Future<Output = Result<TrainingRunId>>,
+) -> Result<TrainingRunId> {
+    let Some(ledger) = &session.ledger else {
+        return create.await;
+    };
+    let bytes = serde_json::to_vec(request)
+        .map_err(|error| Error::InvalidRequest(format!("the request has no JSON form: {error}")))?;
+    if let Some(run) = ledger.create(number, &bytes, summary).await? {
+        return Ok(run);
+    }
+    let run = create.await?;
+    ledger.note_created(number, &run).await?;
+    Ok(run)
+}
+
+/// A training run in a few words, for people who mix two ledgers up.
+fn summary_of(request: &CreateModelRequest) -> String {
+    let lora = request.lora_config.clone().unwrap_or_default();
+    let seed = lora.seed.map_or("no".to_owned(), |seed| seed.to_string());
+    format!(
+        "a new adapter of {} (rank {}, seed {seed})",
+        request.base_model, lora.rank
+    )
 }

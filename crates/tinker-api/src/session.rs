@@ -1,9 +1,10 @@
 //! A session: what its training runs and samplers share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tinker_http::{Client, PROTOCOL_VERSION};
+use tinker_http::{Client, ErrorKind, PROTOCOL_VERSION};
 use tinker_types::{
     ClientConfig, CreateSessionRequest, CreateSessionTag, FinishReason, FinishSessionRequest,
     ProjectId, SessionId, UserMetadata,
@@ -13,6 +14,7 @@ use tokio::runtime::Handle;
 use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
 use crate::heartbeat::{Heartbeat, INTERVAL};
+use crate::ledger::Ledger;
 
 /// What a session is called and filed under.
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub(crate) struct SessionOptions {
     pub(crate) user_metadata: UserMetadata,
     pub(crate) project_id: Option<ProjectId>,
     pub(crate) display_name: Option<String>,
+    /// Where steps are noted.
+    pub(crate) ledger: Option<Arc<Ledger>>,
 }
 
 impl Default for SessionOptions {
@@ -32,6 +36,7 @@ impl Default for SessionOptions {
             user_metadata: UserMetadata::new(),
             project_id: None,
             display_name: None,
+            ledger: None,
         }
     }
 }
@@ -44,6 +49,7 @@ pub(crate) struct Session {
     pub(crate) runtime: Handle,
     pub(crate) config: ClientConfig,
     pub(crate) dispatch: Dispatch,
+    pub(crate) ledger: Option<Arc<Ledger>>,
     heartbeat: Heartbeat,
     n_models: AtomicU64,
     n_samplers: AtomicU64,
@@ -55,32 +61,25 @@ impl Session {
         let runtime = Handle::try_current()
             .map_err(|_| Error::InvalidRequest("the clients need a tokio runtime".into()))?;
         let interval = options.heartbeat_interval;
-        let request = CreateSessionRequest {
-            tags: options.tags,
-            user_metadata: options.user_metadata,
-            sdk_version: PROTOCOL_VERSION.to_owned(),
-            project_id: options.project_id,
-            display_name: options.display_name,
-            tag: CreateSessionTag,
-        };
+        let ledger = options.ledger.clone();
         let config = http.config().await?.clone();
-        let answer = http.create_session(&request).await?;
-        let id = answer.session_id;
-        if let Some(message) = answer.info_message {
-            tracing::info!(session.id = %id, "server: {message}");
-        }
-        if let Some(message) = answer.warning_message {
-            tracing::warn!(session.id = %id, "server: {message}");
-        }
-        if let Some(message) = answer.error_message {
-            tracing::error!(session.id = %id, "server: {message}");
-        }
+        let id = match to_go_on_with(&http, ledger.as_deref()).await? {
+            Some(id) => id,
+            None => {
+                let id = create(&http, options).await?;
+                if let Some(ledger) = &ledger {
+                    ledger.note_session(&id).await?;
+                }
+                id
+            }
+        };
         Ok(Self {
             heartbeat: Heartbeat::start(&runtime, http.clone(), id.clone(), interval),
             id,
             http,
             runtime,
             dispatch: Dispatch::new(&config),
+            ledger,
             config,
             n_models: AtomicU64::new(0),
             n_samplers: AtomicU64::new(0),
@@ -107,4 +106,41 @@ impl Session {
         let request = FinishSessionRequest { reason, detail };
         Ok(self.http.finish_session(&self.id, &request).await?)
     }
+}
+
+/// The session of the ledger, unless the server ended it before it had a training run.
+async fn to_go_on_with(http: &Client, ledger: Option<&Ledger>) -> Result<Option<SessionId>> {
+    let Some((ledger, id)) = ledger.and_then(|ledger| Some((ledger, ledger.session()?))) else {
+        return Ok(None);
+    };
+    if ledger.has_runs() {
+        return Ok(Some(id));
+    }
+    match http.session_heartbeat(&id).await {
+        Err(error) if matches!(error.kind(), ErrorKind::Expired | ErrorKind::NotFound) => Ok(None),
+        _ => Ok(Some(id)),
+    }
+}
+
+async fn create(http: &Client, options: SessionOptions) -> Result<SessionId> {
+    let request = CreateSessionRequest {
+        tags: options.tags,
+        user_metadata: options.user_metadata,
+        sdk_version: PROTOCOL_VERSION.to_owned(),
+        project_id: options.project_id,
+        display_name: options.display_name,
+        tag: CreateSessionTag,
+    };
+    let answer = http.create_session(&request).await?;
+    let id = answer.session_id;
+    if let Some(message) = answer.info_message {
+        tracing::info!(session.id = %id, "server: {message}");
+    }
+    if let Some(message) = answer.warning_message {
+        tracing::warn!(session.id = %id, "server: {message}");
+    }
+    if let Some(message) = answer.error_message {
+        tracing::error!(session.id = %id, "server: {message}");
+    }
+    Ok(id)
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tinker_http::{Client, Error as HttpError, RequestType, Resolved};
 use tinker_types::{
     AdamParams, CheckpointKind, Datum, ForwardBackwardOutput, ForwardBackwardRequest,
@@ -17,6 +19,7 @@ use crate::api_future::{ApiFuture, Promise};
 use crate::batching::split;
 use crate::combine::combine;
 use crate::error::{Error, Result};
+use crate::ledger::{Begun, Digest, Known, LedgerError, Pending, Ticket, check_view};
 use crate::loss::Loss;
 use crate::options::{SamplingSource, SaveOptions, check_adam, checkpoint_name};
 use crate::resolve::resolve;
@@ -57,7 +60,11 @@ enum Pass {
 impl TrainingClient {
     /// Describes a run that was just created, and starts its order of operations.
     pub(crate) async fn open(session: Arc<Session>, model_id: TrainingRunId) -> Result<Self> {
-        let info = session.http.get_info(&model_id).await?;
+        let ledger = session.ledger.as_ref();
+        let info = match ledger.filter(|ledger| ledger.has_run(&model_id)) {
+            Some(ledger) => check_view(&session.http, ledger, &model_id).await?,
+            None => session.http.get_info(&model_id).await?,
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 session,
@@ -149,17 +156,15 @@ impl TrainingClient {
         let model_id = self.inner.model_id.clone();
         self.operate(
             RequestType::OptimStep,
-            move |http, seq_id| async move {
-                let request = OptimStepRequest {
-                    model_id,
-                    seq_id,
-                    adam_params: Some(adam),
-                    optimizer_params: None,
-                    tag: OptimStepTag,
-                };
-                http.optim_step(&request).await
+            move |seq_id| OptimStepRequest {
+                model_id,
+                seq_id,
+                adam_params: Some(adam),
+                optimizer_params: None,
+                tag: OptimStepTag,
             },
-            |http, id, took| async move { http.retrieve_optim_step(&id, Some(took)).await },
+            |http, request| async move { http.optim_step(&request).await },
+            |http, id, took| async move { http.retrieve_optim_step(&id, took).await },
             Ok,
         )
     }
@@ -182,19 +187,17 @@ impl TrainingClient {
         let model_id = self.inner.model_id.clone();
         self.operate(
             operation,
-            move |http, seq_id| async move {
-                let request = SaveWeightsRequest {
-                    model_id,
-                    path: Some(name),
-                    seq_id,
-                    ttl_seconds,
-                    overwrite: options.overwrite,
-                    user_metadata: options.user_metadata,
-                    tag: SaveWeightsTag,
-                };
-                http.save_weights(&request).await
+            move |seq_id| SaveWeightsRequest {
+                model_id,
+                path: Some(name),
+                seq_id,
+                ttl_seconds,
+                overwrite: options.overwrite,
+                user_metadata: options.user_metadata,
+                tag: SaveWeightsTag,
             },
-            |http, id, took| async move { http.retrieve_save_weights(&id, Some(took)).await },
+            |http, request| async move { http.save_weights(&request).await },
+            |http, id, took| async move { http.retrieve_save_weights(&id, took).await },
             |saved| Ok(saved.path),
         )
     }
@@ -290,28 +293,25 @@ impl TrainingClient {
     ) -> ApiFuture<T> {
         self.operate(
             RequestType::SaveWeightsForSampler,
-            move |http, seq_id| async move {
-                let request = SaveWeightsForSamplerRequest { seq_id, ..request };
-                http.save_weights_for_sampler(&request).await
-            },
-            |http, id, took| async move {
-                http.retrieve_save_weights_for_sampler(&id, Some(took))
-                    .await
-            },
+            move |seq_id| SaveWeightsForSamplerRequest { seq_id, ..request },
+            |http, request| async move { http.save_weights_for_sampler(&request).await },
+            |http, id, took| async move { http.retrieve_save_weights_for_sampler(&id, took).await },
             convert,
         )
     }
 
     /// Submits an operation of one request in its turn and waits for its result.
-    fn operate<R, T, Submission, Retrieval>(
+    fn operate<Q, R, T, Submission, Retrieval>(
         &self,
         operation: RequestType,
-        submit: impl FnOnce(Client, u64) -> Submission + Send + 'static,
-        retrieve: impl FnOnce(Client, RequestId, Duration) -> Retrieval + Send + 'static,
+        request: impl FnOnce(u64) -> Q + Send + 'static,
+        submit: impl FnOnce(Client, Q) -> Submission + Send + 'static,
+        retrieve: impl FnOnce(Client, RequestId, Option<Duration>) -> Retrieval + Send + 'static,
         convert: impl FnOnce(R) -> Result<T> + Send + 'static,
     ) -> ApiFuture<T>
     where
-        R: Send + 'static,
+        Q: Serialize + Send + Sync + 'static,
+        R: Serialize + DeserializeOwned + PartialEq + Send + Sync + 'static,
         T: Send + 'static,
         Submission: Future<Output = HttpResult<UntypedFuture>> + Send,
         Retrieval: Future<Output = HttpResult<Resolved<R>>> + Send,
@@ -319,21 +319,24 @@ impl TrainingClient {
         let (promise, future) = ApiFuture::new(operation);
         let turn = self.inner.turns.take();
         let http = self.http().clone();
+        let inner = Arc::clone(&self.inner);
         // Not tied to the future: the operation is sent even if nobody waits for it.
         self.inner.session.runtime.spawn(async move {
             let submission = async {
                 let turn = turn.begin().await?;
-                let started = http.now();
-                let outcome = submit(http.clone(), turn.seq_id()).await;
-                let took = http.now().saturating_sub(started);
-                turn.settle(operation, &[Fate::of(&outcome)]);
-                Ok((outcome?.request_id, took))
+                let ticket = inner.ticket(operation, turn.seq_id());
+                let request = request(turn.seq_id());
+                let (fate, pending) = submit_one(&http, ticket, request, submit).await;
+                turn.settle(operation, &[fate]);
+                pending
             };
             let submitted: Result<_> = submission.await;
+            // The turn of later operations does not keep the client alive, nor does a result.
+            drop(inner);
             deliver(promise, async {
-                let (id, took) = submitted?;
-                let resolved = retrieve(http, id.clone(), took).await?;
-                convert(resolve(operation, &id, resolved)?)
+                convert(
+                    result_of(operation, submitted?, |id, took| retrieve(http, id, took)).await?,
+                )
             })
             .await;
         });
@@ -351,6 +354,7 @@ impl TrainingClient {
         let (promise, future) = ApiFuture::new(operation);
         let turn = self.inner.turns.take();
         let http = self.http().clone();
+        let inner = Arc::clone(&self.inner);
         let template = ForwardBackwardRequest {
             model_id: self.inner.model_id.clone(),
             seq_id: 0,
@@ -359,17 +363,19 @@ impl TrainingClient {
             loss_fn_config: loss.config,
             forward_only: pass == Pass::Forward,
         };
+        let n_data = data.len();
         self.inner.session.runtime.spawn(async move {
             let submitted: Result<_> = async {
                 let turn = turn.begin().await?;
-                submit_chunks(&http, turn, operation, template, data).await
+                submit_chunks(&inner, turn, operation, template, data).await
             }
             .await;
+            drop(inner);
             deliver(promise, async {
                 let results = submitted?
                     .into_iter()
-                    .map(|(id, took)| retrieve_chunk(&http, operation, id, took));
-                Ok(combine(try_join_all(results).await?))
+                    .map(|pending| retrieve_chunk(&http, operation, pending));
+                one_output_each(combine(try_join_all(results).await?), n_data)
             })
             .await;
         });
@@ -379,6 +385,29 @@ impl TrainingClient {
     fn http(&self) -> &Client {
         &self.inner.session.http
     }
+}
+
+impl Inner {
+    /// A request's place in the run and, if steps are noted, in the ledger.
+    fn ticket(&self, operation: RequestType, seq_id: u64) -> Ticket {
+        Ticket {
+            ledger: self.session.ledger.clone(),
+            run: self.model_id.clone(),
+            seq_id,
+            operation,
+        }
+    }
+}
+
+/// Checks that a pass brought one output for each datum: an answer may have lost its end.
+fn one_output_each(output: ForwardBackwardOutput, n_data: usize) -> Result<ForwardBackwardOutput> {
+    let n_outputs = output.loss_fn_outputs.len();
+    if n_outputs == n_data {
+        return Ok(output);
+    }
+    Err(Error::Protocol(format!(
+        "the server returned {n_outputs} outputs for {n_data} data; look into its log"
+    )))
 }
 
 /// Waits for a result while somebody waits for it here.
@@ -392,16 +421,91 @@ async fn deliver<T>(mut promise: Promise<T>, result: impl Future<Output = Result
     }
 }
 
+/// Notes and sends a request, unless the ledger has its answer.
+async fn submit_one<Q: Serialize, Submission>(
+    http: &Client,
+    ticket: Ticket,
+    request: Q,
+    submit: impl FnOnce(Client, Q) -> Submission,
+) -> (Fate, Result<Pending>)
+where
+    Submission: Future<Output = HttpResult<UntypedFuture>>,
+{
+    // What cannot be written as JSON is refused by the transport.
+    let digest = || Digest::of(&serde_json::to_vec(&request).unwrap_or_default());
+    let before = match ticket.begin(digest).await {
+        Ok(Begun::Send(before)) => before,
+        Ok(Begun::Known(known)) => return (Fate::Accepted, Ok(Pending::Known(known))),
+        Err(error) => return not_sent(error),
+    };
+    let started = http.now();
+    let outcome = submit(http.clone(), request).await;
+    let took = http.now().saturating_sub(started);
+    pending(ticket, before, outcome, took).await
+}
+
+async fn pending(
+    ticket: Ticket,
+    before: Option<RequestId>,
+    outcome: HttpResult<UntypedFuture>,
+    took: Duration,
+) -> (Fate, Result<Pending>) {
+    let (fate, id) = ticket.submitted(before, outcome).await;
+    (fate, id.map(|id| Pending::Sent(ticket, id, took)))
+}
+
+/// What the ledger's refusal means for the operations that follow.
+fn not_sent(error: LedgerError) -> (Fate, Result<Pending>) {
+    let fate = match &error {
+        LedgerError::RefusedBefore { .. } => Fate::Refused,
+        // What follows would build on it.
+        error => Fate::Unknown(error.to_string()),
+    };
+    (fate, Err(error.into()))
+}
+
+/// The result of a request that the server has: the ledger's, or the server's, which is noted.
+async fn result_of<R, Retrieval>(
+    operation: RequestType,
+    pending: Pending,
+    retrieve: impl FnOnce(RequestId, Option<Duration>) -> Retrieval,
+) -> Result<R>
+where
+    R: Serialize + DeserializeOwned + PartialEq,
+    Retrieval: Future<Output = HttpResult<Resolved<R>>>,
+{
+    let (id, resolved) = match pending {
+        Pending::Sent(ticket, id, took) => {
+            let resolved = retrieve(id.clone(), Some(took)).await?;
+            ticket.note(&resolved).await;
+            (id, resolved)
+        }
+        Pending::Known(Known::Failed(failure, id)) => (id, Resolved::Failed(failure)),
+        Pending::Known(Known::There(id)) => {
+            let resolved = retrieve(id.clone(), None).await?;
+            (id, resolved)
+        }
+        Pending::Known(Known::Result(value)) => {
+            return serde_json::from_value(value).map_err(|error| {
+                Error::Protocol(format!(
+                    "the ledger's result of {operation} was not understood: {error}"
+                ))
+            });
+        }
+    };
+    resolve(operation, &id, resolved)
+}
+
 /// Sends the requests of one pass: the first one last if they may travel together, so that the
 /// server begins when it has them all.
 async fn submit_chunks(
-    http: &Client,
+    inner: &Inner,
     turn: OpenTurn,
     operation: RequestType,
     template: ForwardBackwardRequest,
     data: Vec<Datum>,
-) -> Result<Vec<(RequestId, Duration)>> {
-    let config = match http.config().await {
+) -> Result<Vec<Pending>> {
+    let config = match inner.session.http.config().await {
         Ok(config) => config,
         Err(error) => {
             turn.settle(operation, &[]);
@@ -417,53 +521,73 @@ async fn submit_chunks(
                 seq_id,
                 ..template.clone()
             });
-    let mut outcomes = Vec::new();
-    let mut fates = Vec::new();
-    if config.parallel_fwdbwd_chunks {
+    let submit = |request| submit_chunk(inner, operation, request);
+    let (fates, results): (Vec<_>, Vec<_>) = if config.parallel_fwdbwd_chunks {
         let first = requests.next();
-        outcomes = join_all(requests.map(|request| submit_chunk(http, request))).await;
-        fates = outcomes.iter().map(Fate::of).collect();
+        let (mut fates, mut results): (Vec<_>, Vec<_>) =
+            join_all(requests.map(submit)).await.into_iter().unzip();
         match first {
-            Some(request) if !outcomes.iter().any(Result::is_err) => {
-                let outcome = submit_chunk(http, request).await;
-                fates.insert(0, Fate::of(&outcome));
-                outcomes.insert(0, outcome);
+            Some(request) if results.iter().all(Result::is_ok) => {
+                let (fate, result) = submit(request).await;
+                fates.insert(0, fate);
+                results.insert(0, result);
             }
             _ => fates.insert(0, Fate::Refused),
         }
+        (fates, results)
     } else {
+        let mut outcomes = Vec::new();
         for request in requests {
-            let outcome = submit_chunk(http, request).await;
-            let is_last = outcome.is_err();
-            fates.push(Fate::of(&outcome));
+            let outcome = submit(request).await;
+            let is_last = outcome.1.is_err();
             outcomes.push(outcome);
             if is_last {
                 break;
             }
         }
-    }
+        outcomes.into_iter().unzip()
+    };
     turn.settle(operation, &fates);
-    Ok(outcomes.into_iter().collect::<HttpResult<_>>()?)
+    results.into_iter().collect()
 }
 
 async fn submit_chunk(
-    http: &Client,
+    inner: &Inner,
+    operation: RequestType,
     request: ForwardBackwardRequest,
-) -> HttpResult<(RequestId, Duration)> {
+) -> (Fate, Result<Pending>) {
+    let http = &inner.session.http;
+    let ticket = inner.ticket(operation, request.seq_id);
+    let is_noted = ticket.is_noted();
     let started = http.now();
-    let future = http.forward_backward(request).await?;
-    Ok((future.request_id, http.now().saturating_sub(started)))
+    let digest = move |bytes: &[u8]| is_noted.then(|| Digest::of(bytes));
+    let (pass, digest) = match http.prepare_forward_backward(request, digest).await {
+        Ok(prepared) => prepared,
+        Err(error) => return (Fate::Refused, Err(error.into())),
+    };
+    let before = match ticket
+        .begin(|| digest.unwrap_or_else(|| Digest::of(&[])))
+        .await
+    {
+        Ok(Begun::Send(before)) => before,
+        Ok(Begun::Known(known)) => return (Fate::Accepted, Ok(Pending::Known(known))),
+        Err(error) => return not_sent(error),
+    };
+    let outcome = http.submit_forward_backward(pass).await;
+    let took = http.now().saturating_sub(started);
+    pending(ticket, before, outcome, took).await
 }
 
 async fn retrieve_chunk(
     http: &Client,
     operation: RequestType,
-    id: RequestId,
-    took: Duration,
+    pending: Pending,
 ) -> Result<ForwardBackwardOutput> {
-    let resolved = match operation {
-        RequestType::Forward => http.retrieve_forward(&id, Some(took)).await?,
-        _ => http.retrieve_forward_backward(&id, Some(took)).await?,
+    let retrieve = |id: RequestId, took| async move {
+        match operation {
+            RequestType::Forward => http.retrieve_forward(&id, took).await,
+            _ => http.retrieve_forward_backward(&id, took).await,
+        }
     };
-    resolve(operation, &id, resolved)
+    result_of(operation, pending, retrieve).await
 }

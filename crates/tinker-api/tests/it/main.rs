@@ -6,6 +6,7 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+mod ledger;
 mod rest;
 mod sampling;
 mod service;

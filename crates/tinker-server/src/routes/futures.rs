@@ -175,6 +175,9 @@ fn held_back_by(app: &App, id: &RequestId, scope: &Scope) -> Option<Reason> {
 /// request nobody made is unknown.
 fn unknown(app: &App, id: &RequestId) -> ApiError {
     let owner = id.as_str().rsplit_once(":op:").map(|(owner, _)| owner);
+    if is_yet_to_come(app, id) {
+        return ApiError::not_found(format!("request {id} has not been accepted by this server"));
+    }
     let known_sampler = owner
         .and_then(|o| o.parse().ok())
         .is_some_and(|sampler| app.core.catalog.sampler(&sampler).is_ok());
@@ -182,6 +185,17 @@ fn unknown(app: &App, id: &RequestId) -> ApiError {
         return ApiError::gone(format!("the result of {id} is no longer kept"));
     }
     ApiError::not_found(format!("request {id} is unknown to this server"))
+}
+
+/// Whether a run is not as far as the operation that is asked for: clients that were told otherwise
+/// learn that their run was put back.
+fn is_yet_to_come(app: &App, id: &RequestId) -> bool {
+    let seq = id.as_str().rsplit_once(":op:").map(|(_, seq)| seq.parse());
+    let (Some(run), Some(Ok(seq))) = (app.core.run_of(id), seq) else {
+        return false;
+    };
+    let journal = app.core.journal(&run);
+    journal.is_ok_and(|journal| lock(&journal).next_seq() <= seq)
 }
 
 /// Stops a sample that nobody waits for. Training operations are never cancelled: later ones build
