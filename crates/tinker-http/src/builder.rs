@@ -6,6 +6,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::auth::ApiKey;
 use crate::base_url::BaseUrl;
+use crate::cassette::Recorder;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
@@ -27,6 +28,7 @@ pub struct ClientBuilder {
     pub(crate) poll: PollPolicy,
     pub(crate) timeouts: Timeouts,
     pub(crate) observer: Observer,
+    pub(crate) recorder: Option<Recorder>,
 }
 
 /// A text that may hold a secret: a proxy's address, a gateway's header.
@@ -110,6 +112,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn observer(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(observer);
+        self
+    }
+
+    /// Writes down all that is said to the server, without secrets.
+    #[must_use]
+    pub fn record(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
         self
     }
 

@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use crate::auth::ApiKey;
 use crate::base_url::BaseUrl;
 use crate::builder::ClientBuilder;
+use crate::cassette::Recorder;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
@@ -35,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) pools: Pools,
     pub(crate) clock: Clock,
     pub(crate) observer: Observer,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) link: Mutex<Link>,
     pub(crate) token: TokenCell,
     pub(crate) setup: tokio::sync::OnceCell<Setup>,
@@ -71,6 +73,7 @@ impl Client {
             poll: builder.poll,
             clock: Clock::start(),
             observer: builder.observer,
+            recorder: builder.recorder,
             link: Mutex::default(),
             token: TokenCell::default(),
             setup: tokio::sync::OnceCell::new(),

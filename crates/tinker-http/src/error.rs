@@ -42,6 +42,10 @@ pub enum ErrorKind {
     Decode,
     /// Try again later: the server failed (5xx).
     Server,
+    /// Make room, or name another place: a file could not be read or written.
+    File,
+    /// Do not trust the sender: what it sent is damaged or meant to do harm.
+    Untrusted,
     /// Use another server: this one lacks the endpoint or the feature.
     Unsupported,
 }
@@ -64,6 +68,8 @@ impl ErrorKind {
             Self::Decode => "check that the address is of such a server; if so, report it",
             Self::Server => "try again later, or look into the server's log",
             Self::Unsupported => "use a server that has it, or do without",
+            Self::File => "make room, or name another place",
+            Self::Untrusted => "do not use what was received; tell who sent it",
         }
     }
 }

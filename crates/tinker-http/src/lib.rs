@@ -8,6 +8,7 @@ mod base_url;
 mod builder;
 mod call;
 mod capability;
+mod cassette;
 mod client;
 mod clock;
 mod endpoints;
@@ -25,6 +26,10 @@ mod setup;
 pub use auth::ApiKey;
 pub use base_url::BaseUrl;
 pub use builder::{ClientBuilder, PROTOCOL_VERSION};
+pub use cassette::{
+    Body, Cassette, Exchange, Outcome, Pace, Recorder, RecorderStats, Replay, ReplayReport,
+    RouteSummary, Summary, Unmatched,
+};
 pub use client::Client;
 pub use endpoints::AsampleReply;
 pub use endpoints::PreparedPass;

@@ -127,11 +127,16 @@ impl Client {
         credential: &str,
         retry_count: u32,
     ) -> Result<Answer, NoAnswer> {
+        let recorder = self.inner().recorder.as_ref();
+        let take = recorder.map(|r| r.begin(self, call, credential, retry_count));
         let exchanged = async {
             let response = self.request(call, credential, retry_count)?.send().await;
             read(response.map_err(no_answer)?).await
         };
         let result = exchanged.await;
+        if let Some(take) = take {
+            take.end(&result).await;
+        }
         match &result {
             Ok(_) => self.note_reached(),
             Err(none) if none.failure == Failure::Unreadable => self.note_reached(),

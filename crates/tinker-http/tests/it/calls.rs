@@ -262,7 +262,7 @@ async fn a_server_that_never_comes_back_is_given_up() {
 }
 
 /// Serves raw answers, one connection each.
-fn serve_raw(answers: Vec<&'static str>) -> String {
+pub(crate) fn serve_raw(answers: Vec<&'static str>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {

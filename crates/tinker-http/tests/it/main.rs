@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod calls;
+mod cassettes;
 mod futures;
 mod start_up;
 mod support;
