@@ -42,6 +42,11 @@ impl BaseUrl {
         }
     }
 
+    /// Whether nobody can read on the way what is sent there.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
     /// Whether a key sent there can be read on the way.
     pub(crate) fn is_exposed(&self) -> bool {
         self.0.scheme() == "http" && !self.is_loopback()

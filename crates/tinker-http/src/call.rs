@@ -40,6 +40,10 @@ pub(crate) struct Call {
     pub(crate) retry: RetryPolicy,
     /// Report a 429 at once instead of repeating the call.
     pub(crate) surface_throttling: bool,
+    /// Report a 409 at once: what is asked for is so already.
+    pub(crate) surface_conflict: bool,
+    /// Return an answer that points elsewhere instead of reporting it.
+    pub(crate) surface_redirect: bool,
 }
 
 /// An encoded body.
@@ -86,6 +90,8 @@ impl Call {
             timeout: None,
             retry: client.retry_policy().clone(),
             surface_throttling: false,
+            surface_conflict: false,
+            surface_redirect: false,
         }
     }
 
@@ -133,6 +139,16 @@ impl Call {
         self
     }
 
+    pub(crate) const fn surface_conflict(mut self) -> Self {
+        self.surface_conflict = true;
+        self
+    }
+
+    pub(crate) const fn surface_redirect(mut self) -> Self {
+        self.surface_redirect = true;
+        self
+    }
+
     pub(crate) const fn with_raw_key(mut self) -> Self {
         self.credential = Credential::RawKey;
         self
@@ -150,6 +166,8 @@ pub(crate) struct Answer {
     pub(crate) token_refused: bool,
     pub(crate) request_id: Option<String>,
     pub(crate) location_host: Option<String>,
+    /// Where the answer points, in full: it may be signed.
+    pub(crate) location: Option<Url>,
     /// The call it answers and what that took; set once the call has succeeded.
     pub(crate) origin: Option<Origin>,
 }
@@ -166,6 +184,11 @@ pub(crate) struct Origin {
 impl Answer {
     pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// Whether it points elsewhere.
+    pub(crate) fn is_redirect(&self) -> bool {
+        (300..400).contains(&self.status) && self.location.is_some()
     }
 
     pub(crate) fn is_protobuf(&self) -> bool {

@@ -29,6 +29,10 @@ pub(crate) fn capability(method: &str, path: &str) -> &'static str {
         (_, ["load_weights"]) => "load weights",
         (_, ["weights_info"]) => "describe weights",
         (_, ["copy_weights"]) => "copy weights",
+        (_, ["external_weights_upload_start" | "external_weights_upload_finish"]) => {
+            "take weights from outside"
+        }
+        (_, ["checkpoints", "search"]) => "search checkpoints",
         (_, ["create_custom_loss"]) => "compute custom losses",
         (_, ["create_sampling_session"]) => "create samplers",
         (_, ["join_sampling_session"]) => "share samplers between processes",

@@ -12,6 +12,7 @@ mod cassette;
 mod client;
 mod clock;
 mod endpoints;
+mod document;
 mod error;
 mod event;
 mod future_driver;

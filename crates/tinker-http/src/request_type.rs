@@ -14,7 +14,9 @@ pub enum RequestType {
     OptimStep,
     SaveWeights,
     SaveWeightsForSampler,
+    SaveWeightsExternal,
     Sample,
+    CreateCustomLoss,
     UnloadModel,
 }
 
@@ -30,7 +32,9 @@ impl RequestType {
             Self::OptimStep => "OptimStep",
             Self::SaveWeights => "SaveWeights",
             Self::SaveWeightsForSampler => "SaveWeightsForSampler",
+            Self::SaveWeightsExternal => "SaveWeightsExternal",
             Self::Sample => "Sample",
+            Self::CreateCustomLoss => "CreateCustomLoss",
             Self::UnloadModel => "UnloadModel",
         }
     }

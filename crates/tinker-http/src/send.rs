@@ -55,7 +55,9 @@ impl Client {
             let outcome = self.attempt(&call, exchange, attempts).await;
             attempts += 1;
             let (class, retry_after, error) = match outcome {
-                Ok(mut answer) if answer.is_success() => {
+                Ok(mut answer)
+                    if answer.is_success() || (call.surface_redirect && answer.is_redirect()) =>
+                {
                     answer.origin = Some(Origin {
                         method: call.method,
                         route: call.url.path().to_owned(),
@@ -75,6 +77,7 @@ impl Client {
                     };
                     may_have_arrived |= failure.may_have_arrived();
                     (class, answer.retry_after, answer.error())
+                        409 if call.surface_conflict => Class::Permanent,
                 }
                 Err(none) => {
                     may_have_arrived |= none.failure.may_have_arrived();
@@ -191,7 +194,7 @@ impl Client {
 }
 
 /// Reads an answer within bounds.
-async fn read(mut response: reqwest::Response) -> Result<Answer, NoAnswer> {
+pub(crate) async fn read(mut response: reqwest::Response) -> Result<Answer, NoAnswer> {
     let status = response.status().as_u16();
     let mut answer = Answer {
         status,
@@ -202,9 +205,15 @@ async fn read(mut response: reqwest::Response) -> Result<Answer, NoAnswer> {
     while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(NoAnswer {
+    let location = response.headers().get(LOCATION);
+    let location = location.and_then(|place| response.url().join(place.to_str().ok()?).ok());
                 failure: Failure::Unreadable,
                 error: Error::new(ErrorKind::Decode, "the answer is larger than 1 GiB"),
             });
+        location_host: location
+            .as_ref()
+            .and_then(|url| url.host_str().map(str::to_owned)),
+        location,
         }
         body.extend_from_slice(&chunk);
     }
@@ -232,16 +241,14 @@ fn read_head(status: u16, headers: &HeaderMap) -> Answer {
         },
         token_refused: status == 401 && refused,
         request_id: text("x-request-id").map(str::to_owned),
-        location_host: headers
-            .get(LOCATION)
-            .and_then(|value| url::Url::parse(value.to_str().ok()?).ok())
-            .and_then(|url| url.host_str().map(str::to_owned)),
+        location_host: None,
+        location: None,
         origin: None,
     }
 }
 
 /// Sorts what reqwest reports. The address is taken out: it may hold what should not be shown.
-fn no_answer(error: reqwest::Error) -> NoAnswer {
+pub(crate) fn no_answer(error: reqwest::Error) -> NoAnswer {
     let error = error.without_url();
     let (failure, kind, message) = if error.is_connect() {
         (

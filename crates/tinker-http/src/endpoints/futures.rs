@@ -6,9 +6,11 @@ use std::time::Duration;
 use prost::Message;
 use serde::de::DeserializeOwned;
 use tinker_types::{
-    CANCEL_FUTURE, CancelFutureRequest, CreateModelResponse, ForwardBackwardOutput,
-    LoadWeightsResponse, OptimStepResponse, PROTOBUF, RequestId, SampleResponse,
-    SaveWeightsForSamplerResponse, SaveWeightsResponse, TypeError, UnloadModelResponse, proto,
+    CANCEL_FUTURE, CancelFutureRequest, CreateCustomLossResponse, CreateModelResponse,
+    ForwardBackwardOutput, LoadWeightsResponse, OptimStepResponse, PROTOBUF, RETRIEVE_FUTURES,
+    RequestId, RetrieveFuturesRequest, RetrieveFuturesResponse, SampleResponse,
+    SaveWeightsExternalResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse, TypeError,
+    UnloadModelResponse, proto,
 };
 
 use crate::call::{Answer, Call, JSON};
@@ -21,6 +23,8 @@ use crate::request_type::RequestType;
 
 /// Results above this size are decoded beside the runtime, not on it.
 const LARGE_RESULT: usize = 1 << 20;
+/// Time for a question that the server does not hold.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a cancellation.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -46,9 +50,11 @@ macro_rules! json_results {
 }
 
 json_results!(
+    CreateCustomLossResponse,
     CreateModelResponse,
     LoadWeightsResponse,
     OptimStepResponse,
+    SaveWeightsExternalResponse,
     SaveWeightsResponse,
     SaveWeightsForSamplerResponse,
     UnloadModelResponse,
@@ -141,11 +147,34 @@ retrieve! {
     retrieve_save_weights_for_sampler: SaveWeightsForSamplerResponse = SaveWeightsForSampler,
     /// Waits for a sample.
     retrieve_sample: SampleResponse = Sample,
+    /// Waits for a save of weights as files.
+    retrieve_save_weights_external: SaveWeightsExternalResponse = SaveWeightsExternal,
+    /// Waits for an uploaded loss.
+    retrieve_create_custom_loss: CreateCustomLossResponse = CreateCustomLoss,
     /// Waits for the release of a model.
     retrieve_unload_model: UnloadModelResponse = UnloadModel,
 }
 
 impl Client {
+    /// Asks once which samples of a sampler are done. The server holds the question for about half
+    /// a minute unless the request says otherwise.
+    ///
+    /// Endpoint: `POST /api/v1/retrieve_futures`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn retrieve_futures(
+        &self,
+        request: &RetrieveFuturesRequest,
+    ) -> Result<RetrieveFuturesResponse> {
+        let mut call = Call::post(self, TrafficClass::Retrieve, RETRIEVE_FUTURES, request)?
+            .retry(RetryPolicy::never());
+        if request.timeout == Some(0.0) {
+            call = call.timeout(ACKNOWLEDGE_TIMEOUT);
+        }
+        self.send(call).await?.json()
+    }
+
     /// Tells the server that nobody waits for a future any more: one attempt.
     ///
     /// Endpoint: `POST /api/v1/cancel_future`.

@@ -1,11 +1,17 @@
 //! One function per endpoint, as methods of [`Client`](crate::Client), one file per group.
 
+mod admin;
+mod api_keys;
 mod checkpoints;
+mod custom_loss;
+mod external_weights;
 mod futures;
 mod models;
 mod sampling;
+mod search;
 mod service;
 mod sessions;
+mod telemetry;
 mod training;
 mod training_runs;
 mod weights;

@@ -3,7 +3,8 @@
 use reqwest::Method;
 use tinker_types::{
     ASAMPLE, CREATE_SAMPLING_SESSION, Chunk, CreateSamplingSessionRequest,
-    CreateSamplingSessionResponse, SAMPLERS, SampleRequest, SamplerInfo, SamplingSessionId,
+    CreateSamplingSessionResponse, JOIN_SAMPLING_SESSION, JoinSamplingSessionRequest,
+    JoinSamplingSessionResponse, SAMPLERS, SampleRequest, SamplerInfo, SamplingSessionId,
     UntypedFuture,
 };
 
@@ -54,6 +55,22 @@ impl Client {
         self.send(Call::get(self, TrafficClass::Rest, url))
             .await?
             .json()
+    }
+
+    /// Takes a number for one more client of a sampler, so that their samples do not collide.
+    ///
+    /// Endpoint: `POST /api/v1/join_sampling_session`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn join_sampling_session(&self, id: &SamplingSessionId) -> Result<u64> {
+        let request = JoinSamplingSessionRequest {
+            sampling_session_id: id.clone(),
+            tag: tinker_types::JoinSamplingSessionTag,
+        };
+        let call = Call::post(self, TrafficClass::Sample, JOIN_SAMPLING_SESSION, &request)?;
+        let answer: JoinSamplingSessionResponse = self.send(call).await?.json()?;
+        Ok(answer.client_counter)
     }
 
     /// Submits a sample; its future brings a `SampleResponse`.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use tinker_types::{
-    CREATE_SESSION, CreateSessionRequest, CreateSessionResponse, FinishSessionRequest,
-    HeartbeatRequest, SESSION_HEARTBEAT, SESSIONS, SessionId, SessionInfo, SessionsResponse,
+    AssignProjectRequest, CREATE_SESSION, CreateSessionRequest, CreateSessionResponse,
+    FinishSessionRequest, HeartbeatRequest, ProjectId, SESSION_HEARTBEAT, SESSIONS, SessionId,
+    SessionInfo, SessionsResponse, TraceExport,
 };
 
 use super::training_runs::{AccessScope, Page};
@@ -66,7 +68,7 @@ impl Client {
         let url = self
             .base_url()
             .join(SESSIONS, [session_id.as_str(), "finish"]);
-        let call = Call::new(self, reqwest::Method::POST, TrafficClass::Session, url)
+        let call = Call::new(self, Method::POST, TrafficClass::Session, url)
             .body(Body::json(request)?)
             .retry(RetryPolicy::never())
             .timeout(FINISH_TIMEOUT);
@@ -108,6 +110,43 @@ impl Client {
     ) -> Result<SessionInfo> {
         let mut url = self.base_url().join(SESSIONS, [session_id.as_str()]);
         scope.write(&mut url);
+        self.send(Call::get(self, TrafficClass::Rest, url))
+            .await?
+            .json()
+    }
+
+    /// Moves a session to a project, with its runs and checkpoints.
+    ///
+    /// Endpoint: `PUT /api/v1/sessions/{id}/project`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn assign_session_project(
+        &self,
+        session_id: &SessionId,
+        project_id: &ProjectId,
+    ) -> Result<()> {
+        let url = self
+            .base_url()
+            .join(SESSIONS, [session_id.as_str(), "project"]);
+        let request = AssignProjectRequest {
+            project_id: project_id.clone(),
+        };
+        let call =
+            Call::new(self, Method::PUT, TrafficClass::Rest, url).body(Body::json(&request)?);
+        self.send(call).await.map(drop)
+    }
+
+    /// Asks once whether the trace of a session can be read; the first question has it written.
+    ///
+    /// Endpoint: `GET /api/v1/sessions/{id}/trace_export`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn session_trace(&self, session_id: &SessionId) -> Result<TraceExport> {
+        let url = self
+            .base_url()
+            .join(SESSIONS, [session_id.as_str(), "trace_export"]);
         self.send(Call::get(self, TrafficClass::Rest, url))
             .await?
             .json()

@@ -1,15 +1,18 @@
 //! Saving and loading the weights of a training run.
 
 use tinker_types::{
-    LOAD_WEIGHTS, LoadWeightsRequest, SAVE_WEIGHTS, SAVE_WEIGHTS_FOR_SAMPLER,
-    SaveWeightsForSamplerRequest, SaveWeightsRequest, TinkerPath, UntypedFuture, WEIGHTS_INFO,
-    WeightsInfo, WeightsInfoRequest,
+    COPY_WEIGHTS, CopyWeightsRequest, CopyWeightsResponse, LOAD_WEIGHTS, LoadWeightsRequest,
+    SAVE_WEIGHTS, SAVE_WEIGHTS_FOR_SAMPLER, SaveWeightsForSamplerRequest, SaveWeightsRequest,
+    TinkerPath, UntypedFuture, WEIGHTS_INFO, WeightsInfo, WeightsInfoRequest,
 };
 
 use crate::call::Call;
 use crate::client::Client;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::pools::TrafficClass;
+
+/// Header of a permission to read somebody else's weights.
+const WEIGHTS_ACCESS_TOKEN: &str = "x-tinker-weights-access-token";
 
 impl Client {
     /// Submits a save of weights and optimizer state; its future brings a `SaveWeightsResponse`.
@@ -55,6 +58,32 @@ impl Client {
     ) -> Result<UntypedFuture> {
         let call = Call::post(self, TrafficClass::Train, SAVE_WEIGHTS_FOR_SAMPLER, request)?;
         self.send(call).await?.json()
+    }
+
+    /// Copies a checkpoint to a project, or into a session. `weights_access_token` is a permission
+    /// to read somebody else's. All attempts carry one idempotency key, so one copy is made.
+    ///
+    /// Endpoint: `POST /api/v1/copy_weights`.
+    ///
+    /// # Errors
+    /// If the call fails, or the token cannot stand in a header.
+    pub async fn copy_weights(
+        &self,
+        request: &CopyWeightsRequest,
+        weights_access_token: Option<&str>,
+    ) -> Result<TinkerPath> {
+        let mut call = Call::post(self, TrafficClass::Rest, COPY_WEIGHTS, request)?;
+        if let Some(token) = weights_access_token {
+            if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "the weights access token cannot stand in a header",
+                ));
+            }
+            call = call.header(WEIGHTS_ACCESS_TOKEN, token);
+        }
+        let answer: CopyWeightsResponse = self.send(call).await?.json()?;
+        Ok(answer.tinker_path)
     }
 
     /// Describes the weights of a checkpoint.

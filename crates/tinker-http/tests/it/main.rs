@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod administration;
 mod calls;
 mod cassettes;
 mod futures;
+mod sharing;
 mod start_up;
 mod support;

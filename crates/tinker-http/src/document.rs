@@ -1,0 +1,40 @@
+//! Reading a small document at an address that a server points to: without the key.
+
+use reqwest::header::ACCEPT;
+use url::Url;
+
+use crate::call::{Answer, JSON};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pools::TrafficClass;
+use crate::send::{no_answer, read};
+
+impl Client {
+    /// Reads a document at `place` in one attempt. Neither the key nor the headers of a gateway go
+    /// there: the address itself is the permission.
+    pub(crate) async fn fetch_document(&self, place: &Url) -> Result<Answer> {
+        let host = place.host_str().unwrap_or("nowhere").to_owned();
+        let encrypted = place.scheme() == "https";
+        if !encrypted && (place.scheme() != "http" || self.base_url().is_encrypted()) {
+            return Err(Error::new(
+                ErrorKind::Untrusted,
+                format!(
+                    "the server points to {}://{host}, which is not encrypted",
+                    place.scheme()
+                ),
+            ));
+        }
+        let pool = self.inner().pools.get(TrafficClass::Rest)?;
+        let fetched = async {
+            let response = pool.get(place.clone()).header(ACCEPT, JSON).send().await;
+            read(response.map_err(no_answer)?).await
+        };
+        let answer = fetched
+            .await
+            .map_err(|none| none.error.with_call("GET", &host))?;
+        if answer.is_success() {
+            return Ok(answer);
+        }
+        Err(answer.error().with_call("GET", &host))
+    }
+}
