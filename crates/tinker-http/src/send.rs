@@ -73,11 +73,11 @@ impl Client {
                     };
                     let class = match answer.status {
                         429 if call.surface_throttling => Class::Permanent,
+                        409 if call.surface_conflict => Class::Permanent,
                         _ => classify(failure, answer.should_retry),
                     };
                     may_have_arrived |= failure.may_have_arrived();
                     (class, answer.retry_after, answer.error())
-                        409 if call.surface_conflict => Class::Permanent,
                 }
                 Err(none) => {
                     may_have_arrived |= none.failure.may_have_arrived();
@@ -196,24 +196,24 @@ impl Client {
 /// Reads an answer within bounds.
 pub(crate) async fn read(mut response: reqwest::Response) -> Result<Answer, NoAnswer> {
     let status = response.status().as_u16();
+    let location = response.headers().get(LOCATION);
+    let location = location.and_then(|place| response.url().join(place.to_str().ok()?).ok());
     let mut answer = Answer {
         status,
         body: Bytes::new(),
+        location_host: location
+            .as_ref()
+            .and_then(|url| url.host_str().map(str::to_owned)),
+        location,
         ..read_head(status, response.headers())
     };
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(NoAnswer {
-    let location = response.headers().get(LOCATION);
-    let location = location.and_then(|place| response.url().join(place.to_str().ok()?).ok());
                 failure: Failure::Unreadable,
                 error: Error::new(ErrorKind::Decode, "the answer is larger than 1 GiB"),
             });
-        location_host: location
-            .as_ref()
-            .and_then(|url| url.host_str().map(str::to_owned)),
-        location,
         }
         body.extend_from_slice(&chunk);
     }
