@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use reqwest::header::HeaderMap;
 
+use crate::adaptive::AdaptiveGate;
 use crate::auth::ApiKey;
 use crate::base_url::BaseUrl;
 use crate::builder::ClientBuilder;
@@ -12,6 +13,7 @@ use crate::cassette::Recorder;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
+use crate::in_flight::{FlightTable, InFlight};
 use crate::machine::{Link, PollPolicy, RetryPolicy};
 use crate::pools::Pools;
 use crate::setup::{Setup, TokenCell};
@@ -38,6 +40,8 @@ pub(crate) struct Inner {
     pub(crate) observer: Observer,
     pub(crate) recorder: Option<Recorder>,
     pub(crate) link: Mutex<Link>,
+    pub(crate) samples: AdaptiveGate,
+    pub(crate) flights: FlightTable,
     pub(crate) token: TokenCell,
     pub(crate) setup: tokio::sync::OnceCell<Setup>,
 }
@@ -64,6 +68,7 @@ impl Client {
             None => own.to_owned(),
         };
         let inner = Inner {
+            samples: AdaptiveGate::of_process(&base_url.to_string(), &key),
             pools: Pools::new(&base_url, user_agent, proxy, builder.timeouts),
             base_url,
             moved: RwLock::default(),
@@ -75,6 +80,7 @@ impl Client {
             observer: builder.observer,
             recorder: builder.recorder,
             link: Mutex::default(),
+            flights: FlightTable::default(),
             token: TokenCell::default(),
             setup: tokio::sync::OnceCell::new(),
         };
@@ -136,6 +142,19 @@ impl Client {
     /// Tells the client's observer.
     pub fn tell(&self, event: &Event) {
         self.inner.observer.tell(event);
+    }
+
+    /// The limit on samples in flight; clients of this process with the same server and key share it.
+    #[must_use]
+    pub fn sample_gate(&self) -> &AdaptiveGate {
+        &self.inner.samples
+    }
+
+    /// What this client and its clones have under way, oldest first: calls being sent and results
+    /// awaited. Costs a copy of each row.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        self.inner.flights.rows(self.now())
     }
 
     pub(crate) fn inner(&self) -> &Inner {

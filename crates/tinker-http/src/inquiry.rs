@@ -12,6 +12,7 @@ use crate::endpoints::FutureResult;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::future_driver::Resolved;
+use crate::in_flight::{Flight, FlightState};
 use crate::limits::BytePermit;
 use crate::machine::{
     Failure, PollEnd, PollEvent, QueueWatch, RetryPolicy, SilenceNews, SilenceWatch,
@@ -29,6 +30,7 @@ pub(crate) struct Inquiry<'a> {
     n_asks: u32,
     queue: QueueWatch,
     silence: SilenceWatch,
+    flight: Flight,
     /// Held until the result is decoded.
     permit: Option<BytePermit>,
     last: Option<Last>,
@@ -36,7 +38,7 @@ pub(crate) struct Inquiry<'a> {
 
 /// What the last ask brought.
 enum Last {
-    Answer(Answer),
+    Answer(Box<Answer>),
     Failure(FailedFuture),
     Trouble(Error),
 }
@@ -48,12 +50,15 @@ impl<'a> Inquiry<'a> {
         request_type: RequestType,
         submitted_in: Option<Duration>,
     ) -> Self {
+        let started = client.now();
+        let flights = &client.inner().flights;
         Self {
             client,
             request_id,
             request_type,
             submitted_in,
-            started: client.now(),
+            started,
+            flight: flights.wait(started, request_type.as_str(), request_id),
             n_asks: 0,
             queue: QueueWatch::default(),
             silence: SilenceWatch::default(),
@@ -69,6 +74,9 @@ impl<'a> Inquiry<'a> {
         let sent_at = self.client.now();
         let event = self.ask_once::<T>(allow_metadata_only).await?;
         self.note_silence(sent_at, event);
+        if let PollEvent::ConnectionLost | PollEvent::Status { .. } = event {
+            self.flight.retry();
+        }
         Ok(event)
     }
 
@@ -89,7 +97,7 @@ impl<'a> Inquiry<'a> {
         };
         let event = self.sort(&answer)?;
         if !matches!(event, PollEvent::Failed) {
-            self.last = Some(Last::Answer(answer));
+            self.last = Some(Last::Answer(Box::new(answer)));
         }
         Ok(event)
     }
@@ -155,6 +163,10 @@ impl<'a> Inquiry<'a> {
 
     fn note_queue(&mut self, again: &TryAgain) {
         if let Some((state, reason)) = self.queue.observe(again) {
+            self.flight.state(FlightState::Waiting {
+                queue: Some(state.clone()),
+                reason: reason.clone(),
+            });
             self.client.tell(&Event::Queue {
                 request_id: self.request_id.clone(),
                 request_type: self.request_type,
@@ -181,6 +193,8 @@ impl<'a> Inquiry<'a> {
     }
 
     pub(crate) async fn reserve(&mut self, n_bytes: u64) -> Result<PollEvent> {
+        self.flight.bytes(n_bytes);
+        self.flight.state(FlightState::Fetching);
         let gate = &self.client.setup().await?.result_bytes;
         self.permit = Some(gate.acquire(n_bytes).await);
         Ok(PollEvent::Reserved)
@@ -189,7 +203,7 @@ impl<'a> Inquiry<'a> {
     pub(crate) async fn finish<T: FutureResult>(mut self, end: PollEnd) -> Result<Resolved<T>> {
         match (end, self.last.take()) {
             (PollEnd::Done, Some(Last::Answer(answer))) => {
-                let result = T::decode(answer)
+                let result = T::decode(*answer)
                     .await
                     .map_err(|error| self.explain(error))?;
                 Ok(Resolved::Ready(result))

@@ -3,6 +3,7 @@
 //! [`Client`] authenticates, retries and polls; it has one method per endpoint. Every decision
 //! about time is made by the pure state machines of [`machine`]; the async code carries them out.
 
+mod adaptive;
 mod auth;
 mod base_url;
 mod builder;
@@ -16,6 +17,7 @@ mod endpoints;
 mod error;
 mod event;
 mod future_driver;
+mod in_flight;
 mod inquiry;
 mod limits;
 pub mod machine;
@@ -24,6 +26,7 @@ mod request_type;
 mod send;
 mod setup;
 
+pub use adaptive::{AdaptiveGate, Place};
 pub use auth::ApiKey;
 pub use base_url::BaseUrl;
 pub use builder::{ClientBuilder, PROTOCOL_VERSION};
@@ -38,6 +41,7 @@ pub use endpoints::{AccessScope, Page};
 pub use error::{Error, ErrorKind, Result};
 pub use event::Event;
 pub use future_driver::Resolved;
+pub use in_flight::{FlightState, InFlight};
 pub use limits::{ByteGate, BytePermit};
 pub use machine::{PollPolicy, RetryPolicy};
 pub use pools::{Timeouts, TrafficClass};

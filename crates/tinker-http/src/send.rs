@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::in_flight::FlightState;
 use crate::machine::{Class, Decision, Failure, RetryState, classify, parse_retry_after};
 
 /// Largest answer that is read.
@@ -48,6 +49,9 @@ impl Client {
 
     async fn repeat(&self, call: Call, exchange: bool) -> Result<Answer> {
         let started = self.now();
+        let n_bytes = call.body.as_ref().map_or(0, |body| body.bytes.len());
+        let flights = &self.inner().flights;
+        let flight = flights.call(started, call.url.path(), n_bytes);
         let mut state = RetryState::new(call.retry.clone());
         let mut attempts = 0;
         let mut may_have_arrived = false;
@@ -98,7 +102,12 @@ impl Client {
                         attempts,
                         wait,
                     });
+                    flight.retry();
+                    flight.state(FlightState::Retrying {
+                        reason: error.to_string(),
+                    });
                     self.sleep(wait).await;
+                    flight.state(FlightState::Sending);
                 }
             }
         }

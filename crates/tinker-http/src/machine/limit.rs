@@ -1,4 +1,4 @@
-//! Budgets: bytes under way, and a pause that all senders of a client share.
+//! Budgets: bytes under way, how many samples at once, and a pause that all senders share.
 
 use std::time::Duration;
 
@@ -71,6 +71,155 @@ impl SharedPause {
     }
 }
 
+/// How a limit adapts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AimdPolicy {
+    /// Most at once. Default 10,000: five samplers as the official server sizes them.
+    pub max: u32,
+    /// Fewest at once. Default 4, so that a refused burst does not leave one sample at a time.
+    pub min: u32,
+    /// Added to the limit for each limit's worth of results. Default 20: from 4 to 2,000 in a
+    /// hundred rounds.
+    pub increase: f64,
+    /// What a refusal leaves of the number in flight, in `(0, 1)`. Default 0.5.
+    pub decrease: f64,
+    /// Refusals this soon after one that counted are of the same burst. Default 1 s.
+    pub cooldown: Duration,
+}
+
+impl Default for AimdPolicy {
+    fn default() -> Self {
+        Self {
+            max: 10_000,
+            min: 4,
+            increase: 20.0,
+            decrease: 0.5,
+            cooldown: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A concurrency limit that grows while the server keeps up and shrinks when it refuses: additive
+/// increase, multiplicative decrease (Chiu and Jain 1989). It begins at its maximum.
+#[derive(Debug, Clone)]
+pub struct AimdLimit {
+    policy: AimdPolicy,
+    limit: f64,
+    in_flight: u32,
+    shrunk_at: Option<Duration>,
+}
+
+impl AimdLimit {
+    /// A limit that nothing was refused under yet.
+    #[must_use]
+    pub fn new(policy: AimdPolicy) -> Self {
+        Self {
+            limit: f64::from(policy.max),
+            policy,
+            in_flight: 0,
+            shrunk_at: None,
+        }
+    }
+
+    /// Takes a place if there is one.
+    pub fn try_enter(&mut self) -> bool {
+        let is_open = self.in_flight < self.limit();
+        if is_open {
+            self.in_flight += 1;
+        }
+        is_open
+    }
+
+    /// Gives a place back after a result: the limit grows if it was what held others back.
+    pub fn succeed(&mut self) {
+        if self.in_flight.saturating_mul(2) >= self.limit() {
+            let grown = self.limit + self.policy.increase / self.limit.max(1.0);
+            self.limit = grown.min(f64::from(self.policy.max));
+        }
+        self.leave();
+    }
+
+    /// Gives a place back without having learned anything.
+    pub const fn leave(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// Notes that the server refused one of those in flight; whether the limit shrank.
+    pub fn refuse(&mut self, now: Duration) -> bool {
+        let is_same_burst = self
+            .shrunk_at
+            .is_some_and(|at| now < at.saturating_add(self.policy.cooldown));
+        if is_same_burst {
+            return false;
+        }
+        self.shrunk_at = Some(now);
+        let used = self.limit.min(f64::from(self.in_flight));
+        self.limit = (used * self.policy.decrease).max(f64::from(self.policy.min));
+        true
+    }
+
+    /// Most at once, now.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between min and max, which are u32"
+    )]
+    pub const fn limit(&self) -> u32 {
+        self.limit as u32
+    }
+
+    /// Places taken.
+    #[must_use]
+    pub const fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+}
+
+/// Notices that nothing has come back for a long time, however long each single wait may take.
+#[derive(Debug, Clone, Copy)]
+pub struct ProgressWatch {
+    patience: Duration,
+    last: Duration,
+    n_waiting: u64,
+}
+
+impl ProgressWatch {
+    /// A watch that nothing waits under.
+    #[must_use]
+    pub const fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            last: Duration::ZERO,
+            n_waiting: 0,
+        }
+    }
+
+    /// Notes that one more waits; the first after a quiet time starts the clock.
+    pub const fn begin(&mut self, now: Duration) {
+        if self.n_waiting == 0 {
+            self.last = now;
+        }
+        self.n_waiting += 1;
+    }
+
+    /// Notes that one got its result, or a sign of life: the clock starts anew.
+    pub const fn advance(&mut self, now: Duration) {
+        self.last = now;
+    }
+
+    /// Notes that one waits no more.
+    pub const fn end(&mut self) {
+        self.n_waiting = self.n_waiting.saturating_sub(1);
+    }
+
+    /// What is left of the patience; zero if those who wait should give up.
+    #[must_use]
+    pub const fn remaining(&self, now: Duration) -> Duration {
+        self.last.saturating_add(self.patience).saturating_sub(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -106,7 +255,121 @@ mod tests {
         assert!(!pause.is_recent(at(15)));
     }
 
+    fn limit(max: u32) -> AimdLimit {
+        AimdLimit::new(AimdPolicy {
+            max,
+            ..AimdPolicy::default()
+        })
+    }
+
+    /// Enters until refused; how many came in.
+    fn fill(limit: &mut AimdLimit) -> u32 {
+        (0..).take_while(|_| limit.try_enter()).count() as u32
+    }
+
+    #[test]
+    fn a_limit_halves_once_a_burst_and_never_below_its_least() {
+        let mut limit = limit(100);
+        assert_eq!(fill(&mut limit), 100);
+
+        // (second, shrank, limit)
+        for (now, shrank, expected) in [
+            (0, true, 50),
+            (0, false, 50),
+            (1, true, 25),
+            (2, true, 12),
+            (3, true, 6),
+            (4, true, 4),
+            (5, true, 4),
+        ] {
+            assert_eq!(limit.refuse(at(now)), shrank, "at {now} s");
+            assert_eq!(limit.limit(), expected, "at {now} s");
+        }
+        assert!(!limit.try_enter());
+    }
+
+    #[test]
+    fn a_limit_shrinks_to_a_part_of_what_was_in_flight() {
+        let mut limit = limit(1000);
+        for _ in 0..20 {
+            assert!(limit.try_enter());
+        }
+
+        limit.refuse(at(0));
+
+        assert_eq!(limit.limit(), 10);
+    }
+
+    #[test]
+    fn a_limit_in_use_grows_by_its_increase_a_round_up_to_its_maximum() {
+        let mut limit = limit(100);
+        fill(&mut limit);
+        limit.refuse(at(0));
+        for _ in 0..50 {
+            limit.leave();
+        }
+
+        for _ in 0..50 {
+            limit.succeed();
+            assert!(limit.try_enter());
+        }
+        assert!((65..=70).contains(&limit.limit()), "{limit:?}");
+        for _ in 0..500 {
+            limit.succeed();
+            fill(&mut limit);
+        }
+        assert_eq!((limit.limit(), limit.in_flight()), (100, 100));
+    }
+
+    #[test]
+    fn a_limit_that_holds_nobody_back_does_not_grow() {
+        let mut limit = limit(100);
+        fill(&mut limit);
+        limit.refuse(at(0));
+        for _ in 0..100 {
+            limit.leave();
+        }
+
+        assert!(limit.try_enter());
+        limit.succeed();
+
+        assert_eq!((limit.limit(), limit.in_flight()), (50, 0));
+    }
+
+    #[test]
+    fn patience_counts_from_the_last_result_and_only_while_something_waits() {
+        let mut watch = ProgressWatch::new(at(10));
+
+        watch.begin(at(1000));
+        watch.begin(at(1005));
+        assert_eq!(watch.remaining(at(1005)), at(5));
+        watch.advance(at(1009));
+        watch.end();
+        assert_eq!(watch.remaining(at(1018)), at(1));
+        assert_eq!(watch.remaining(at(1019)), at(0));
+        watch.end();
+
+        watch.begin(at(5000));
+        assert_eq!(watch.remaining(at(5000)), at(10));
+    }
+
     proptest! {
+        /// Whatever happens, those in flight are at most the maximum, and the limit is in range.
+        #[test]
+        fn a_limit_stays_in_its_range(events in proptest::collection::vec(0..4_u8, 1..400)) {
+            let mut limit = limit(50);
+            for (now, event) in (0..).zip(events) {
+                match event {
+                    0 => { limit.try_enter(); }
+                    1 => limit.succeed(),
+                    2 => limit.leave(),
+                    _ => { limit.refuse(at(now)); }
+                }
+                prop_assert!((4..=50).contains(&limit.limit()));
+                prop_assert!(limit.in_flight() <= 50);
+            }
+        }
+
         /// A budget is overdrawn by one item at most, and empty when all is returned.
         #[test]
         fn a_budget_is_overdrawn_by_one_item_at_most(

@@ -4,13 +4,15 @@
 //! was built and `draw` a number in `[0, 1)`; both are arguments, so tests run on virtual time.
 
 mod backoff;
+mod completions;
 mod limit;
 mod link;
 mod poll;
 mod retry;
 
 pub use backoff::Backoff;
-pub use limit::{ByteBudget, SharedPause};
+pub use completions::{CompletionEvent, CompletionPoll, CompletionStep};
+pub use limit::{AimdLimit, AimdPolicy, ByteBudget, ProgressWatch, SharedPause};
 pub use link::Link;
 pub use poll::{
     FuturePoll, PollEnd, PollEvent, PollPolicy, PollStep, QueueWatch, SilenceNews, SilenceWatch,
