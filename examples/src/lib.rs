@@ -2,16 +2,24 @@
 //! folder, one file each.
 
 use anyhow::Context;
-use tinker_api::ServiceClient;
+use tinker_api::{ServiceClient, ServiceClientBuilder};
 
 /// A client of the server that `TINKER_BASE_URL` and `TINKER_API_KEY` name.
 ///
 /// # Errors
 /// If a variable is missing or malformed.
 pub fn service_from_environment() -> anyhow::Result<ServiceClient> {
+    Ok(builder_from_environment()?.build()?)
+}
+
+/// The same, before it is built.
+///
+/// # Errors
+/// If a variable is missing or malformed.
+pub fn builder_from_environment() -> anyhow::Result<ServiceClientBuilder> {
     let base_url = variable("TINKER_BASE_URL")?;
     let key = variable("TINKER_API_KEY")?.parse()?;
-    Ok(ServiceClient::builder(base_url).api_key(key).build()?)
+    Ok(ServiceClient::builder(base_url).api_key(key))
 }
 
 #[expect(

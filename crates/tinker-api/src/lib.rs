@@ -27,6 +27,7 @@
 
 mod api_future;
 mod batching;
+pub mod cassette;
 mod combine;
 mod dispatch;
 mod error;

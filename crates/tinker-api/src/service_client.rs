@@ -166,6 +166,14 @@ impl ServiceClientBuilder {
         self
     }
 
+    /// Writes down all that is said to the server, without secrets; see
+    /// [`cassette`](crate::cassette).
+    #[must_use]
+    pub fn record(mut self, recorder: tinker_http::Recorder) -> Self {
+        self.http = self.http.record(recorder);
+        self
+    }
+
     /// Checks the settings and takes the ledger, if there is one. Sends nothing.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod client_training;
 mod client_weights;
 mod durability;
 mod python_sdk;
+mod recording;
 mod suite_vs_server;
 mod support;
 
