@@ -48,6 +48,9 @@ pub enum Error {
     /// An earlier operation may or may not have reached the server, so no later one can be sent.
     #[error("the training client has stopped: {0}; create a new one from the last checkpoint")]
     Stopped(String),
+    /// The session was ended by [`ServiceClient::close`](crate::ServiceClient::close).
+    #[error("the session is closed: create a new service client")]
+    Closed,
     /// The step ledger cannot be used, or does not agree with the program or the server.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -75,7 +78,7 @@ impl Error {
     #[must_use]
     pub fn is_user_error(&self) -> bool {
         match self {
-            Self::InvalidRequest(_) | Self::WrongCheckpointKind { .. } => true,
+            Self::InvalidRequest(_) | Self::WrongCheckpointKind { .. } | Self::Closed => true,
             Self::RequestFailed { category, .. } => *category == ErrorCategory::User,
             Self::Transport(error) => matches!(
                 error.kind(),

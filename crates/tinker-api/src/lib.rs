@@ -32,6 +32,7 @@ mod combine;
 mod dispatch;
 mod error;
 mod heartbeat;
+mod hint;
 mod ledger;
 mod loss;
 mod options;

@@ -124,7 +124,8 @@ impl SamplingClient {
         options: SampleOptions,
     ) -> ApiFuture<SampleResponse> {
         let operation = RequestType::Sample;
-        if let Err(error) = check(&prompt, &params, &options) {
+        let open = self.inner.session.check_open();
+        if let Err(error) = open.and_then(|()| check(&prompt, &params, &options)) {
             return ApiFuture::refused(operation, error);
         }
         let request = self.request(prompt, params, options);

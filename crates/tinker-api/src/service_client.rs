@@ -380,7 +380,9 @@ impl ServiceClient {
             let session = Session::open(shared.http.clone(), shared.options.clone()).await?;
             Ok::<_, Error>(Arc::new(session))
         };
-        shared.session.get_or_try_init(open).await.cloned()
+        let session = shared.session.get_or_try_init(open).await?;
+        session.check_open()?;
+        Ok(Arc::clone(session))
     }
 }
 

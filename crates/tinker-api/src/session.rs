@@ -97,6 +97,14 @@ impl Session {
         self.n_samplers.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Fails once the session was ended here.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        match self.is_finished.load(Ordering::Relaxed) {
+            true => Err(Error::Closed),
+            false => Ok(()),
+        }
+    }
+
     /// Ends the session; only the first call does.
     pub(crate) async fn finish(&self, reason: FinishReason, detail: Option<String>) -> Result<()> {
         if self.is_finished.swap(true, Ordering::Relaxed) {

@@ -316,6 +316,9 @@ impl TrainingClient {
         Submission: Future<Output = HttpResult<UntypedFuture>> + Send,
         Retrieval: Future<Output = HttpResult<Resolved<R>>> + Send,
     {
+        if let Err(error) = self.inner.session.check_open() {
+            return ApiFuture::refused(operation, error);
+        }
         let (promise, future) = ApiFuture::new(operation);
         let turn = self.inner.turns.take();
         let http = self.http().clone();
@@ -348,7 +351,8 @@ impl TrainingClient {
             Pass::Forward => RequestType::Forward,
             Pass::ForwardBackward => RequestType::ForwardBackward,
         };
-        if let Err(error) = loss.check(&data) {
+        let checked = self.inner.session.check_open();
+        if let Err(error) = checked.and_then(|()| loss.check(&data)) {
             return ApiFuture::refused(operation, error);
         }
         let (promise, future) = ApiFuture::new(operation);

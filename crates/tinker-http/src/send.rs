@@ -170,6 +170,11 @@ impl Client {
             error,
         };
         let inner = self.inner();
+        // reqwest panics without one.
+        if tokio::runtime::Handle::try_current().is_err() {
+            let text = "the clients need a tokio runtime: call them from within one";
+            return Err(refuse(Error::new(ErrorKind::InvalidRequest, text)));
+        }
         let pool = inner.pools.get(call.class).map_err(refuse)?;
         let mut key = HeaderValue::try_from(credential).map_err(|_| {
             refuse(Error::new(

@@ -593,7 +593,7 @@ async fn three_steps(target: &Target, service: &ServiceClient) -> Vec<Vec<f32>> 
     };
     for i in 0..3 {
         let pass = trainer.forward_backward(suite::batch(i), CE);
-        let step = trainer.optim_step(adam.clone());
+        let step = trainer.optim_step(adam);
         pass.await.unwrap();
         step.await.unwrap();
     }

@@ -8,9 +8,11 @@
 )]
 #![expect(clippy::print_stdout, reason = "a failed test shows what it drew")]
 
+mod bad_input;
 mod client_faults;
 mod client_futures;
 mod client_http;
+mod client_lists;
 mod client_sampling;
 mod client_sessions;
 mod client_training;

@@ -1,0 +1,27 @@
+//! What to do about each error, in a sentence for people.
+
+use tinker_types::ErrorCategory;
+
+use crate::error::Error;
+
+impl Error {
+    /// What to do next: lower case, no final period.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::RequestFailed {
+                category: ErrorCategory::User,
+                ..
+            } => "correct the input that the message names: sent again, it fails again",
+            Self::RequestFailed { .. } => "look into the server's log, then submit it anew",
+            Self::Transport(error) => error.hint(),
+            Self::InvalidRequest(_) => "correct the value that the message names",
+            Self::WrongCheckpointKind { .. } => "use the path that the message names",
+            Self::Protocol(_) => "update the server, or report it with its version",
+            Self::Stopped(_) => "create a new client from the last checkpoint",
+            Self::Closed => "create a new service client",
+            Self::TimedOut { .. } => "wait longer: the operation goes on",
+            Self::Ledger(_) => "give each run and each process a ledger of its own",
+        }
+    }
+}
