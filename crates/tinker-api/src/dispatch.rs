@@ -67,6 +67,9 @@ impl Dispatch {
                     let wait = pause_after(n_bytes);
                     tracing::debug!(?reason, ?wait, "the server holds samples back");
                     self.pause().pause(http.now(), wait);
+                    if let Some(limit) = http.sample_gate().refuse(http.now()) {
+                        tracing::info!(limit, "at most {limit} samples in flight from now on");
+                    }
                     http.tell(&Event::SamplingPaused { wait });
                 }
             }

@@ -27,8 +27,11 @@
 
 mod api_future;
 mod batching;
+mod cancel;
 pub mod cassette;
 mod combine;
+pub mod custom_loss;
+mod dialect;
 mod dispatch;
 mod error;
 mod heartbeat;
@@ -38,6 +41,8 @@ mod loss;
 mod options;
 mod resolve;
 mod rest_client;
+mod sample_queue;
+mod sampler;
 mod sampling_client;
 mod service_client;
 mod session;

@@ -1,29 +1,25 @@
 //! One sampler: continuations of prompts, and the log-probabilities of prompts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use tinker_http::{Client, ErrorKind, RequestType, RetryPolicy};
+use tinker_http::RequestType;
 use tinker_types::{
-    CheckpointKind, CreateSamplingSessionRequest, CreateSamplingSessionTag, ModelInput, RequestId,
+    CheckpointKind, CreateSamplingSessionRequest, CreateSamplingSessionTag, ModelInput,
     SampleRequest, SampleResponse, SampleTag, SamplingParams, SamplingSessionId,
 };
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use crate::api_future::ApiFuture;
 use crate::error::{Error, Result};
 use crate::options::{SampleOptions, SamplingSource};
-use crate::resolve::resolve;
+use crate::sample_queue::{Job, SampleQueue};
+use crate::sampler::Sampler;
 use crate::session::Session;
-
-/// How often a sample that the server forgot is submitted anew.
-const MAX_RESUBMISSIONS: u32 = 10;
 
 /// A sampler. Cheap to clone.
 ///
-/// Samples are submitted when the method is called and run in any order. Failed submissions are
-/// repeated under the same number; a sample that the server forgot is submitted under a new one.
+/// Samples are queued when the method is called and submitted in that order, so many at once as
+/// servers allow; they run in any order, and each future brings its own result. Failed submissions
+/// are repeated under the same number; a sample that the server forgot is submitted under a new one.
 #[derive(Debug, Clone)]
 pub struct SamplingClient {
     inner: Arc<Inner>,
@@ -31,13 +27,9 @@ pub struct SamplingClient {
 
 #[derive(Debug)]
 struct Inner {
-    session: Arc<Session>,
-    id: SamplingSessionId,
+    sampler: Arc<Sampler>,
     base_model: String,
-    next_seq_id: AtomicU64,
-    in_flight: Semaphore,
-    max_resubmissions: u32,
-    retry: RetryPolicy,
+    queue: SampleQueue,
 }
 
 impl SamplingClient {
@@ -66,39 +58,26 @@ impl SamplingClient {
         Ok(Self::of_sampler(session, id, base_model))
     }
 
-    /// A client of a sampler that exists.
+    /// The first client of a sampler that exists.
     pub(crate) fn of_sampler(
         session: Arc<Session>,
         id: SamplingSessionId,
         base_model: String,
     ) -> Self {
-        let config = &session.config;
-        let n_in_flight = usize::try_from(config.sample_max_concurrent_requests)
-            .unwrap_or(usize::MAX)
-            .clamp(1, Semaphore::MAX_PERMITS);
-        let (retry, max_resubmissions) = if config.sample_no_retries {
-            (RetryPolicy::never(), 0)
-        } else {
-            (session.http.retry_policy().clone(), MAX_RESUBMISSIONS)
-        };
-        let inner = Inner {
-            id,
-            base_model,
-            next_seq_id: AtomicU64::new(0),
-            in_flight: Semaphore::new(n_in_flight),
-            max_resubmissions,
-            retry,
-            session,
-        };
+        let sampler = Arc::new(Sampler::new(session, id, 0));
         Self {
-            inner: Arc::new(inner),
+            inner: Arc::new(Inner {
+                queue: SampleQueue::start(Arc::clone(&sampler)),
+                sampler,
+                base_model,
+            }),
         }
     }
 
     /// The sampler.
     #[must_use]
     pub fn sampling_session_id(&self) -> &SamplingSessionId {
-        &self.inner.id
+        &self.inner.sampler.id
     }
 
     /// Name of the base model.
@@ -124,19 +103,14 @@ impl SamplingClient {
         options: SampleOptions,
     ) -> ApiFuture<SampleResponse> {
         let operation = RequestType::Sample;
-        let open = self.inner.session.check_open();
+        let open = self.inner.sampler.session.check_open();
         if let Err(error) = open.and_then(|()| check(&prompt, &params, &options)) {
             return ApiFuture::refused(operation, error);
         }
         let request = self.request(prompt, params, options);
-        let inner = Arc::clone(&self.inner);
         let (promise, future) = ApiFuture::new(operation);
-        let task = self.inner.session.runtime.spawn(async move {
-            let result = inner.run(request).await;
-            // Nobody listens any more if this fails.
-            promise.send(result).ok();
-        });
-        future.aborting(task.abort_handle())
+        self.inner.queue.push(Job { request, promise });
+        future
     }
 
     /// The log-probability of every token of `prompt` given those before it: natural log, ≤ 0,
@@ -157,7 +131,7 @@ impl SamplingClient {
         };
         let sample = self.sample(prompt, params, options);
         let (promise, future) = ApiFuture::new(RequestType::Sample);
-        let task = self.inner.session.runtime.spawn(async move {
+        let task = self.inner.sampler.session.runtime.spawn(async move {
             let result = sample.await.and_then(|response| {
                 response.prompt_logprobs.ok_or_else(|| {
                     Error::Protocol("the server returned no prompt log-probabilities".into())
@@ -178,8 +152,8 @@ impl SamplingClient {
             num_samples: options.num_samples,
             prompt,
             sampling_params,
-            sampling_session_id: Some(self.inner.id.clone()),
-            seq_id: None,
+            sampling_session_id: Some(self.inner.sampler.id.clone()),
+            seq_id: Some(self.inner.sampler.next_number()),
             prompt_logprobs: Some(options.prompt_logprobs),
             topk_prompt_logprobs: options.topk_prompt_logprobs,
             topk_sample_logprobs: options.topk_sample_logprobs,
@@ -190,40 +164,6 @@ impl SamplingClient {
             base_model: None,
             model_path: None,
             tag: SampleTag,
-        }
-    }
-}
-
-impl Inner {
-    /// Submits until a result comes: again under a new number if the server forgot the future.
-    async fn run(&self, mut request: SampleRequest) -> Result<SampleResponse> {
-        let http = &self.session.http;
-        let _in_flight = self.in_flight.acquire().await;
-        let mut n_resubmissions = 0;
-        loop {
-            request.seq_id = Some(self.next_seq_id.fetch_add(1, Ordering::Relaxed));
-            let started = http.now();
-            let dispatch = &self.session.dispatch;
-            let future = dispatch.submit(http, &request, self.retry.clone()).await?;
-            let took = http.now().saturating_sub(started);
-            let id = &future.request_id;
-            let mut abandoned = CancelOnDrop::armed(&self.session, id);
-            let outcome = http.retrieve_sample(id, Some(took)).await;
-            abandoned.disarm();
-            match outcome {
-                Ok(resolved) => {
-                    let response = resolve(RequestType::Sample, id, resolved)?;
-                    return complete(response, &request, future.sample_sequence_ids);
-                }
-                Err(error)
-                    if *error.kind() == ErrorKind::Expired
-                        && n_resubmissions < self.max_resubmissions =>
-                {
-                    n_resubmissions += 1;
-                    tracing::debug!(request.id = %id, "the server forgot a sample; submitting anew");
-                }
-                Err(error) => return Err(error.into()),
-            }
         }
     }
 }
@@ -246,71 +186,4 @@ fn check(prompt: &ModelInput, params: &SamplingParams, options: &SampleOptions) 
         return fault(format!("top_p {}: it must be in (0, 1]", params.top_p));
     }
     Ok(())
-}
-
-/// Checks that the response has what was asked for, and names its sequences.
-fn complete(
-    mut response: SampleResponse,
-    request: &SampleRequest,
-    sequence_ids: Option<Vec<String>>,
-) -> Result<SampleResponse> {
-    let n_sequences = response.sequences.len();
-    if n_sequences != request.num_samples as usize {
-        return Err(Error::Protocol(format!(
-            "the server returned {n_sequences} samples for {} asked for",
-            request.num_samples
-        )));
-    }
-    if request.prompt_alt_tokens_k > 0 && response.prompt_alt_tokens.is_none() {
-        return Err(Error::Protocol(
-            "the server did not draw alternatives for the prompt".into(),
-        ));
-    }
-    for (sequence, id) in response
-        .sequences
-        .iter_mut()
-        .zip(sequence_ids.into_iter().flatten())
-    {
-        sequence.sequence_id = Some(id);
-    }
-    Ok(response)
-}
-
-/// Tells the server if a sample is given up, where servers want to know.
-struct CancelOnDrop {
-    http: Client,
-    runtime: Handle,
-    request_id: Option<RequestId>,
-}
-
-impl CancelOnDrop {
-    fn armed(session: &Session, request_id: &RequestId) -> Self {
-        Self {
-            http: session.http.clone(),
-            runtime: session.runtime.clone(),
-            request_id: Some(request_id.clone()),
-        }
-    }
-
-    fn disarm(&mut self) {
-        self.request_id = None;
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        let Some(request_id) = self.request_id.take() else {
-            return;
-        };
-        let http = self.http.clone();
-        self.runtime.spawn(async move {
-            let is_wanted = http
-                .dynamic_config()
-                .await
-                .is_ok_and(|config| config.sample_cancel_enabled);
-            if is_wanted && let Err(error) = http.cancel_future(&request_id).await {
-                tracing::debug!(request.id = %request_id, %error, "a sample was not cancelled");
-            }
-        });
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tinker_types::{FailedFuture, RequestId};
+use tinker_types::{FailedFuture, RequestId, SampleResponse};
 
 use crate::client::Client;
 use crate::clock::Clock;
@@ -21,15 +21,57 @@ pub enum Resolved<T> {
     Failed(FailedFuture),
 }
 
+impl Client {
+    /// Fetches a sample that a poll of its sampler announced: the bytes are reserved first, and the
+    /// first question brings the result.
+    ///
+    /// Endpoint: `POST /api/v1/retrieve_future`.
+    ///
+    /// # Errors
+    /// As `retrieve_sample`.
+    pub async fn retrieve_announced_sample(
+        &self,
+        request_id: &RequestId,
+        n_bytes: u64,
+        submitted_in: Option<Duration>,
+    ) -> Result<Resolved<SampleResponse>> {
+        let announced = PollEvent::MetadataOnly(n_bytes);
+        drive(
+            self,
+            request_id,
+            RequestType::Sample,
+            submitted_in,
+            announced,
+        )
+        .await
+    }
+}
+
 pub(crate) async fn retrieve<T: FutureResult>(
     client: &Client,
     request_id: &RequestId,
     request_type: RequestType,
     submitted_in: Option<Duration>,
 ) -> Result<Resolved<T>> {
+    drive(
+        client,
+        request_id,
+        request_type,
+        submitted_in,
+        PollEvent::Started,
+    )
+    .await
+}
+
+async fn drive<T: FutureResult>(
+    client: &Client,
+    request_id: &RequestId,
+    request_type: RequestType,
+    submitted_in: Option<Duration>,
+    mut event: PollEvent,
+) -> Result<Resolved<T>> {
     let mut poll = FuturePoll::new(client.poll_policy().clone());
     let mut inquiry = Inquiry::new(client, request_id, request_type, submitted_in);
-    let mut event = PollEvent::Started;
     loop {
         event = match poll.on(client.now(), event, Clock::draw()) {
             PollStep::Send {

@@ -12,6 +12,7 @@ mod capability;
 mod cassette;
 mod client;
 mod clock;
+mod completion_poller;
 mod document;
 mod endpoints;
 mod error;
@@ -35,6 +36,7 @@ pub use cassette::{
     RouteSummary, Summary, Unmatched,
 };
 pub use client::Client;
+pub use completion_poller::{Completed, CompletionPoller};
 pub use endpoints::AsampleReply;
 pub use endpoints::PreparedPass;
 pub use endpoints::{AccessScope, Page};

@@ -31,11 +31,11 @@ pub enum CompletionEvent {
     Status {
         /// The status code.
         code: u16,
-        /// Whether the answer came without a body.
-        empty_body: bool,
         /// How long the server asked to wait.
         retry_after: Option<Duration>,
     },
+    /// The answer was not understood.
+    Unusable,
     /// No connection.
     ConnectionLost,
     /// The poll was held for longer than this client waits.
@@ -135,12 +135,11 @@ impl CompletionPoll {
                 self.look_after(interval, now, n_waiting)
             }
             CompletionEvent::TimedOut => self.look_after(self.policy.min_interval, now, n_waiting),
+            CompletionEvent::Unusable => CompletionStep::Finish,
             CompletionEvent::ConnectionLost => self.on_trouble(now, None, draw),
-            CompletionEvent::Status {
-                code,
-                empty_body,
-                retry_after,
-            } => self.on_status(now, code, empty_body, retry_after, draw),
+            CompletionEvent::Status { code, retry_after } => {
+                self.on_status(now, code, retry_after, draw)
+            }
         }
     }
 
@@ -148,7 +147,6 @@ impl CompletionPoll {
         &mut self,
         now: Duration,
         code: u16,
-        empty_body: bool,
         retry_after: Option<Duration>,
         draw: f64,
     ) -> CompletionStep {
@@ -160,10 +158,12 @@ impl CompletionPoll {
                 }
                 CompletionStep::Wait(BILLING_DELAY)
             }
-            400 if empty_body && self.n_bad_requests < self.policy.max_bad_requests => {
+            // Proxies say that, too.
+            400 if self.n_bad_requests < self.policy.max_bad_requests => {
                 self.n_bad_requests += 1;
                 CompletionStep::Wait(self.next_delay(retry_after, draw))
             }
+            501 | 505 => CompletionStep::Finish,
             408 | 409 | 429 | 500.. => self.on_trouble(now, retry_after, draw),
             _ => CompletionStep::Finish,
         }
@@ -239,10 +239,9 @@ mod tests {
         }
     }
 
-    const fn status(code: u16, empty_body: bool) -> CompletionEvent {
+    const fn status(code: u16) -> CompletionEvent {
         CompletionEvent::Status {
             code,
-            empty_body,
             retry_after: None,
         }
     }
@@ -332,9 +331,9 @@ mod tests {
             &mut new(),
             &[
                 (0, 1, Look, poll(0, true, &[])),
-                (10, 1, status(503, false), wait(1000)),
+                (10, 1, status(503), wait(1000)),
                 (1010, 1, Look, poll(0, true, &[])),
-                (1020, 1, status(429, false), wait(2000)),
+                (1020, 1, status(429), wait(2000)),
                 (3020, 1, Look, poll(0, true, &[])),
                 (48_020, 1, TimedOut, poll(0, true, &[])),
                 (48_030, 1, answered(1, 0), wait(90)),
@@ -346,21 +345,22 @@ mod tests {
     }
 
     #[test]
-    fn refusals_end_it_and_bare_ones_after_three() {
+    fn refusals_end_it_and_bad_requests_after_three() {
         check(
             &mut new(),
             &[
                 (0, 1, Look, poll(0, true, &[])),
-                (1, 1, status(402, false), wait(5000)),
+                (1, 1, status(402), wait(5000)),
                 (5001, 1, Look, poll(0, true, &[])),
-                (5002, 1, status(400, true), wait(1000)),
-                (6002, 1, status(400, true), wait(2000)),
-                (8002, 1, status(400, true), wait(4000)),
-                (12_002, 1, status(400, true), Finish),
+                (5002, 1, status(400), wait(1000)),
+                (6002, 1, status(400), wait(2000)),
+                (8002, 1, status(400), wait(4000)),
+                (12_002, 1, status(400), Finish),
             ],
         );
-        check(&mut new(), &[(0, 1, status(404, false), Finish)]);
-        check(&mut new(), &[(0, 1, status(402, false), wait(5000))]);
+        check(&mut new(), &[(0, 1, status(404), Finish)]);
+        check(&mut new(), &[(0, 1, CompletionEvent::Unusable, Finish)]);
+        check(&mut new(), &[(0, 1, status(402), wait(5000))]);
     }
 
     #[test]
