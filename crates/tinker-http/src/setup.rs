@@ -1,6 +1,7 @@
 //! The start-up sequence: settings with the raw key, a token if the server wants one, and the
 //! settings that may change.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct Setup {
     pub(crate) result_bytes: ByteGate,
     /// Forward-backward bodies being sent.
     pub(crate) train_bytes: ByteGate,
+    /// Whether the server has refused a pass in protobuf.
+    pub(crate) takes_json_only: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +76,7 @@ impl Client {
         Ok(Setup {
             result_bytes: ByteGate::new(config.inflight_response_bytes_semaphore_size),
             train_bytes: ByteGate::new(config.fwdbwd_dispatch_bytes_semaphore_size),
+            takes_json_only: AtomicBool::new(false),
             dynamic: Mutex::new(Dynamic {
                 config: dynamic.unwrap_or_default(),
                 fetched_at: self.now(),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::tags::{type_tag, wire_enum};
 use crate::{
@@ -151,7 +152,11 @@ const fn snapshot() -> SamplerKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SaveWeightsForSamplerResponse {
     /// The checkpoint, if it was named.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "sampler_path"
+    )]
     pub path: Option<TinkerPath>,
     /// The sampler, if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,6 +164,26 @@ pub struct SaveWeightsForSamplerResponse {
     /// Literal tag.
     #[serde(rename = "type", default)]
     pub tag: SaveWeightsForSamplerTag,
+}
+
+/// Reads the path of a sampler checkpoint; SkyRL's servers leave the kind out:
+/// `tinker://<run>/<name>`.
+fn sampler_path<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<TinkerPath>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let short = text
+        .strip_prefix("tinker://")
+        .and_then(|rest| rest.split_once('/'));
+    let parsed = match short {
+        Some((run, name)) if !name.contains('/') => {
+            format!("tinker://{run}/sampler_weights/{name}").parse()
+        }
+        _ => text.parse(),
+    };
+    parsed.map(Some).map_err(D::Error::custom)
 }
 
 /// Request of `POST /api/v1/weights_info`.

@@ -6,6 +6,7 @@ mod checkpoints;
 mod custom_loss;
 mod external_weights;
 mod futures;
+mod json_pass;
 mod models;
 mod sampling;
 mod search;

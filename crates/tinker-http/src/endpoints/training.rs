@@ -1,5 +1,7 @@
 //! Forward, forward-backward and optimizer steps.
 
+use std::sync::atomic::Ordering;
+
 use prost::Message;
 use reqwest::Method;
 use tinker_types::{
@@ -9,6 +11,7 @@ use tinker_types::{
 
 use crate::call::{Body, Call};
 use crate::client::Client;
+use crate::endpoints::json_pass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::BytePermit;
 use crate::pools::TrafficClass;
@@ -74,15 +77,29 @@ impl Client {
         Ok((pass, seen))
     }
 
-    /// Submits an encoded pass; its future brings a `ForwardBackwardOutput`.
+    /// Submits an encoded pass; its future brings a `ForwardBackwardOutput`. A server that takes no
+    /// protobuf gets it in JSON.
     ///
-    /// Endpoint: `POST /api/v1/forward_backward`.
+    /// Endpoint: `POST /api/v1/forward_backward`; `POST /api/v1/forward` of such servers.
     ///
     /// # Errors
     /// If the call fails.
     pub async fn submit_forward_backward(&self, pass: PreparedPass) -> Result<UntypedFuture> {
-        let url = self.base_url().join(FORWARD_BACKWARD, []);
-        let call = Call::new(self, Method::POST, TrafficClass::Train, url).body(pass.body);
+        let takes_json_only = &self.setup().await?.takes_json_only;
+        if !takes_json_only.load(Ordering::Relaxed) {
+            let url = self.base_url().join(FORWARD_BACKWARD, []);
+            let call = Call::new(self, Method::POST, TrafficClass::Train, url);
+            match self.send(call.body(pass.body.clone())).await {
+                Err(error) if json_pass::is_wanted(&error) => {
+                    tracing::info!("the server takes no protobuf; passes are sent in JSON");
+                    takes_json_only.store(true, Ordering::Relaxed);
+                }
+                answer => return answer?.json(),
+            }
+        }
+        let (route, body) = json_pass::of(pass.body.clone()).await?;
+        let url = self.base_url().join(route, []);
+        let call = Call::new(self, Method::POST, TrafficClass::Train, url).body(body);
         self.send(call).await?.json()
     }
 
