@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod chaos;
 mod ci;
 mod dist;
 mod models;
@@ -31,6 +32,8 @@ struct Cli {
 enum Task {
     /// Builds and runs every test, those with the official Python SDK included.
     Test(test::Args),
+    /// Trains under every fault at once and compares with a run that is left alone.
+    Chaos(chaos::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -58,6 +61,7 @@ fn run(cli: Cli) -> Result<()> {
     let root = repository_root()?;
     match cli.task {
         Task::Test(args) => test::run(&root, &args),
+        Task::Chaos(args) => chaos::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,9 +57,24 @@ pub enum Fault {
     CloseAfter,
     /// The request is not delivered; these bytes are the answer, then the connection is closed.
     Raw(Vec<u8>),
+    /// The server does it; these bytes come instead of its answer, then the connection is closed.
+    RawAfter(Vec<u8>),
+    /// The request is held back for this long, so that later ones overtake it.
+    Hold(Duration),
+}
+
+/// What was seen on the wire.
+#[derive(Debug, Clone, Copy)]
+pub enum Seen<'a> {
+    /// A request that arrived here, by path and body.
+    Arrived(&'a str, &'a [u8]),
+    /// A request whose whole answer, the server's own, was passed on: path, body of the request,
+    /// body of the answer.
+    Answered(&'a str, &'a [u8], &'a [u8]),
 }
 
 type Decide = Box<dyn FnMut(&str) -> Fault + Send>;
+type Observe = Box<dyn FnMut(Seen<'_>) + Send>;
 
 /// A server before another one. Ends when dropped.
 pub struct FaultServer {
@@ -76,6 +92,7 @@ struct Shared {
 struct State {
     scripts: HashMap<String, VecDeque<Fault>>,
     decide: Option<Decide>,
+    observe: Option<Observe>,
     arrived: Vec<String>,
     delivered: Vec<String>,
     n_connections: usize,
@@ -122,6 +139,11 @@ impl FaultServer {
     /// Decides for every request that no script is for, by its path.
     pub fn decide(&self, decide: impl FnMut(&str) -> Fault + Send + 'static) {
         self.shared.lock().decide = Some(Box::new(decide));
+    }
+
+    /// Tells of every request that arrives and every answer that is passed on.
+    pub fn observe(&self, observe: impl FnMut(Seen<'_>) + Send + 'static) {
+        self.shared.lock().observe = Some(Box::new(observe));
     }
 
     /// How often a path was asked for here.
@@ -181,6 +203,12 @@ impl Shared {
         }
     }
 
+    fn note(&self, seen: Seen<'_>) {
+        if let Some(observe) = &mut self.lock().observe {
+            observe(seen);
+        }
+    }
+
     /// Asks the server behind; its whole answer.
     async fn deliver(&self, request: &Message) -> io::Result<Message> {
         let mut upstream = TcpStream::connect(&self.upstream).await?;
@@ -212,6 +240,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::new();
     while let Some(request) = message::read(&mut stream, &mut buffer).await? {
+        shared.note(Seen::Arrived(request.path(), &request.body));
         let fault = shared.fault_for(request.path());
         if !play(&mut stream, shared, &request, fault).await? {
             break;
@@ -236,6 +265,7 @@ async fn play(
             stream.shutdown().await?;
             return Ok(false);
         }
+        Fault::Hold(time) => tokio::time::sleep(time).await,
         _ => {}
     }
     let mut answer = shared.deliver(request).await?;
@@ -268,12 +298,14 @@ async fn play(
             stream.write_all(&answer.chunked(n, true)).await?;
             return Ok(true);
         }
+        Fault::RawAfter(bytes) => stream.write_all(&bytes).await?,
         Fault::CutChunked => stream.write_all(&answer.chunked(8, false)).await?,
         Fault::WithoutLength => stream.write_all(&answer.without_length(usize::MAX)).await?,
         Fault::CutWithoutLength(n) => stream.write_all(&answer.without_length(n)).await?,
         Fault::CloseAfter => stream.write_all(&start(body.len())).await?,
         _ => {
             stream.write_all(&start(body.len())).await?;
+            shared.note(Seen::Answered(request.path(), &request.body, body));
             return Ok(true);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`mock`] is a scripted double of the service for tests of the client; [`faults`] is a wire that
 //! breaks before any server; [`target`] starts our own server, in this process or in one that can be
-//! killed; [`suite`] is what every server must do for our client; [`python`] runs the official SDK
+//! killed; [`chaos`] breaks and kills all of them at once; [`suite`] is what every server must do for our client; [`python`] runs the official SDK
 //! against a server.
 
 #![expect(
@@ -12,6 +12,7 @@
     reason = "this crate is test support, and tests fail by panicking"
 )]
 
+pub mod chaos;
 pub mod faults;
 pub mod mock;
 pub mod python;

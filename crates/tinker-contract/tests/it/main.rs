@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, reason = "a failed test shows what it drew")]
 
 mod bad_input;
+mod chaos;
 mod client_faults;
 mod client_futures;
 mod client_http;
