@@ -5,6 +5,7 @@ use std::time::Duration;
 use tinker_http::{ErrorKind, RequestType};
 use tinker_types::{CheckpointKind, ErrorCategory, RequestId, TinkerPath, TypeError};
 
+use crate::custom_loss::CustomLossError;
 use crate::ledger::LedgerError;
 
 /// Result of the library.
@@ -54,6 +55,9 @@ pub enum Error {
     /// The step ledger cannot be used, or does not agree with the program or the server.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// A loss that is computed here has no usable value or gradient.
+    #[error(transparent)]
+    CustomLoss(#[from] CustomLossError),
     /// The result was not waited for any longer.
     #[error("no result of {operation} after {after:?}")]
     TimedOut {

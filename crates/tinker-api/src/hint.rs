@@ -17,6 +17,7 @@ impl Error {
             Self::Transport(error) => error.hint(),
             Self::InvalidRequest(_) => "correct the value that the message names",
             Self::WrongCheckpointKind { .. } => "use the path that the message names",
+            Self::CustomLoss(_) => "correct the loss, and continue from the last checkpoint",
             Self::Protocol(_) => "update the server, or report it with its version",
             Self::Stopped(_) => "create a new client from the last checkpoint",
             Self::Closed => "create a new service client",

@@ -39,22 +39,38 @@ type HttpResult<T> = std::result::Result<T, HttpError>;
 /// so that the next pass is on its way before the result of this one has come.
 #[derive(Debug, Clone)]
 pub struct TrainingClient {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    session: Arc<Session>,
+pub(crate) struct Inner {
+    pub(crate) session: Arc<Session>,
     model_id: TrainingRunId,
     info: GetInfoResponse,
-    turns: Turns,
+    pub(crate) turns: Turns,
 }
 
 /// Whether a pass leaves a gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pass {
+pub(crate) enum Pass {
     Forward,
     ForwardBackward,
+}
+
+impl Pass {
+    const fn operation(self) -> RequestType {
+        match self {
+            Self::Forward => RequestType::Forward,
+            Self::ForwardBackward => RequestType::ForwardBackward,
+        }
+    }
+}
+
+/// The requests of a pass that the server has.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    operation: RequestType,
+    pending: Vec<Pending>,
 }
 
 impl TrainingClient {
@@ -347,10 +363,7 @@ impl TrainingClient {
     }
 
     fn pass(&self, pass: Pass, data: Vec<Datum>, loss: Loss) -> ApiFuture<ForwardBackwardOutput> {
-        let operation = match pass {
-            Pass::Forward => RequestType::Forward,
-            Pass::ForwardBackward => RequestType::ForwardBackward,
-        };
+        let operation = pass.operation();
         let checked = self.inner.session.check_open();
         if let Err(error) = checked.and_then(|()| loss.check(&data)) {
             return ApiFuture::refused(operation, error);
@@ -359,29 +372,15 @@ impl TrainingClient {
         let turn = self.inner.turns.take();
         let http = self.http().clone();
         let inner = Arc::clone(&self.inner);
-        let template = ForwardBackwardRequest {
-            model_id: self.inner.model_id.clone(),
-            seq_id: 0,
-            data: Vec::new(),
-            loss_fn: loss.function,
-            loss_fn_config: loss.config,
-            forward_only: pass == Pass::Forward,
-        };
         let n_data = data.len();
         self.inner.session.runtime.spawn(async move {
-            let submitted: Result<_> = async {
+            let sent: Result<_> = async {
                 let turn = turn.begin().await?;
-                submit_chunks(&inner, turn, operation, template, data).await
+                submit_chunks(&inner, turn, pass, loss, data).await
             }
             .await;
             drop(inner);
-            deliver(promise, async {
-                let results = submitted?
-                    .into_iter()
-                    .map(|pending| retrieve_chunk(&http, operation, pending));
-                one_output_each(combine(try_join_all(results).await?), n_data)
-            })
-            .await;
+            deliver(promise, async { sent?.output(&http, n_data).await }).await;
         });
         future
     }
@@ -392,6 +391,59 @@ impl TrainingClient {
 }
 
 impl Inner {
+    /// Sends the requests of one pass, numbered from `seq_id`: the first one last if they may travel
+    /// together, so that the server begins when it has them all.
+    pub(crate) async fn send(
+        &self,
+        pass: Pass,
+        seq_id: u64,
+        loss: Loss,
+        chunks: Vec<Vec<Datum>>,
+    ) -> (Vec<Fate>, Result<Sent>) {
+        let operation = pass.operation();
+        let config = match self.session.http.config().await {
+            Ok(config) => config,
+            Err(error) => return (Vec::new(), Err(error.into())),
+        };
+        let numbered = chunks.into_iter().zip(seq_id..);
+        let mut requests = numbered.map(|(data, seq_id)| ForwardBackwardRequest {
+            model_id: self.model_id.clone(),
+            seq_id,
+            data,
+            loss_fn: loss.function.clone(),
+            loss_fn_config: loss.config.clone(),
+            forward_only: pass == Pass::Forward,
+        });
+        let submit = |request| submit_chunk(self, operation, request);
+        let (fates, results): (Vec<_>, Vec<_>) = if config.parallel_fwdbwd_chunks {
+            let first = requests.next();
+            let (mut fates, mut results): (Vec<_>, Vec<_>) =
+                join_all(requests.map(submit)).await.into_iter().unzip();
+            match first {
+                Some(request) if results.iter().all(Result::is_ok) => {
+                    let (fate, result) = submit(request).await;
+                    fates.insert(0, fate);
+                    results.insert(0, result);
+                }
+                _ => fates.insert(0, Fate::Refused),
+            }
+            (fates, results)
+        } else {
+            let mut outcomes = Vec::new();
+            for request in requests {
+                let outcome = submit(request).await;
+                let is_last = outcome.1.is_err();
+                outcomes.push(outcome);
+                if is_last {
+                    break;
+                }
+            }
+            outcomes.into_iter().unzip()
+        };
+        let pending = results.into_iter().collect::<Result<_>>();
+        (fates, pending.map(|pending| Sent { operation, pending }))
+    }
+
     /// A request's place in the run and, if steps are noted, in the ledger.
     fn ticket(&self, operation: RequestType, seq_id: u64) -> Ticket {
         Ticket {
@@ -400,6 +452,21 @@ impl Inner {
             seq_id,
             operation,
         }
+    }
+}
+
+impl Sent {
+    /// Waits for the result of all requests: one output per datum.
+    pub(crate) async fn output(
+        self,
+        http: &Client,
+        n_data: usize,
+    ) -> Result<ForwardBackwardOutput> {
+        let results = self
+            .pending
+            .into_iter()
+            .map(|pending| retrieve_chunk(http, self.operation, pending));
+        one_output_each(combine(try_join_all(results).await?), n_data)
     }
 }
 
@@ -415,7 +482,7 @@ fn one_output_each(output: ForwardBackwardOutput, n_data: usize) -> Result<Forwa
 }
 
 /// Waits for a result while somebody waits for it here.
-async fn deliver<T>(mut promise: Promise<T>, result: impl Future<Output = Result<T>>) {
+pub(crate) async fn deliver<T>(mut promise: Promise<T>, result: impl Future<Output = Result<T>>) {
     tokio::select! {
         () = promise.closed() => {}
         result = result => {
@@ -500,15 +567,15 @@ where
     resolve(operation, &id, resolved)
 }
 
-/// Sends the requests of one pass: the first one last if they may travel together, so that the
-/// server begins when it has them all.
+/// Sends a pass in its turn.
 async fn submit_chunks(
     inner: &Inner,
     turn: OpenTurn,
-    operation: RequestType,
-    template: ForwardBackwardRequest,
+    pass: Pass,
+    loss: Loss,
     data: Vec<Datum>,
-) -> Result<Vec<Pending>> {
+) -> Result<Sent> {
+    let operation = pass.operation();
     let config = match inner.session.http.config().await {
         Ok(config) => config,
         Err(error) => {
@@ -516,43 +583,10 @@ async fn submit_chunks(
             return Err(error.into());
         }
     };
-    let mut requests =
-        split(data, config)
-            .into_iter()
-            .zip(turn.seq_id()..)
-            .map(|(data, seq_id)| ForwardBackwardRequest {
-                data,
-                seq_id,
-                ..template.clone()
-            });
-    let submit = |request| submit_chunk(inner, operation, request);
-    let (fates, results): (Vec<_>, Vec<_>) = if config.parallel_fwdbwd_chunks {
-        let first = requests.next();
-        let (mut fates, mut results): (Vec<_>, Vec<_>) =
-            join_all(requests.map(submit)).await.into_iter().unzip();
-        match first {
-            Some(request) if results.iter().all(Result::is_ok) => {
-                let (fate, result) = submit(request).await;
-                fates.insert(0, fate);
-                results.insert(0, result);
-            }
-            _ => fates.insert(0, Fate::Refused),
-        }
-        (fates, results)
-    } else {
-        let mut outcomes = Vec::new();
-        for request in requests {
-            let outcome = submit(request).await;
-            let is_last = outcome.1.is_err();
-            outcomes.push(outcome);
-            if is_last {
-                break;
-            }
-        }
-        outcomes.into_iter().unzip()
-    };
+    let chunks = split(data, config);
+    let (fates, sent) = inner.send(pass, turn.seq_id(), loss, chunks).await;
     turn.settle(operation, &fates);
-    results.into_iter().collect()
+    sent
 }
 
 async fn submit_chunk(

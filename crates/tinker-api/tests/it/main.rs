@@ -6,6 +6,7 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+mod custom_loss;
 mod ledger;
 mod rest;
 mod sampling;
