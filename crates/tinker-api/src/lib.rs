@@ -25,15 +25,18 @@
 //! # }
 //! ```
 
+mod admin_client;
 mod api_future;
 mod batching;
 mod cancel;
 pub mod cassette;
 mod combine;
+pub mod console;
 pub mod custom_loss;
 mod dialect;
 mod dispatch;
 mod error;
+mod exports;
 mod heartbeat;
 mod hint;
 mod ledger;
@@ -48,29 +51,41 @@ mod service_client;
 mod session;
 mod training_client;
 mod turns;
+mod uploaded_loss;
 
+pub use admin_client::AdminClient;
 pub use api_future::ApiFuture;
 pub use error::{Error, Result};
 pub use ledger::LedgerError;
 pub use loss::Loss;
-pub use options::{SampleOptions, SamplingSource, SaveOptions, StateOptions, TrainingOptions};
+pub use options::{
+    CopyOptions, ExportOptions, SampleOptions, SamplingSource, SaveOptions, StateOptions,
+    TrainingOptions,
+};
 pub use rest_client::RestClient;
 pub use sampling_client::SamplingClient;
 pub use service_client::{ServiceClient, ServiceClientBuilder};
 pub use training_client::TrainingClient;
+pub use uploaded_loss::LossHandle;
 
 pub use tinker_http::{
     AccessScope, ApiKey, BaseUrl, ErrorKind, Event, Page, PollPolicy, RequestType, RetryPolicy,
     Timeouts,
 };
 pub use tinker_types::{
-    AdamParams, Checkpoint, CheckpointId, CheckpointKind, CheckpointsResponse, Datum,
-    ErrorCategory, FinishReason, ForwardBackwardOutput, GetInfoResponse, LoraConfig, LossConfig,
-    LossConfigValue, LossFn, ModelInput, OptimStepResponse, OptimizerConfig, ProjectId, QueueState,
-    RequestId, SampleResponse, SampledSequence, SamplerInfo, SamplerKind, SamplingParams,
-    SamplingSessionId, ServerCapabilities, SessionId, SessionInfo, Stop, StopReason,
-    SupportedModel, TensorData, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse,
-    TypeError, UserMetadata, WeightsInfo,
+    AdamParams, ApiKeyInfo, AuditEntry, AuditEventType, AuditLog, BillingUsage, Checkpoint,
+    CheckpointId, CheckpointKind, CheckpointSearchCursor, CheckpointSearchRequest,
+    CheckpointSearchResponse, CheckpointStorageUsage, CheckpointsResponse, Chunk, CustomLossGraph,
+    CustomLossInput, CustomLossNode, Datum, DimuonParams, ErrorCategory, ExternalWeightsUrls,
+    FinishKind, FinishReason, ForwardBackwardOutput, GetInfoResponse, LoraConfig, LossConfig,
+    LossConfigValue, LossFn, ModelInput, OptimStepResponse, OptimizerConfig, OptimizerParams,
+    ProjectId, PromptAltTokens, ProvenanceSpan, QueueState, RequestId, SampleResponse,
+    SampledSequence, SamplerInfo, SamplerKind, SamplingParams, SamplingSessionId, SearchOwner,
+    ServerCapabilities, SessionFailure, SessionId, SessionInfo, SessionSearchCursor,
+    SessionSearchRequest, SessionSearchResponse, SessionStatus, SessionStatusQuery, SessionSummary,
+    SignedUrl, SpanOf, StartUploadRequest, StartUploadResponse, Stop, StopReason, StorageRow,
+    SupportedModel, TensorData, TensorValues, Timestamp, TinkerPath, TrainingRun, TrainingRunId,
+    TrainingRunsResponse, TypeError, UsageEvent, UsageInfo, UserMetadata, WeightsInfo, Whoami,
 };
 
 /// The Rust in README.md compiles.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tinker_types::{
-    AdamParams, CheckpointId, CheckpointKind, LoraConfig, OptimizerConfig, TensorData, TinkerPath,
-    UserMetadata,
+    AdamParams, CheckpointId, CheckpointKind, DimuonParams, LoraConfig, OptimizerConfig,
+    OptimizerParams, TensorData, TinkerPath, UserMetadata,
 };
 
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ impl TrainingOptions {
 }
 
 /// How a training run continues from a checkpoint.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct StateOptions {
     /// Insist on this base model; the checkpoint's own otherwise.
     pub base_model: Option<String>,
@@ -57,8 +57,18 @@ pub struct StateOptions {
     pub user_metadata: Option<UserMetadata>,
     /// The new optimizer, when its state is not loaded.
     pub optimizer: Option<OptimizerConfig>,
-    /// Permission to read somebody else's weights.
+    /// Permission to read somebody else's weights. Never printed.
     pub weights_access_token: Option<String>,
+}
+
+impl std::fmt::Debug for StateOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StateOptions")
+            .field("base_model", &self.base_model)
+            .field("user_metadata", &self.user_metadata)
+            .field("optimizer", &self.optimizer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a checkpoint is saved.
@@ -75,15 +85,47 @@ pub struct SaveOptions {
 impl SaveOptions {
     /// The life in seconds.
     pub(crate) fn ttl_seconds(&self) -> Result<Option<u64>> {
-        let Some(ttl) = self.ttl else { return Ok(None) };
-        let secs = ttl.as_secs();
-        if !TTL_RANGE.contains(&secs) {
-            return invalid(format!(
-                "ttl of {secs} seconds: it must be 3600 to {}",
-                TTL_RANGE.end()
-            ));
-        }
-        Ok(Some(secs))
+        seconds_to_live(self.ttl)
+    }
+}
+
+/// The life of a checkpoint in seconds, checked.
+pub(crate) fn seconds_to_live(ttl: Option<Duration>) -> Result<Option<u64>> {
+    let Some(ttl) = ttl else { return Ok(None) };
+    let secs = ttl.as_secs();
+    if !TTL_RANGE.contains(&secs) {
+        return invalid(format!(
+            "ttl of {secs} seconds: it must be 3600 to {}",
+            TTL_RANGE.end()
+        ));
+    }
+    Ok(Some(secs))
+}
+
+/// How weights are saved for use outside the service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// Delete it after this time, one hour to ten years; kept if absent.
+    pub ttl: Option<Duration>,
+    /// Encrypt the files for these, at most ten: age recipients (`age1…`) or SSH public keys. Empty
+    /// leaves them as they are.
+    pub age_encryption_recipients: Vec<String>,
+}
+
+/// How a checkpoint is copied.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// Delete the copy after this time, one hour to ten years; kept if absent.
+    pub ttl: Option<Duration>,
+    /// Permission to read somebody else's weights. Never printed.
+    pub weights_access_token: Option<String>,
+}
+
+impl std::fmt::Debug for CopyOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CopyOptions")
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,16 +134,43 @@ pub(crate) fn checkpoint_name(kind: CheckpointKind, name: &str) -> Result<String
     Ok(CheckpointId::new(kind, name)?.name().to_owned())
 }
 
-/// Checks the hyper-parameters of a step.
-pub(crate) fn check_adam(adam: &AdamParams) -> Result<()> {
-    let at_least_zero = |name: &str, x: f64| match x.is_finite() && x >= 0.0 {
+/// Checks the hyper-parameters of a step, as far as the optimizer is known.
+pub(crate) fn check_step(params: &OptimizerParams) -> Result<()> {
+    match params {
+        OptimizerParams::Adam(adam) => check_adam(adam),
+        OptimizerParams::Dimuon(dimuon) => check_dimuon(dimuon),
+        OptimizerParams::Other { family, .. } if family.is_empty() => {
+            invalid("the optimizer's family is empty")
+        }
+        OptimizerParams::Other { .. } => Ok(()),
+    }
+}
+
+fn at_least_zero(name: &str, x: f64) -> Result<()> {
+    match x.is_finite() && x >= 0.0 {
         true => Ok(()),
         false => invalid(format!("{name} {x}: it must be a number of at least 0")),
-    };
-    let decay = |name: &str, x: f64| match (0.0..1.0).contains(&x) {
+    }
+}
+
+fn decay(name: &str, x: f64) -> Result<()> {
+    match (0.0..1.0).contains(&x) {
         true => Ok(()),
         false => invalid(format!("{name} {x}: it must be in [0, 1)")),
-    };
+    }
+}
+
+fn check_dimuon(dimuon: &DimuonParams) -> Result<()> {
+    at_least_zero("learning_rate", dimuon.learning_rate)?;
+    decay("beta1", dimuon.beta1)?;
+    if !dimuon.grad_clip_norm.is_finite() {
+        let norm = dimuon.grad_clip_norm;
+        return invalid(format!("grad_clip_norm {norm}: it must be a number"));
+    }
+    Ok(())
+}
+
+fn check_adam(adam: &AdamParams) -> Result<()> {
     at_least_zero("learning_rate", adam.learning_rate)?;
     at_least_zero("weight_decay", adam.weight_decay)?;
     at_least_zero("grad_clip_norm", adam.grad_clip_norm)?;
@@ -215,6 +284,31 @@ mod tests {
         assert_eq!(ttl(3600).ttl_seconds().unwrap(), Some(3600));
         for secs in [0, 3599, 315_360_001] {
             assert!(message(ttl(secs).ttl_seconds()).contains("must be 3600 to 315360000"));
+        }
+    }
+
+    #[test]
+    fn every_optimizer_is_checked_as_far_as_it_is_known() {
+        let dimuon = |learning_rate, beta1| DimuonParams {
+            beta1,
+            ..DimuonParams::new(learning_rate)
+        };
+        let other = |family: &str| OptimizerParams::Other {
+            family: family.into(),
+            settings: serde_json::Map::new(),
+        };
+
+        check_step(&dimuon(0.1, 0.9).into()).unwrap();
+        check_step(&other("lion")).unwrap();
+        for (params, expected) in [
+            (
+                dimuon(-1.0, 0.9).into(),
+                "learning_rate -1: it must be a number of at least 0",
+            ),
+            (dimuon(0.1, 1.0).into(), "beta1 1: it must be in [0, 1)"),
+            (other(""), "the optimizer's family is empty"),
+        ] {
+            assert_eq!(message(check_step(&params)), expected);
         }
     }
 

@@ -3,11 +3,13 @@
 use tinker_http::{AccessScope, Client, Page};
 use tinker_types::{
     Checkpoint, CheckpointsResponse, Cursor, ProjectId, SamplerInfo, SamplingSessionId,
-    ServerCapabilities, SessionId, SessionInfo, TinkerPath, TrainingRun, TrainingRunId,
-    TrainingRunsResponse, WeightsInfo,
+    ServerCapabilities, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse, WeightsInfo,
 };
 
 use crate::error::Result;
+
+mod sessions;
+mod sharing;
 
 /// Rows fetched at a time when all are wanted.
 const PAGE: u64 = 100;
@@ -86,7 +88,35 @@ impl RestClient {
     /// # Errors
     /// If the call fails; of kind `NotFound` if there is none.
     pub async fn get_training_run(&self, id: &TrainingRunId) -> Result<TrainingRun> {
-        Ok(self.http.get_training_run(id, AccessScope::Owned).await?)
+        self.get_training_run_in(id, AccessScope::Owned).await
+    }
+
+    /// Describes a training run that need not be one's own.
+    ///
+    /// Endpoint: `GET /api/v1/training_runs/{id}`.
+    ///
+    /// # Errors
+    /// If the call fails; of kind `NotFound` if there is none.
+    pub async fn get_training_run_in(
+        &self,
+        id: &TrainingRunId,
+        scope: AccessScope,
+    ) -> Result<TrainingRun> {
+        Ok(self.http.get_training_run(id, scope).await?)
+    }
+
+    /// Describes the training run that wrote a checkpoint.
+    ///
+    /// Endpoint: `GET /api/v1/training_runs/{id}`.
+    ///
+    /// # Errors
+    /// If the call fails; of kind `NotFound` if there is none.
+    pub async fn get_training_run_by_tinker_path(
+        &self,
+        path: &TinkerPath,
+        scope: AccessScope,
+    ) -> Result<TrainingRun> {
+        self.get_training_run_in(&path.run, scope).await
     }
 
     /// Lists the checkpoints of a training run, all of them.
@@ -156,29 +186,8 @@ impl RestClient {
     ///
     /// # Errors
     /// If the call fails.
-    pub async fn get_weights_info(&self, path: &TinkerPath) -> Result<WeightsInfo> {
+    pub async fn get_weights_info_by_tinker_path(&self, path: &TinkerPath) -> Result<WeightsInfo> {
         Ok(self.http.weights_info(path).await?)
-    }
-
-    /// Describes a session.
-    ///
-    /// Endpoint: `GET /api/v1/sessions/{id}`.
-    ///
-    /// # Errors
-    /// If the call fails.
-    pub async fn get_session(&self, id: &SessionId) -> Result<SessionInfo> {
-        Ok(self.http.get_session(id, AccessScope::Owned).await?)
-    }
-
-    /// Lists one page of one's sessions, newest first.
-    ///
-    /// Endpoint: `GET /api/v1/sessions`.
-    ///
-    /// # Errors
-    /// If the call fails.
-    pub async fn list_sessions(&self, page: Page) -> Result<Vec<SessionId>> {
-        let answer = self.http.list_sessions(page, AccessScope::Owned).await?;
-        Ok(answer.sessions)
     }
 
     /// Describes a sampler.

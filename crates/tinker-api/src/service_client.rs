@@ -16,9 +16,11 @@ use tinker_types::{
 };
 use tokio::sync::OnceCell;
 
+use crate::admin_client::AdminClient;
+use crate::console;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
-use crate::options::{SamplingSource, StateOptions, TrainingOptions};
+use crate::options::{CopyOptions, SamplingSource, StateOptions, TrainingOptions};
 use crate::resolve::resolve;
 use crate::rest_client::RestClient;
 use crate::sampling_client::SamplingClient;
@@ -349,6 +351,45 @@ impl ServiceClient {
         RestClient::new(self.shared.http.clone())
     }
 
+    /// Looks at an organization's audit log, usage and storage. Needs no session.
+    #[must_use]
+    pub fn admin_client(&self) -> AdminClient {
+        AdminClient::new(self.shared.http.clone())
+    }
+
+    /// Copies a checkpoint into this client's project; returns the copy's path. Needs no session.
+    ///
+    /// Endpoint: `POST /api/v1/copy_weights`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] if this client has no project or the time to live is out of range,
+    /// and if the call fails.
+    pub async fn copy_weights(
+        &self,
+        path: &TinkerPath,
+        options: CopyOptions,
+    ) -> Result<TinkerPath> {
+        let Some(project) = &self.shared.options.project_id else {
+            return Err(Error::InvalidRequest(
+                "no project to copy to: name one when the client is built, or copy with RestClient"
+                    .into(),
+            ));
+        };
+        self.rest_client()
+            .copy_weights(path, project, options)
+            .await
+    }
+
+    /// The page of this client's session in the hosted service's console, or of all sessions while
+    /// it has none. Sends nothing.
+    #[must_use]
+    pub fn get_console_url(&self) -> String {
+        match self.shared.session.get() {
+            Some(session) => console::session_url(&session.id),
+            None => console::sessions_url(),
+        }
+    }
+
     /// The session, opened if need be.
     ///
     /// Endpoint: `POST /api/v1/create_session`.
@@ -374,7 +415,7 @@ impl ServiceClient {
         }
     }
 
-    async fn session(&self) -> Result<Arc<Session>> {
+    pub(crate) async fn session(&self) -> Result<Arc<Session>> {
         let shared = &self.shared;
         let open = || async {
             let session = Session::open(shared.http.clone(), shared.options.clone()).await?;

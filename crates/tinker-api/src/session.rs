@@ -53,6 +53,7 @@ pub(crate) struct Session {
     heartbeat: Heartbeat,
     n_models: AtomicU64,
     n_samplers: AtomicU64,
+    n_losses: AtomicU64,
     is_finished: AtomicBool,
 }
 
@@ -83,6 +84,7 @@ impl Session {
             config,
             n_models: AtomicU64::new(0),
             n_samplers: AtomicU64::new(0),
+            n_losses: AtomicU64::new(0),
             is_finished: AtomicBool::new(false),
         })
     }
@@ -95,6 +97,11 @@ impl Session {
     /// The number of the next sampler.
     pub(crate) fn next_sampler(&self) -> u64 {
         self.n_samplers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number of the next uploaded loss.
+    pub(crate) fn next_loss(&self) -> u64 {
+        self.n_losses.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Fails once the session was ended here.

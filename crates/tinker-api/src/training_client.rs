@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tinker_http::{Client, Error as HttpError, RequestType, Resolved};
 use tinker_types::{
-    AdamParams, CheckpointKind, Datum, ForwardBackwardOutput, ForwardBackwardRequest,
-    GetInfoResponse, OptimStepRequest, OptimStepResponse, OptimStepTag, RequestId, SamplerKind,
+    CheckpointKind, Datum, ForwardBackwardOutput, ForwardBackwardRequest, GetInfoResponse,
+    OptimStepRequest, OptimStepResponse, OptimStepTag, OptimizerParams, RequestId, SamplerKind,
     SaveWeightsForSamplerRequest, SaveWeightsForSamplerResponse, SaveWeightsForSamplerTag,
     SaveWeightsRequest, SaveWeightsTag, TinkerPath, TrainingRunId, UntypedFuture,
 };
@@ -21,7 +21,7 @@ use crate::combine::combine;
 use crate::error::{Error, Result};
 use crate::ledger::{Begun, Digest, Known, LedgerError, Pending, Ticket, check_view};
 use crate::loss::Loss;
-use crate::options::{SamplingSource, SaveOptions, check_adam, checkpoint_name};
+use crate::options::{SamplingSource, SaveOptions, check_step, checkpoint_name};
 use crate::resolve::resolve;
 use crate::sampling_client::SamplingClient;
 use crate::session::Session;
@@ -158,25 +158,28 @@ impl TrainingClient {
         self.pass(Pass::ForwardBackward, data, loss.into())
     }
 
-    /// Takes one AdamW step along the stored gradient and clears it.
+    /// Takes one step of the run's optimizer along the stored gradient and clears it:
+    /// `AdamParams`, `DimuonParams`, or another family's as [`OptimizerParams::Other`].
     ///
     /// Endpoint: `POST /api/v1/optim_step`.
     ///
     /// # Errors
     /// [`Error::InvalidRequest`] if a hyper-parameter is out of range; [`Error::RequestFailed`] if
     /// the server cannot take the step.
-    pub fn optim_step(&self, adam: AdamParams) -> ApiFuture<OptimStepResponse> {
-        if let Err(error) = check_adam(&adam) {
+    pub fn optim_step(&self, params: impl Into<OptimizerParams>) -> ApiFuture<OptimStepResponse> {
+        let params = params.into();
+        if let Err(error) = check_step(&params) {
             return ApiFuture::refused(RequestType::OptimStep, error);
         }
+        let (adam_params, optimizer_params) = params.into_fields();
         let model_id = self.inner.model_id.clone();
         self.operate(
             RequestType::OptimStep,
             move |seq_id| OptimStepRequest {
                 model_id,
                 seq_id,
-                adam_params: Some(adam),
-                optimizer_params: None,
+                adam_params,
+                optimizer_params,
                 tag: OptimStepTag,
             },
             |http, request| async move { http.optim_step(&request).await },
@@ -317,7 +320,7 @@ impl TrainingClient {
     }
 
     /// Submits an operation of one request in its turn and waits for its result.
-    fn operate<Q, R, T, Submission, Retrieval>(
+    pub(crate) fn operate<Q, R, T, Submission, Retrieval>(
         &self,
         operation: RequestType,
         request: impl FnOnce(u64) -> Q + Send + 'static,

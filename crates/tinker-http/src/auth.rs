@@ -104,11 +104,15 @@ struct Claims {
 
 /// `exp - iat` of a three-part token, if it says and is positive.
 fn lifetime_of(token: &str) -> Option<Duration> {
-    let payload = base64url_decode(token.split('.').nth(1)?)?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
+    let claims: Claims = serde_json::from_slice(&payload_of(token)?).ok()?;
     Duration::try_from_secs_f64(claims.exp - claims.iat)
         .ok()
         .filter(|lifetime| !lifetime.is_zero())
+}
+
+/// The claims of a three-part token, as JSON.
+pub(crate) fn payload_of(token: &str) -> Option<Vec<u8>> {
+    base64url_decode(token.split('.').nth(1)?)
 }
 
 /// URL-safe base64 without padding (RFC 4648, section 5).

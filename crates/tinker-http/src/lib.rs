@@ -18,6 +18,7 @@ mod endpoints;
 mod error;
 mod event;
 mod future_driver;
+mod identity;
 mod in_flight;
 mod inquiry;
 mod limits;

@@ -166,6 +166,11 @@ impl Client {
         Ok(token.as_str().to_owned())
     }
 
+    /// The credential itself, not what it is exchanged for.
+    pub(crate) async fn credential(&self) -> Result<String> {
+        Ok(self.inner().key.expose().to_owned())
+    }
+
     fn exchange_call(&self) -> Result<Call> {
         let empty = serde_json::Map::new();
         Ok(Call::post(self, TrafficClass::Session, AUTH_TOKEN, &empty)?.with_raw_key())

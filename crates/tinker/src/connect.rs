@@ -254,7 +254,7 @@ impl Connection {
     /// # Errors
     /// It does not exist; the failure lists what the run has.
     pub(crate) async fn weights_info(&self, path: &TinkerPath) -> Result<WeightsInfo> {
-        match self.rest.get_weights_info(path).await {
+        match self.rest.get_weights_info_by_tinker_path(path).await {
             Ok(info) => Ok(info),
             Err(error) => Err(self.explain_missing(error.into(), path).await),
         }

@@ -8,6 +8,7 @@
 
 mod custom_loss;
 mod ledger;
+mod parity;
 mod rest;
 mod sampling;
 mod service;

@@ -66,7 +66,7 @@ pub async fn checkpoints_are_listed_and_deleted(target: &Target) {
     assert_eq!(row.checkpoint_type, CheckpointKind::Training);
     assert!(row.expires_at.is_some() && row.size_bytes.is_some_and(|n| n > 0) && !row.public);
     assert_eq!(row.user_metadata.unwrap()["note"], "mine");
-    let info = rest.get_weights_info(&state).await.unwrap();
+    let info = rest.get_weights_info_by_tinker_path(&state).await.unwrap();
     assert_eq!(
         (info.base_model, info.lora_rank),
         (target.base_model.clone(), Some(4))
