@@ -42,6 +42,7 @@ mod hint;
 mod ledger;
 mod loss;
 mod options;
+mod recovery;
 mod resolve;
 mod rest_client;
 mod sample_queue;
@@ -62,6 +63,7 @@ pub use options::{
     CopyOptions, ExportOptions, SampleOptions, SamplingSource, SaveOptions, StateOptions,
     TrainingOptions,
 };
+pub use recovery::{Recovery, RecoveryEvent, RecoveryPolicy, Start};
 pub use rest_client::RestClient;
 pub use sampling_client::SamplingClient;
 pub use service_client::{ServiceClient, ServiceClientBuilder};

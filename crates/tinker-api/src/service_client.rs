@@ -339,6 +339,29 @@ impl ServiceClient {
         SamplingClient::create(self.session().await?, source.into()).await
     }
 
+    /// A client of the same service, with the same connections and settings, that will open a session
+    /// of its own.
+    #[must_use]
+    pub fn with_new_session(&self) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                http: self.shared.http.clone(),
+                options: self.shared.options.clone(),
+                session: OnceCell::new(),
+            }),
+        }
+    }
+
+    /// Asks whether the server has the model of a run.
+    pub(crate) async fn describe(&self, run: &TrainingRunId) -> Result<()> {
+        self.shared.http.get_info(run).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn sleep(&self, time: Duration) {
+        self.shared.http.sleep(time).await;
+    }
+
     /// Goes on at `base_url` with everything that is under way: the server, with its state and its
     /// key, has another port now.
     pub fn move_to(&self, base_url: BaseUrl) {
@@ -440,11 +463,11 @@ async fn create_once(
     };
     let bytes = serde_json::to_vec(request)
         .map_err(|error| Error::InvalidRequest(format!("the request has no JSON form: {error}")))?;
-    if let Some(run) = ledger.create(number, &bytes, summary).await? {
+    if let Some(run) = ledger.create(&session.id, number, &bytes, summary).await? {
         return Ok(run);
     }
     let run = create.await?;
-    ledger.note_created(number, &run).await?;
+    ledger.note_created(&session.id, number, &run).await?;
     Ok(run)
 }
 

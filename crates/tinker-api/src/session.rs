@@ -125,10 +125,11 @@ impl Session {
 
 /// The session of the ledger, unless the server ended it before it had a training run.
 async fn to_go_on_with(http: &Client, ledger: Option<&Ledger>) -> Result<Option<SessionId>> {
-    let Some((ledger, id)) = ledger.and_then(|ledger| Some((ledger, ledger.session()?))) else {
+    let Some((ledger, id)) = ledger.and_then(|ledger| Some((ledger, ledger.take_session()?)))
+    else {
         return Ok(None);
     };
-    if ledger.has_runs() {
+    if ledger.has_runs(&id) {
         return Ok(Some(id));
     }
     match http.session_heartbeat(&id).await {

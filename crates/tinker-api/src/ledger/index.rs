@@ -41,8 +41,8 @@ type Operations = BTreeMap<u64, VecDeque<Operation>>;
 /// The content of a ledger.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    pub(super) session: Option<SessionId>,
-    pub(super) models: BTreeMap<u64, Model>,
+    sessions: VecDeque<SessionId>,
+    models: BTreeMap<(SessionId, u64), Model>,
     runs: BTreeMap<TrainingRunId, Operations>,
 }
 
@@ -51,8 +51,9 @@ impl Index {
     pub(super) fn add(&mut self, record: Record, place: Place) -> Result<(), String> {
         match record {
             Record::Ledger { .. } => {}
-            Record::Session { session_id } => self.session = Some(session_id),
+            Record::Session { session_id } => self.sessions.push_back(session_id),
             Record::Creating {
+                session_id,
                 number,
                 digest,
                 summary,
@@ -63,10 +64,14 @@ impl Index {
                     summary,
                     run,
                 };
-                self.models.insert(number, model);
+                self.models.insert((session_id, number), model);
             }
-            Record::Created { number, run } => {
-                let model = self.models.get_mut(&number);
+            Record::Created {
+                session_id,
+                number,
+                run,
+            } => {
+                let model = self.models.get_mut(&(session_id, number));
                 let model = model.ok_or("a training run was created that was not asked for")?;
                 model.run = Some(run);
             }
@@ -126,6 +131,28 @@ impl Index {
             .get_mut(run)
             .and_then(|operations| operations.get_mut(&seq_id)?.back_mut())
             .ok_or_else(|| format!("operation {seq_id} of {run} was answered and not sent"))
+    }
+
+    /// Takes the next session of the program, if it opened that many.
+    pub(super) fn take_session(&mut self) -> Option<SessionId> {
+        self.sessions.pop_front()
+    }
+
+    /// The training run of this number in a session.
+    pub(super) fn model(&self, session_id: &SessionId, number: u64) -> Option<&Model> {
+        self.models.get(&(session_id.clone(), number))
+    }
+
+    /// Whether a session has training runs.
+    pub(super) fn has_runs(&self, session_id: &SessionId) -> bool {
+        let mut models = self.models.iter();
+        models.any(|((session, _), model)| session == session_id && model.run.is_some())
+    }
+
+    /// Whether this run was created.
+    pub(super) fn has_run(&self, run: &TrainingRunId) -> bool {
+        let mut models = self.models.values();
+        models.any(|model| model.run.as_ref() == Some(run))
     }
 
     /// Takes the operation that this program sent under this number before, if there is one. One

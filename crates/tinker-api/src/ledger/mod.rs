@@ -21,7 +21,7 @@ use tinker_types::{RequestId, SessionId, TrainingRunId};
 
 pub use error::LedgerError;
 use file::LedgerFile;
-use index::{End, Index, Model, Operation};
+use index::{End, Index, Operation};
 pub(crate) use record::Digest;
 use record::Record;
 pub(crate) use ticket::{Begun, Known, Pending, Ticket};
@@ -60,17 +60,14 @@ impl Ledger {
         })
     }
 
-    /// The session to go on with.
-    pub(crate) fn session(&self) -> Option<SessionId> {
-        self.index().session.clone()
+    /// The session to go on with: those of earlier processes come in the order they were opened.
+    pub(crate) fn take_session(&self) -> Option<SessionId> {
+        self.index().take_session()
     }
 
-    /// Whether an earlier process created training runs.
-    pub(crate) fn has_runs(&self) -> bool {
-        self.index()
-            .models
-            .values()
-            .any(|model| model.run.is_some())
+    /// Whether earlier processes created training runs in a session.
+    pub(crate) fn has_runs(&self, session_id: &SessionId) -> bool {
+        self.index().has_runs(session_id)
     }
 
     /// Notes a new session.
@@ -82,12 +79,14 @@ impl Ledger {
     /// Announces the creation of a training run. The run, if an earlier process created it.
     pub(crate) async fn create(
         &self,
+        session_id: &SessionId,
         number: u64,
         request: &[u8],
         summary: String,
     ) -> Result<Option<TrainingRunId>> {
         let digest = Digest::of(request);
-        if let Some(model) = self.model(number)
+        let model = self.index().model(session_id, number).cloned();
+        if let Some(model) = model
             && model.run.is_some()
         {
             if model.digest == digest {
@@ -101,6 +100,7 @@ impl Ledger {
             });
         }
         let record = Record::Creating {
+            session_id: session_id.clone(),
             number,
             digest,
             summary,
@@ -110,9 +110,18 @@ impl Ledger {
     }
 
     /// Notes that a training run was created.
-    pub(crate) async fn note_created(&self, number: u64, run: &TrainingRunId) -> Result<()> {
-        let run = run.clone();
-        self.writer.sync(Record::Created { number, run }).await
+    pub(crate) async fn note_created(
+        &self,
+        session_id: &SessionId,
+        number: u64,
+        run: &TrainingRunId,
+    ) -> Result<()> {
+        let record = Record::Created {
+            session_id: session_id.clone(),
+            number,
+            run: run.clone(),
+        };
+        self.writer.sync(record).await
     }
 
     /// The newest operation of a run that an earlier process has the result of.
@@ -142,11 +151,7 @@ impl Ledger {
 
     /// Whether an earlier process created this run.
     pub(crate) fn has_run(&self, run: &TrainingRunId) -> bool {
-        let index = self.index();
-        index
-            .models
-            .values()
-            .any(|model| model.run.as_ref() == Some(run))
+        self.index().has_run(run)
     }
 
     fn result_at(&self, place: file::Place) -> Result<Option<serde_json::Value>> {
@@ -154,10 +159,6 @@ impl Ledger {
             Record::Done { result, .. } => Ok(result),
             _ => Ok(None),
         }
-    }
-
-    fn model(&self, number: u64) -> Option<Model> {
-        self.index().models.get(&number).cloned()
     }
 
     /// What an earlier process sent under this number.

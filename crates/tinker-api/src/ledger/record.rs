@@ -44,12 +44,17 @@ pub(super) enum Record {
     Session { session_id: SessionId },
     /// A training run will be asked for.
     Creating {
+        session_id: SessionId,
         number: u64,
         digest: Digest,
         summary: String,
     },
     /// It was created.
-    Created { number: u64, run: TrainingRunId },
+    Created {
+        session_id: SessionId,
+        number: u64,
+        run: TrainingRunId,
+    },
     /// An operation will be sent.
     Sending {
         run: TrainingRunId,

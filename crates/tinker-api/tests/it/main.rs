@@ -9,6 +9,7 @@
 mod custom_loss;
 mod ledger;
 mod parity;
+mod recovery;
 mod rest;
 mod sampling;
 mod service;
