@@ -20,8 +20,6 @@ use crate::session::Session;
 const MAX_RESUBMISSIONS: u32 = 10;
 /// Numbers of samples that one client of a sampler has to itself.
 pub(crate) const NUMBERS_PER_CLIENT: u64 = 1_000_000_000;
-/// Time without any result of a sampler after which its samples fail. As the official client's.
-const PATIENCE: Duration = Duration::from_secs(7200);
 
 /// What the samples of one sampler share.
 #[derive(Debug)]
@@ -50,7 +48,7 @@ impl Sampler {
             cloned_sampler_id: client_number,
         };
         let start = || CompletionPoller::start(&session.runtime, session.http.clone(), target());
-        let watch = || Mutex::new(ProgressWatch::new(PATIENCE));
+        let watch = || Mutex::new(ProgressWatch::new(session.http.poll_policy().progress_timeout));
         Self {
             next_seq_id: AtomicU64::new(client_number.saturating_mul(NUMBERS_PER_CLIENT)),
             max_resubmissions,
@@ -94,7 +92,7 @@ impl Sampler {
             }
             () = self.patience(&waiting) => Err(Error::TimedOut {
                 operation: RequestType::Sample,
-                after: PATIENCE,
+                after: self.session.http.poll_policy().progress_timeout,
             }),
         }
     }
@@ -200,6 +198,7 @@ fn complete(
             request.num_samples
         )));
     }
+    crate::dialect::align_prompt_logprobs(&mut response, request);
     if request.prompt_alt_tokens_k > 0 && response.prompt_alt_tokens.is_none() {
         return Err(Error::Protocol(
             "the server did not draw alternatives for the prompt".into(),

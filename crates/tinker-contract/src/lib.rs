@@ -1,8 +1,9 @@
 //! The agreement that client and server must both keep, as tests.
 //!
-//! [`mock`] is a scripted double of the service for tests of the client; [`faults`] is a wire that
-//! breaks before any server; [`target`] starts our own server, in this process or in one that can be
-//! killed; [`chaos`] breaks and kills all of them at once; [`suite`] is what every server must do for our client; [`python`] runs the official SDK
+//! [`mock`] is a scripted double of the service for tests of the client and [`skyrl`] one that speaks
+//! as SkyRL's server; [`faults`] is a wire that breaks before any server; [`target`] starts our own
+//! server, in this process or in one that can be killed; [`chaos`] breaks and kills all of them at
+//! once; [`suite`] is what every server must do for our client; [`python`] runs the official SDK
 //! against a server.
 
 #![expect(
@@ -16,5 +17,6 @@ pub mod chaos;
 pub mod faults;
 pub mod mock;
 pub mod python;
+pub mod skyrl;
 pub mod suite;
 pub mod target;

@@ -22,6 +22,7 @@ pub use seen::Seen;
 pub use service::{forward_backward_output, sample_response};
 
 type Answer = Box<dyn FnMut(&Seen) -> Option<Reply> + Send>;
+type Dialect = Box<dyn FnMut(&Seen) -> Reply + Send>;
 
 /// A running double.
 pub struct Mock {
@@ -34,6 +35,7 @@ pub struct Mock {
 struct State {
     queues: HashMap<String, VecDeque<Reply>>,
     answers: Vec<(String, Answer)>,
+    dialect: Option<Dialect>,
     seen: Vec<Seen>,
     service: service::Service,
 }
@@ -90,6 +92,11 @@ impl Mock {
             .push((path.to_owned(), Box::new(decide)));
     }
 
+    /// Answers what no script claims in place of the double's own part.
+    pub(crate) fn speak(&self, dialect: impl FnMut(&Seen) -> Reply + Send + 'static) {
+        lock(&self.state).dialect = Some(Box::new(dialect));
+    }
+
     /// Everything asked so far, in order of arrival.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
@@ -137,7 +144,9 @@ impl State {
                 .get_mut(&seen.path)
                 .and_then(VecDeque::pop_front)
         };
-        match decided.or_else(scripted) {
+        let answer = decided.or_else(scripted);
+        let own = || self.dialect.as_mut().map(|dialect| dialect(&seen));
+        match answer.or_else(own) {
             Some(Reply::Template(template)) => *template,
             Some(Reply::LostConnection) | None => self.service.answer(&seen),
         }

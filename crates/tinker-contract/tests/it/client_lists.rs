@@ -195,8 +195,8 @@ async fn weights_are_described_in_full_or_in_brief() {
     );
 
     let (full, brief) = (
-        rest.get_weights_info(&path).await.unwrap(),
-        rest.get_weights_info(&path).await.unwrap(),
+        rest.get_weights_info_by_tinker_path(&path).await.unwrap(),
+        rest.get_weights_info_by_tinker_path(&path).await.unwrap(),
     );
 
     assert_eq!((full.lora_rank, full.train_unembed), (Some(8), Some(false)));

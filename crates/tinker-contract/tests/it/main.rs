@@ -16,11 +16,13 @@ mod client_http;
 mod client_lists;
 mod client_sampling;
 mod client_sessions;
+mod client_skyrl;
 mod client_training;
 mod client_weights;
 mod durability;
 mod python_sdk;
 mod recording;
+mod resuming;
 mod suite_vs_server;
 mod support;
 
