@@ -71,8 +71,8 @@ pub use training_client::TrainingClient;
 pub use uploaded_loss::LossHandle;
 
 pub use tinker_http::{
-    AccessScope, ApiKey, BaseUrl, ErrorKind, Event, Page, PollPolicy, RequestType, RetryPolicy,
-    Timeouts,
+    AccessScope, ApiKey, BaseUrl, ErrorKind, Event, FlightState, InFlight, Page, PollPolicy,
+    RequestType, RetryPolicy, Timeouts,
 };
 pub use tinker_types::{
     AdamParams, ApiKeyInfo, AuditEntry, AuditEventType, AuditLog, BillingUsage, Checkpoint,

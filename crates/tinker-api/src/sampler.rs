@@ -48,7 +48,11 @@ impl Sampler {
             cloned_sampler_id: client_number,
         };
         let start = || CompletionPoller::start(&session.runtime, session.http.clone(), target());
-        let watch = || Mutex::new(ProgressWatch::new(session.http.poll_policy().progress_timeout));
+        let watch = || {
+            Mutex::new(ProgressWatch::new(
+                session.http.poll_policy().progress_timeout,
+            ))
+        };
         Self {
             next_seq_id: AtomicU64::new(client_number.saturating_mul(NUMBERS_PER_CLIENT)),
             max_resubmissions,

@@ -86,6 +86,13 @@ impl SamplingClient {
         &self.inner.base_model
     }
 
+    /// Most samples in flight now, of all samplers of this process with the same server and key. It
+    /// halves when the server holds samples back and grows while results come.
+    #[must_use]
+    pub fn concurrency_limit(&self) -> u32 {
+        self.inner.sampler.session.http.sample_gate().limit()
+    }
+
     /// Draws `options.num_samples` continuations of `prompt`.
     ///
     /// The sequences hold the sampled tokens only, each with its log-probability (natural log,

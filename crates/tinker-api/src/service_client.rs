@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tinker_http::{
-    ApiKey, BaseUrl, Client, ClientBuilder, Event, PollPolicy, RequestType, RetryPolicy, Timeouts,
+    ApiKey, BaseUrl, Client, ClientBuilder, Event, InFlight, PollPolicy, RequestType, RetryPolicy,
+    Timeouts,
 };
 use tinker_types::{
     CheckpointKind, CreateModelRequest, CreateModelTag, FinishReason, LoadWeightsRequest,
@@ -360,6 +361,14 @@ impl ServiceClient {
 
     pub(crate) async fn sleep(&self, time: Duration) {
         self.shared.http.sleep(time).await;
+    }
+
+    /// What this client and those it created have under way, oldest first: calls being sent and
+    /// results awaited, with age, state, retries and bytes. Samples that still wait to be submitted
+    /// are not in it.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        self.shared.http.in_flight()
     }
 
     /// Goes on at `base_url` with everything that is under way: the server, with its state and its

@@ -8,6 +8,7 @@
 
 mod custom_loss;
 mod ledger;
+mod many_samples;
 mod parity;
 mod recovery;
 mod rest;

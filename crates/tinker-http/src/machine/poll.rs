@@ -27,6 +27,9 @@ pub struct PollPolicy {
     pub billing_pause: Duration,
     /// Most empty 400 answers in a row that are asked again. Default 3: proxies inject them.
     pub max_bad_requests: u32,
+    /// How long the samples of a sampler wait while none of them gets a result. Default 2 hours, as
+    /// the official client's; servers may turn it off. There is no deadline beside this.
+    pub progress_timeout: Duration,
 }
 
 impl Default for PollPolicy {
@@ -41,6 +44,7 @@ impl Default for PollPolicy {
             outage_timeout: Duration::from_secs(1800),
             billing_pause: Duration::from_secs(3600),
             max_bad_requests: 3,
+            progress_timeout: Duration::from_secs(7200),
         }
     }
 }
