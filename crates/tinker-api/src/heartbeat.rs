@@ -1,53 +1,86 @@
 //! Keeping a session alive for as long as somebody uses it.
 
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tinker_http::{Client, ErrorKind, Event};
 use tinker_types::SessionId;
-use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 
 /// Time between heartbeats, unless the service client says otherwise.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 /// Time without a successful heartbeat after which it is worth a warning.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The task that keeps a session alive; it ends when this is dropped.
+/// What keeps a session alive; it ends when this is dropped.
+///
+/// It has a thread and a runtime of its own, so that a program that keeps its runtime busy, by
+/// building large requests or by its own work, does not lose its session.
 #[derive(Debug)]
-pub(crate) struct Heartbeat(AbortHandle);
+pub(crate) struct Heartbeat(Mutex<Option<oneshot::Sender<Infallible>>>);
 
 impl Heartbeat {
-    /// Starts the task on a runtime.
+    /// Starts it; on `runtime` if the system has no thread left.
     pub(crate) fn start(
         runtime: &Handle,
         http: Client,
         session_id: SessionId,
         interval: Duration,
     ) -> Self {
-        Self(
-            runtime
-                .spawn(beat(http, session_id, interval))
-                .abort_handle(),
-        )
+        let (handle, is_dropped) = oneshot::channel();
+        let work = async move {
+            tokio::select! {
+                _ = is_dropped => {}
+                () = beat(http, session_id, interval) => {}
+            }
+        };
+        if let Err((error, work)) = spawn_apart(work) {
+            tracing::warn!(%error, "heartbeats share the runtime of the program");
+            runtime.spawn(work);
+        }
+        Self(Mutex::new(Some(handle)))
     }
 
-    /// Ends the task.
+    /// Ends it.
     pub(crate) fn stop(&self) {
-        self.0.abort();
+        let mut handle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        handle.take();
     }
 }
 
-impl Drop for Heartbeat {
-    fn drop(&mut self) {
-        self.stop();
+/// Runs `work` on a thread of its own; gives it back where that is not possible.
+fn spawn_apart<F>(work: F) -> Result<(), (std::io::Error, F)>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Err((error, work)),
+    };
+    // Handed over by a channel, since a thread that does not start keeps what it was given.
+    let (sender, receiver) = mpsc::channel();
+    let run = move || {
+        if let Ok(work) = receiver.recv() {
+            runtime.block_on(work);
+        }
+    };
+    let thread = std::thread::Builder::new().name("tinker-heartbeat".into());
+    if let Err(error) = thread.spawn(run) {
+        return Err((error, work));
     }
+    sender
+        .send(work)
+        .map_err(|mpsc::SendError(work)| (std::io::Error::other("the thread ended at once"), work))
 }
 
 async fn beat(http: Client, session_id: SessionId, interval: Duration) {
     let mut last_success = http.now();
     loop {
         http.sleep(interval).await;
-        match http.session_heartbeat(&session_id).await {
+        match http.session_heartbeat_apart(&session_id).await {
             Ok(()) => {
                 tracing::debug!(session.id = %session_id, "kept alive");
                 last_success = http.now();
@@ -64,48 +97,105 @@ async fn beat(http: Client, session_id: SessionId, interval: Duration) {
                 }
             }
         }
-        http.refresh_dynamic_config().await;
+        // Beside the heartbeats: a slow answer must not delay the next one.
+        let http = http.clone();
+        tokio::spawn(async move { http.refresh_dynamic_config().await });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use wiremock::matchers::path;
-    use wiremock::{Mock, MockServer, ResponseTemplate};
+    use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate};
 
     use super::*;
 
-    async fn client(heartbeat: ResponseTemplate) -> (MockServer, Client) {
+    async fn server(heartbeat: impl Respond + 'static) -> MockServer {
         let server = MockServer::start().await;
         let config = ResponseTemplate::new(200).set_body_json(serde_json::json!({}));
-        for (route, answer) in [("client/config", config), ("session_heartbeat", heartbeat)] {
-            Mock::given(path(format!("/api/v1/{route}")))
-                .respond_with(answer)
-                .mount(&server)
-                .await;
-        }
-        let builder = Client::builder(server.uri()).api_key("tml-x".parse().unwrap());
-        let client = builder.build().unwrap();
-        (server, client)
+        Mock::given(path("/api/v1/client/config"))
+            .respond_with(config)
+            .mount(&server)
+            .await;
+        Mock::given(path("/api/v1/session_heartbeat"))
+            .respond_with(heartbeat)
+            .mount(&server)
+            .await;
+        server
+    }
+
+    /// A client, and a value that is shared for as long as the client exists.
+    fn client(server: &MockServer) -> (Client, Arc<()>) {
+        let witness = Arc::new(());
+        let shared = Arc::clone(&witness);
+        let builder = Client::builder(server.uri())
+            .api_key("tml-x".parse().unwrap())
+            .observer(move |_| {
+                let _ = &shared;
+            });
+        (builder.build().unwrap(), witness)
     }
 
     #[tokio::test]
     async fn ends_when_the_session_is_over() {
-        let (_server, http) = client(ResponseTemplate::new(410)).await;
+        let server = server(ResponseTemplate::new(410)).await;
+        let (http, _) = client(&server);
 
         beat(http, "S1".parse().unwrap(), Duration::from_millis(1)).await;
     }
 
+    /// How many heartbeats a server has seen; it runs on a thread of its own.
+    #[derive(Clone, Default)]
+    struct Counter(Arc<AtomicU64>);
+
+    impl Respond for Counter {
+        fn respond(&self, _: &Request) -> ResponseTemplate {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            ResponseTemplate::new(200)
+        }
+    }
+
+    impl Counter {
+        fn get(&self) -> u64 {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[tokio::test]
+    async fn goes_on_while_the_runtime_of_the_program_is_busy() {
+        let counter = Counter::default();
+        let server = server(counter.clone()).await;
+        let (http, _) = client(&server);
+        let session = "S1".parse().unwrap();
+        let interval = Duration::from_millis(1);
+        let _heartbeat = Heartbeat::start(&Handle::current(), http, session, interval);
+
+        // The only thread of this runtime does not come back before ten heartbeats have arrived.
+        while counter.get() < 10 {
+            std::thread::yield_now();
+        }
+    }
+
     #[tokio::test]
     async fn ends_when_its_handle_is_dropped() {
-        let (_server, http) = client(ResponseTemplate::new(200)).await;
+        let counter = Counter::default();
+        let server = server(counter.clone()).await;
+        let (http, witness) = client(&server);
         let interval = Duration::from_millis(1);
-        let heartbeat = Heartbeat::start(&Handle::current(), http, "S1".parse().unwrap(), interval);
-        let task = heartbeat.0.clone();
+        let session = "S1".parse().unwrap();
+        let heartbeat = Heartbeat::start(&Handle::current(), http, session, interval);
+        while counter.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&witness), 2);
 
         drop(heartbeat);
 
-        while !task.is_finished() {
+        // Its client goes with it.
+        while Arc::strong_count(&witness) > 1 {
             tokio::task::yield_now().await;
         }
     }

@@ -17,8 +17,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Kinds of traffic that do not share connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrafficClass {
-    /// Settings, sessions and heartbeats.
+    /// Settings and sessions.
     Session,
+    /// Heartbeats that a runtime of their own sends: a connection is driven by the runtime that made
+    /// it, so they must not share one with calls of a runtime that may be busy.
+    Heartbeat,
     /// Training operations.
     Train,
     /// Sample submissions.
@@ -61,7 +64,7 @@ impl Default for Timeouts {
 impl Timeouts {
     const fn of(&self, class: TrafficClass) -> Duration {
         match class {
-            TrafficClass::Session => self.session,
+            TrafficClass::Session | TrafficClass::Heartbeat => self.session,
             TrafficClass::Train => self.train,
             TrafficClass::Sample => self.sample,
             TrafficClass::Retrieve => self.retrieve,
@@ -77,7 +80,7 @@ pub(crate) struct Pools {
     bypass_proxy: bool,
     proxy: Option<reqwest::Proxy>,
     timeouts: Timeouts,
-    clients: [OnceLock<reqwest::Client>; 5],
+    clients: [OnceLock<reqwest::Client>; 6],
 }
 
 impl Pools {
@@ -105,12 +108,44 @@ impl Pools {
             TrafficClass::Sample => &self.clients[2],
             TrafficClass::Retrieve => &self.clients[3],
             TrafficClass::Rest => &self.clients[4],
+            TrafficClass::Heartbeat => &self.clients[5],
         };
         if let Some(client) = slot.get() {
             return Ok(client);
         }
         let client = self.build(class)?;
         Ok(slot.get_or_init(|| client))
+    }
+
+    /// A client for storages that signed addresses point to. It has no key and no header of a
+    /// gateway, follows at most five redirects, and leaves what comes as it is.
+    pub(crate) fn storage(&self, stall_timeout: Duration) -> Result<reqwest::Client> {
+        let policy = redirect::Policy::custom(|attempt| {
+            let was_encrypted = attempt.previous().iter().any(|url| url.scheme() == "https");
+            if attempt.previous().len() > 5 || (was_encrypted && attempt.url().scheme() != "https")
+            {
+                return attempt.error("refused");
+            }
+            attempt.follow()
+        });
+        let mut builder = reqwest::Client::builder()
+            .user_agent(&self.user_agent)
+            .redirect(policy)
+            // It would tell the next host the signed address.
+            .referer(false)
+            .no_gzip()
+            .no_zstd()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(stall_timeout);
+        if self.bypass_proxy {
+            builder = builder.no_proxy();
+        }
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(proxy.clone());
+        }
+        builder.build().map_err(|error| {
+            Error::new(ErrorKind::Connect, "cannot set up a connection pool").with_source(error)
+        })
     }
 
     fn build(&self, class: TrafficClass) -> Result<reqwest::Client> {
