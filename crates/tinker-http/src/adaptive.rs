@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::auth::ApiKey;
+use crate::credentials::Credentials;
 use crate::machine::{AimdLimit, AimdPolicy};
 
 /// The gates of this process by server and key.
-static GATES: Mutex<Vec<(String, ApiKey, Weak<Shared>)>> = Mutex::new(Vec::new());
+static GATES: Mutex<Vec<(String, Credentials, Weak<Shared>)>> = Mutex::new(Vec::new());
 
 /// A concurrency limit that tasks wait for; it follows what the server refuses.
 #[derive(Debug, Clone)]
@@ -36,18 +36,22 @@ impl AdaptiveGate {
     }
 
     /// The gate that all clients of this process with this server and key share.
-    pub(crate) fn of_process(server: &str, key: &ApiKey) -> Self {
+    pub(crate) fn of_process(server: &str, credentials: &Credentials) -> Self {
         let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
         gates.retain(|(_, _, gate)| gate.strong_count() > 0);
         let known = gates
             .iter()
-            .filter(|(url, of, _)| url == server && of.expose() == key.expose())
+            .filter(|(url, of, _)| url == server && of == credentials)
             .find_map(|(_, _, gate)| gate.upgrade());
         if let Some(shared) = known {
             return Self { shared };
         }
         let gate = Self::new(AimdPolicy::default());
-        gates.push((server.to_owned(), key.clone(), Arc::downgrade(&gate.shared)));
+        gates.push((
+            server.to_owned(),
+            credentials.clone(),
+            Arc::downgrade(&gate.shared),
+        ));
         gate
     }
 
@@ -125,8 +129,9 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> ApiKey {
-        text.parse().unwrap()
+    fn key(text: &str) -> Credentials {
+        let key: crate::ApiKey = text.parse().unwrap();
+        key.into()
     }
 
     #[tokio::test]

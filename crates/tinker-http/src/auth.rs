@@ -23,6 +23,11 @@ impl ApiKey {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is a token, which expires, and not a key.
+    pub(crate) fn is_token(&self) -> bool {
+        self.0.starts_with("eyJ")
+    }
 }
 
 impl FromStr for ApiKey {
@@ -50,38 +55,55 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A token and when to replace it, in the client's time.
+/// A token and when to replace it, in the client's time: a clock that is set back does not matter.
 #[derive(Clone)]
 pub(crate) struct Token {
     text: String,
     refresh_at: Duration,
+    urgent_at: Duration,
     expires_at: Duration,
 }
 
 impl Token {
-    /// A token received at `now`. Its claims are read, not verified: the server does that.
-    pub(crate) fn received(text: String, now: Duration) -> Self {
-        let lifetime = lifetime_of(&text).unwrap_or(UNKNOWN_LIFETIME);
-        let usable = lifetime.saturating_sub(MARGIN);
+    /// A token received at `now`, to be replaced after 45 to 55 % of its life as `draw`, in
+    /// `[0, 1)`, has it. Its claims are read, not verified: the server does that.
+    pub(crate) fn received(text: String, now: Duration, draw: f64) -> Self {
+        let known = lifetime_of(&text);
+        let lifetime = known.unwrap_or(UNKNOWN_LIFETIME);
+        let refresh_after = match known {
+            Some(lifetime) => lifetime.mul_f64(0.45 + 0.1 * draw),
+            None => UNKNOWN_LIFETIME.saturating_sub(MARGIN),
+        };
         Self {
             text,
-            refresh_at: now + (lifetime / 2).min(usable),
+            refresh_at: now + refresh_after,
+            urgent_at: now + lifetime.saturating_sub(MARGIN),
             expires_at: now + lifetime,
         }
-    }
-
-    /// Puts its replacement off.
-    pub(crate) const fn replace_at(&mut self, time: Duration) {
-        self.refresh_at = time;
     }
 
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it should be replaced.
-    pub(crate) fn is_due(&self, now: Duration) -> bool {
-        now >= self.refresh_at
+    /// When it should be replaced beside the calls.
+    pub(crate) const fn refresh_at(&self) -> Duration {
+        self.refresh_at
+    }
+
+    /// Puts that off.
+    pub(crate) const fn refresh_again_at(&mut self, time: Duration) {
+        self.refresh_at = time;
+    }
+
+    /// Whether it should be replaced before the next call.
+    pub(crate) fn is_urgent(&self, now: Duration) -> bool {
+        now >= self.urgent_at
+    }
+
+    /// Uses it up to this time, or to its end.
+    pub(crate) fn tolerate_until(&mut self, time: Duration) {
+        self.urgent_at = time.min(self.expires_at);
     }
 
     /// Whether it still works if it cannot be replaced.
@@ -99,13 +121,20 @@ impl fmt::Debug for Token {
 #[derive(Deserialize)]
 struct Claims {
     exp: f64,
-    iat: f64,
+    #[serde(default)]
+    iat: Option<f64>,
+}
+
+/// When a token expires, since 1970, if it says.
+pub(crate) fn expiry_of(token: &str) -> Option<Duration> {
+    let claims: Claims = serde_json::from_slice(&payload_of(token)?).ok()?;
+    Duration::try_from_secs_f64(claims.exp).ok()
 }
 
 /// `exp - iat` of a three-part token, if it says and is positive.
 fn lifetime_of(token: &str) -> Option<Duration> {
     let claims: Claims = serde_json::from_slice(&payload_of(token)?).ok()?;
-    Duration::try_from_secs_f64(claims.exp - claims.iat)
+    Duration::try_from_secs_f64(claims.exp - claims.iat?)
         .ok()
         .filter(|lifetime| !lifetime.is_zero())
 }
@@ -159,24 +188,45 @@ mod tests {
         assert!("tml-a\nb".parse::<ApiKey>().is_err());
     }
 
-    #[test]
-    fn tokens_are_replaced_at_half_their_life() {
-        // {"exp":1600,"iat":1000}
-        let token = Token::received("eyJh.eyJleHAiOjE2MDAsImlhdCI6MTAwMH0.x".into(), secs(10));
+    /// {"exp":1600,"iat":1000}: ten minutes.
+    const TEN_MINUTES: &str = "eyJh.eyJleHAiOjE2MDAsImlhdCI6MTAwMH0.x";
 
-        assert!(!token.is_due(secs(309)));
-        assert!(token.is_due(secs(310)));
-        assert!(token.is_valid(secs(609)));
-        assert!(!token.is_valid(secs(610)));
+    #[test]
+    fn tokens_are_replaced_about_half_way_and_urgently_in_their_last_minute() {
+        for (draw, refresh_at) in [(0.0, 280), (0.5, 310), (1.0, 340)] {
+            let token = Token::received(TEN_MINUTES.into(), secs(10), draw);
+
+            assert_eq!(token.refresh_at(), secs(refresh_at));
+        }
+        let token = Token::received(TEN_MINUTES.into(), secs(10), 0.5);
+        assert!(!token.is_urgent(secs(549)) && token.is_urgent(secs(550)));
+        assert!(token.is_valid(secs(609)) && !token.is_valid(secs(610)));
         assert_eq!(format!("{token:?}"), "Token(***)");
     }
 
     #[test]
-    fn tokens_without_claims_are_replaced_every_minute() {
-        let token = Token::received("opaque".into(), secs(0));
+    fn a_token_that_could_not_be_replaced_is_tolerated_to_its_end() {
+        let mut token = Token::received(TEN_MINUTES.into(), secs(0), 0.5);
 
-        assert!(!token.is_due(secs(59)));
-        assert!(token.is_due(secs(60)));
+        token.tolerate_until(secs(590));
+        assert!(!token.is_urgent(secs(589)) && token.is_urgent(secs(590)));
+        token.tolerate_until(secs(650));
+        assert!(token.is_urgent(secs(600)) && !token.is_valid(secs(600)));
+    }
+
+    #[test]
+    fn tokens_without_claims_are_replaced_every_minute() {
+        let token = Token::received("opaque".into(), secs(0), 0.5);
+
+        assert_eq!(token.refresh_at(), secs(60));
+        assert!(!token.is_urgent(secs(59)) && token.is_urgent(secs(60)));
+    }
+
+    #[test]
+    fn tokens_say_when_they_expire() {
+        assert_eq!(expiry_of(TEN_MINUTES), Some(secs(1600)));
+        assert_eq!(expiry_of("eyJh.e30.x"), None);
+        assert_eq!(expiry_of("eyJ"), None);
     }
 
     const fn secs(n: u64) -> Duration {

@@ -8,6 +8,7 @@ use crate::auth::ApiKey;
 use crate::base_url::BaseUrl;
 use crate::cassette::Recorder;
 use crate::client::Client;
+use crate::credentials::Credentials;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::machine::{PollPolicy, RetryPolicy};
@@ -20,7 +21,7 @@ pub const PROTOCOL_VERSION: &str = "0.38.0";
 #[derive(Debug, Clone, Default)]
 pub struct ClientBuilder {
     pub(crate) base_url: String,
-    pub(crate) api_key: Option<ApiKey>,
+    pub(crate) credentials: Option<Credentials>,
     pub(crate) user_agent: Option<String>,
     pub(crate) headers: Vec<(String, Hidden)>,
     pub(crate) proxy: Option<Hidden>,
@@ -51,10 +52,16 @@ impl ClientBuilder {
         }
     }
 
-    /// The key to authenticate with. Required.
+    /// The key to authenticate with. This, or [`credentials`](Self::credentials), is required.
     #[must_use]
-    pub fn api_key(mut self, key: ApiKey) -> Self {
-        self.api_key = Some(key);
+    pub fn api_key(self, key: ApiKey) -> Self {
+        self.credentials(key.into())
+    }
+
+    /// What to authenticate with, where it need not be a key that is known yet.
+    #[must_use]
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
         self
     }
 

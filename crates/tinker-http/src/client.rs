@@ -1,22 +1,24 @@
 //! The client: one server, one key, and what calls share.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use reqwest::header::HeaderMap;
 
 use crate::adaptive::AdaptiveGate;
-use crate::auth::ApiKey;
 use crate::base_url::BaseUrl;
 use crate::builder::ClientBuilder;
 use crate::cassette::Recorder;
 use crate::clock::Clock;
+use crate::credentials::Credentials;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::in_flight::{FlightTable, InFlight};
 use crate::machine::{Link, PollPolicy, RetryPolicy};
 use crate::pools::Pools;
-use crate::setup::{Setup, TokenCell};
+use crate::setup::Setup;
+use crate::tokens::TokenCell;
 
 /// A client of one server. Cheap to clone; clones share connections, token and budgets.
 ///
@@ -31,7 +33,9 @@ pub(crate) struct Inner {
     pub(crate) base_url: BaseUrl,
     /// Where the server is now, if it moved since.
     moved: RwLock<Option<BaseUrl>>,
-    pub(crate) key: ApiKey,
+    pub(crate) credentials: Credentials,
+    /// Whether the server takes nothing but what a credential command prints.
+    pub(crate) insists_on_command: AtomicBool,
     pub(crate) headers: HeaderMap,
     pub(crate) retry: RetryPolicy,
     pub(crate) poll: PollPolicy,
@@ -56,7 +60,7 @@ impl Client {
     pub(crate) fn from_builder(builder: ClientBuilder, base_url: BaseUrl) -> Result<Self> {
         let headers = builder.header_map()?;
         let proxy = builder.reqwest_proxy()?;
-        let Some(key) = builder.api_key else {
+        let Some(credentials) = builder.credentials else {
             return Err(Error::new(
                 ErrorKind::Unauthenticated,
                 format!("no API key was given for {base_url}"),
@@ -68,11 +72,12 @@ impl Client {
             None => own.to_owned(),
         };
         let inner = Inner {
-            samples: AdaptiveGate::of_process(&base_url.to_string(), &key),
+            samples: AdaptiveGate::of_process(&base_url.to_string(), &credentials),
             pools: Pools::new(&base_url, user_agent, proxy, builder.timeouts),
             base_url,
             moved: RwLock::default(),
-            key,
+            credentials,
+            insists_on_command: AtomicBool::new(false),
             headers,
             retry: builder.retry,
             poll: builder.poll,
@@ -155,6 +160,14 @@ impl Client {
     #[must_use]
     pub fn in_flight(&self) -> Vec<InFlight> {
         self.inner.flights.rows(self.now())
+    }
+
+    pub(crate) const fn shared(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    pub(crate) const fn from_inner(inner: Arc<Inner>) -> Self {
+        Self { inner }
     }
 
     pub(crate) fn inner(&self) -> &Inner {

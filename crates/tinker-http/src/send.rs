@@ -121,7 +121,7 @@ impl Client {
         retry_count: u32,
     ) -> Result<Answer, NoAnswer> {
         if !exchange {
-            let key = self.inner().key.expose().to_owned();
+            let key = self.credential().await.map_err(no_token)?;
             return self.exchange(call, &key, retry_count).await;
         }
         let token = self.token(None).await.map_err(no_token)?;

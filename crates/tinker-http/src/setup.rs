@@ -1,30 +1,28 @@
-//! The start-up sequence: settings with the raw key, a token if the server wants one, and the
-//! settings that may change.
+//! The start-up sequence: settings with the raw key, and then, with a token if the server wants one,
+//! the settings that may change.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tinker_types::{
-    AUTH_TOKEN, CLIENT_CONFIG, ClientConfig, ClientConfigRequest, DYNAMIC_CONFIG, DynamicConfig,
-    TokenResponse,
+    CLIENT_CONFIG, ClientConfig, ClientConfigRequest, DYNAMIC_CONFIG, DynamicConfig,
 };
 
-use crate::auth::Token;
 use crate::builder::PROTOCOL_VERSION;
 use crate::call::Call;
 use crate::client::Client;
-use crate::error::{ErrorKind, Result};
+use crate::clock::Clock;
+use crate::error::Result;
 use crate::limits::ByteGate;
 use crate::machine::RetryPolicy;
 use crate::pools::TrafficClass;
 
 /// Time for a refresh of the dynamic settings.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the refresh of a token that is still valid.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after a failed refresh of a token that is still valid.
-const TOKEN_PAUSE: Duration = Duration::from_secs(60);
+
+/// The setting of a server that takes nothing but what a credential command prints.
+const COMMAND: &str = "credential_cmd";
 
 /// What the server said at the start, and the budgets that follow from it.
 #[derive(Debug)]
@@ -44,10 +42,6 @@ struct Dynamic {
     config: DynamicConfig,
     fetched_at: Duration,
 }
-
-/// The token in use; the lock is held while a new one is fetched.
-#[derive(Debug, Default)]
-pub(crate) struct TokenCell(tokio::sync::Mutex<Option<Token>>);
 
 impl Client {
     /// The server's settings for clients; fetched by the first call.
@@ -72,6 +66,9 @@ impl Client {
         };
         let call = Call::post(self, TrafficClass::Session, CLIENT_CONFIG, &request)?.with_raw_key();
         let config: ClientConfig = self.send(call).await?.json()?;
+        let insists = config.pjwt_auth_enabled && config.credential_default_source == COMMAND;
+        let inner = self.inner();
+        inner.insists_on_command.store(insists, Ordering::Relaxed);
         let dynamic = self.fetch_dynamic_config(&config).await;
         Ok(Setup {
             result_bytes: ByteGate::new(config.inflight_response_bytes_semaphore_size),
@@ -135,50 +132,11 @@ impl Client {
         }
     }
 
-    /// A token that is good for the next request; a new one if `refused` is the one in use.
-    ///
-    /// While the token in use is valid, a failing refresh delays one call a minute, briefly.
-    pub(crate) async fn token(&self, refused: Option<&str>) -> Result<String> {
-        let mut slot = self.inner().token.0.lock().await;
-        let now = self.now();
-        let in_use = slot
-            .as_mut()
-            .filter(|token| token.is_valid(now) && refused != Some(token.as_str()));
-        let Some(token) = in_use else {
-            let text = self.exchange_key(self.exchange_call()?).await?;
-            *slot = Some(Token::received(text.clone(), self.now()));
-            return Ok(text);
-        };
-        if !token.is_due(now) {
-            return Ok(token.as_str().to_owned());
-        }
-        let call = self.exchange_call()?;
-        let call = call.retry(RetryPolicy::never()).timeout(TOKEN_TIMEOUT);
-        match self.exchange_key(call).await {
-            Ok(text) => *token = Token::received(text, self.now()),
-            // A refusal is final.
-            Err(error) if *error.kind() == ErrorKind::Unauthenticated => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "the token was not refreshed; the old one is used");
-                token.replace_at(self.now() + TOKEN_PAUSE);
-            }
-        }
-        Ok(token.as_str().to_owned())
-    }
-
     /// The credential itself, not what it is exchanged for.
     pub(crate) async fn credential(&self) -> Result<String> {
-        Ok(self.inner().key.expose().to_owned())
-    }
-
-    fn exchange_call(&self) -> Result<Call> {
-        let empty = serde_json::Map::new();
-        Ok(Call::post(self, TrafficClass::Session, AUTH_TOKEN, &empty)?.with_raw_key())
-    }
-
-    async fn exchange_key(&self, call: Call) -> Result<String> {
-        let answer = Box::pin(self.send(call)).await?;
-        Ok(answer.json::<TokenResponse>()?.jwt)
+        let inner = self.inner();
+        let insists = inner.insists_on_command.load(Ordering::Relaxed);
+        inner.credentials.current(insists, Clock::wall()).await
     }
 }
 

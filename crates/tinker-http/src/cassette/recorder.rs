@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::body::Body;
 use super::redact::Secrets;
 use super::tape::{Exchange, FORMAT, Head, Outcome};
+use crate::auth::ApiKey;
 use crate::call::{Answer, Call};
 use crate::client::Client;
 use crate::clock::Clock;
@@ -145,8 +146,10 @@ impl Recorder {
             .headers
             .iter()
             .filter(|(name, _)| name.ends_with("-token"));
-        let seen = [credential, client.inner().key.expose()]
+        let key = client.inner().credentials.key().map(ApiKey::expose);
+        let seen = [credential]
             .into_iter()
+            .chain(key)
             .chain(gateway.filter_map(|value| value.to_str().ok()))
             .chain(private.map(|(_, value)| value.as_str()));
         let mut secrets = self

@@ -5,6 +5,7 @@
 mod administration;
 mod calls;
 mod cassettes;
+mod credentials;
 mod futures;
 mod sharing;
 mod start_up;
