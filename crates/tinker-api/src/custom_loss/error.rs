@@ -12,6 +12,26 @@ pub enum CustomLossError {
     /// The loss panicked.
     #[error("the custom loss panicked: {0}")]
     Panicked(String),
+    /// An operation of the tape makes no sense.
+    #[error("cannot compute {operation}: {detail}")]
+    Operation {
+        /// The method.
+        operation: &'static str,
+        /// What does not fit.
+        detail: String,
+    },
+    /// The loss leaves a datum out.
+    #[error(
+        "the custom loss does not depend on the log-probabilities of datum {datum}: \
+         remove it from the data, or mask it"
+    )]
+    NoGradient {
+        /// Index of the datum.
+        datum: usize,
+    },
+    /// The time given was used up.
+    #[error("the custom loss takes too long")]
+    OutOfTime,
     /// The loss returned gradients of too many or too few data.
     #[error(
         "the custom loss returned {actual} gradients for {expected} data: return one per datum"

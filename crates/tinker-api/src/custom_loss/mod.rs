@@ -8,6 +8,8 @@ mod error;
 mod evaluation;
 mod pass;
 mod surrogate;
+mod tape;
 
 pub use error::CustomLossError;
 pub use evaluation::{Logprobs, LossAndGradient};
+pub use tape::{Tape, Var, differentiate};

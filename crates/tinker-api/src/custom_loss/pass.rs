@@ -23,7 +23,7 @@ impl TrainingClient {
     ///
     /// `loss` is called once, on a thread that may block, with the data and with the
     /// log-probabilities of their targets in the same order, and returns the loss and its gradient.
-    /// Only
+    /// [`differentiate`](super::differentiate) makes one of a function without derivatives. Only
     /// `target_tokens` (required) and `weights` are sent; the other inputs are for the loss.
     ///
     /// The result is that of the backward pass with `loss:sum` of the custom loss, the loss's own

@@ -11,6 +11,7 @@ mod ledger;
 mod many_samples;
 mod parity;
 mod recovery;
+mod reference;
 mod rest;
 mod sampling;
 mod service;
