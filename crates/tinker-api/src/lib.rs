@@ -35,6 +35,7 @@ pub mod console;
 pub mod custom_loss;
 mod dialect;
 mod dispatch;
+pub mod download;
 mod error;
 mod exports;
 mod heartbeat;

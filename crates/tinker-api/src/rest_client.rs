@@ -1,6 +1,6 @@
 //! Runs, checkpoints, sessions and samplers as the server lists them. Needs no session.
 
-use tinker_http::{AccessScope, Client, Page};
+use tinker_http::{AccessScope, Client, Download, Page};
 use tinker_types::{
     Checkpoint, CheckpointsResponse, Cursor, ProjectId, SamplerInfo, SamplingSessionId,
     ServerCapabilities, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse, WeightsInfo,
@@ -26,6 +26,12 @@ impl RestClient {
     #[must_use]
     pub const fn new(http: Client) -> Self {
         Self { http }
+    }
+
+    /// Downloads weights into folders; see [`download`](crate::download).
+    #[must_use]
+    pub fn download(&self) -> Download {
+        self.http.download()
     }
 
     /// Lists the base models on offer.

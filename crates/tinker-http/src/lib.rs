@@ -15,6 +15,7 @@ mod clock;
 mod completion_poller;
 mod credentials;
 mod document;
+mod download;
 mod endpoints;
 mod error;
 mod event;
@@ -42,6 +43,10 @@ pub use cassette::{
 pub use client::Client;
 pub use completion_poller::{Completed, CompletionPoller};
 pub use credentials::{CredentialSources, Credentials};
+pub use download::{
+    Download, DownloadEvent, DownloadLimits, DownloadOptions, MANIFEST, Manifest, ManifestEntry,
+    RemoteFile, SignedFiles, Source, Unpacked, unpack,
+};
 pub use endpoints::AsampleReply;
 pub use endpoints::PreparedPass;
 pub use endpoints::{AccessScope, Page};

@@ -5,8 +5,10 @@
 mod administration;
 mod calls;
 mod cassettes;
+mod downloads;
 mod credentials;
 mod futures;
 mod sharing;
 mod start_up;
+mod storage;
 mod support;
