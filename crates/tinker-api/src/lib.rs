@@ -72,8 +72,9 @@ pub use training_client::TrainingClient;
 pub use uploaded_loss::LossHandle;
 
 pub use tinker_http::{
-    AccessScope, ApiKey, BaseUrl, ErrorKind, Event, FlightState, InFlight, Page, PollPolicy,
-    RequestType, RetryPolicy, Timeouts,
+    AccessScope, ApiKey, BaseUrl, CredentialSources, Credentials, ErrorKind, Event, FlightState,
+    InFlight, KeyOrigin, Page, PollPolicy, RequestType, RetryPolicy, StoredCredentials, StoredKey,
+    Timeouts,
 };
 pub use tinker_types::{
     AdamParams, ApiKeyInfo, AuditEntry, AuditEventType, AuditLog, BillingUsage, Checkpoint,

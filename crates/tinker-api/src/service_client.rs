@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tinker_http::{
-    ApiKey, BaseUrl, Client, ClientBuilder, Event, InFlight, PollPolicy, RequestType, RetryPolicy,
-    Timeouts,
+    ApiKey, BaseUrl, Client, ClientBuilder, Credentials, Event, InFlight, PollPolicy, RequestType,
+    RetryPolicy, Timeouts,
 };
 use tinker_types::{
     CheckpointKind, CreateModelRequest, CreateModelTag, FinishReason, LoadWeightsRequest,
@@ -53,10 +53,18 @@ pub struct ServiceClientBuilder {
 }
 
 impl ServiceClientBuilder {
-    /// The key to authenticate with. Required.
+    /// The key to authenticate with. This, or [`credentials`](Self::credentials), is required.
     #[must_use]
     pub fn api_key(mut self, key: ApiKey) -> Self {
         self.http = self.http.api_key(key);
+        self
+    }
+
+    /// What to authenticate with, where it need not be a key that is known yet: a command that
+    /// prints one, a file of stored keys.
+    #[must_use]
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.http = self.http.credentials(credentials);
         self
     }
 

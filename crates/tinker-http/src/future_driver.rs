@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::endpoints::FutureResult;
 use crate::error::Result;
 use crate::inquiry::Inquiry;
-use crate::machine::{FuturePoll, PollEvent, PollStep};
+use crate::machine::{FuturePoll, PollEvent, PollPolicy, PollStep};
 use crate::request_type::RequestType;
 
 /// How an operation ended.
@@ -70,7 +70,10 @@ async fn drive<T: FutureResult>(
     submitted_in: Option<Duration>,
     mut event: PollEvent,
 ) -> Result<Resolved<T>> {
-    let mut poll = FuturePoll::new(client.poll_policy().clone());
+    let mut poll = FuturePoll::new(PollPolicy {
+        billing_pause: client.billing_pause(client.poll_policy().billing_pause),
+        ..client.poll_policy().clone()
+    });
     let mut inquiry = Inquiry::new(client, request_id, request_type, submitted_in);
     loop {
         event = match poll.on(client.now(), event, Clock::draw()) {

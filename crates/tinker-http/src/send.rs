@@ -12,7 +12,9 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::in_flight::FlightState;
-use crate::machine::{Class, Decision, Failure, RetryState, classify, parse_retry_after};
+use crate::machine::{
+    Class, Decision, Failure, RetryPolicy, RetryState, classify, parse_retry_after,
+};
 
 /// Largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 1 << 30;
@@ -52,7 +54,10 @@ impl Client {
         let n_bytes = call.body.as_ref().map_or(0, |body| body.bytes.len());
         let flights = &self.inner().flights;
         let flight = flights.call(started, call.url.path(), n_bytes);
-        let mut state = RetryState::new(call.retry.clone());
+        let mut state = RetryState::new(RetryPolicy {
+            billing_pause: self.billing_pause(call.retry.billing_pause),
+            ..call.retry.clone()
+        });
         let mut attempts = 0;
         let mut may_have_arrived = false;
         loop {

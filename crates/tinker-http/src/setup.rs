@@ -132,6 +132,16 @@ impl Client {
         }
     }
 
+    /// How long billing refusals are waited out: as long as was chosen, else as the server says.
+    pub(crate) fn billing_pause(&self, chosen: Duration) -> Duration {
+        match self.inner().setup.get() {
+            Some(setup) if chosen == RetryPolicy::default().billing_pause => {
+                Duration::from_secs(setup.config.billing_exception_max_pause_duration_sec)
+            }
+            _ => chosen,
+        }
+    }
+
     /// The credential itself, not what it is exchanged for.
     pub(crate) async fn credential(&self) -> Result<String> {
         let inner = self.inner();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tinker_http::ErrorKind;
+use tinker_http::{ErrorKind, RetryPolicy};
 use tinker_types::{FinishReason, FinishSessionRequest};
 
 use crate::support::*;
@@ -184,5 +184,25 @@ async fn malformed_settings_are_refused_before_anything_is_sent() {
     ] {
         let message = builder.build().unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn the_server_says_how_long_a_bill_is_waited_for_unless_the_program_does() {
+    let unpaid = answer(402, json!({"detail": "no credit"}));
+    // Shorter than the 5 s to the next attempt, so that there is none.
+    for (said, chosen) in [(4, None), (3600, Some(Duration::from_secs(4)))] {
+        let flags = json!({"billing_exception_max_pause_duration_sec": said});
+        let server = server_with(flags).await;
+        script(&server, "GET", CAPABILITIES, [unpaid.clone()]).await;
+        let mut policy = RetryPolicy::default();
+        policy.billing_pause = chosen.unwrap_or(policy.billing_pause);
+        let client = builder(&server.uri()).retry_policy(policy).build().unwrap();
+
+        let asked = tokio::time::timeout(Duration::from_secs(4), client.get_server_capabilities());
+        let error = asked.await.unwrap().unwrap_err();
+
+        assert_eq!(*error.kind(), ErrorKind::BillingPaused);
+        assert_eq!(error.attempts(), 1);
     }
 }
