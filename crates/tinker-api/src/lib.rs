@@ -48,6 +48,7 @@ mod resolve;
 mod rest_client;
 mod sample_queue;
 mod sampler;
+mod sampler_handle;
 mod sampling_client;
 mod service_client;
 mod session;
@@ -66,6 +67,7 @@ pub use options::{
 };
 pub use recovery::{Recovery, RecoveryEvent, RecoveryPolicy, Start};
 pub use rest_client::RestClient;
+pub use sampler_handle::SamplerHandle;
 pub use sampling_client::SamplingClient;
 pub use service_client::{ServiceClient, ServiceClientBuilder};
 pub use training_client::TrainingClient;

@@ -1,5 +1,6 @@
 //! One sampler: continuations of prompts, and the log-probabilities of prompts.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use tinker_http::RequestType;
@@ -12,7 +13,8 @@ use crate::api_future::ApiFuture;
 use crate::error::{Error, Result};
 use crate::options::{SampleOptions, SamplingSource};
 use crate::sample_queue::{Job, SampleQueue};
-use crate::sampler::Sampler;
+use crate::sampler::{NUMBERS_PER_CLIENT, Sampler};
+use crate::sampler_handle::{Holder, SamplerHandle};
 use crate::session::Session;
 
 /// A sampler. Cheap to clone.
@@ -29,6 +31,8 @@ pub struct SamplingClient {
 struct Inner {
     sampler: Arc<Sampler>,
     base_model: String,
+    /// Every sample does, whatever its options say.
+    record_stability_info: bool,
     queue: SampleQueue,
 }
 
@@ -64,14 +68,58 @@ impl SamplingClient {
         id: SamplingSessionId,
         base_model: String,
     ) -> Self {
-        let sampler = Arc::new(Sampler::new(session, id, 0));
+        Self::numbered(Sampler::new(session, id, 0), base_model, false)
+    }
+
+    /// One more client of a sampler.
+    pub(crate) async fn join(session: Arc<Session>, handle: &SamplerHandle) -> Result<Self> {
+        let id = handle.sampling_session_id.clone();
+        let number = if session.config.sample_join_sampling_session {
+            session.http.join_sampling_session(&id).await?
+        } else {
+            // As the official client: one of a billion, so that two clients hardly ever collide.
+            1 + RandomState::new().hash_one(()) % NUMBERS_PER_CLIENT
+        };
+        let sampler = Sampler::new(session, id, number);
+        let base_model = handle.base_model.clone();
+        Ok(Self::numbered(
+            sampler,
+            base_model,
+            handle.record_stability_info,
+        ))
+    }
+
+    fn numbered(sampler: Sampler, base_model: String, record_stability_info: bool) -> Self {
+        let sampler = Arc::new(sampler);
         Self {
             inner: Arc::new(Inner {
                 queue: SampleQueue::start(Arc::clone(&sampler)),
                 sampler,
                 base_model,
+                record_stability_info,
             }),
         }
+    }
+
+    /// What another process needs to sample from this sampler, by
+    /// [`ServiceClient::create_sampling_client_from_handle`](crate::ServiceClient::create_sampling_client_from_handle).
+    ///
+    /// # Errors
+    /// If the server's settings cannot be fetched.
+    pub async fn get_sampler_handle(&self) -> Result<SamplerHandle> {
+        let Sampler { session, id, .. } = &*self.inner.sampler;
+        Ok(SamplerHandle {
+            session_id: session.id.clone(),
+            sampling_session_id: id.clone(),
+            holder: Holder {
+                base_url: session.http.base_url().to_string(),
+                default_headers_overrides: serde_json::Map::new(),
+                client_config: session.config.clone(),
+                client_dynamic_config: session.http.dynamic_config().await?,
+            },
+            base_model: self.inner.base_model.clone(),
+            record_stability_info: self.inner.record_stability_info,
+        })
     }
 
     /// The sampler.
@@ -167,7 +215,8 @@ impl SamplingClient {
             target_prompt_logprobs: options.target_prompt_logprobs,
             prompt_alt_tokens_k: options.prompt_alt_tokens_k,
             prompt_logprobs_last_n: options.prompt_logprobs_last_n,
-            record_stability_info: options.record_stability_info,
+            record_stability_info: options.record_stability_info
+                || self.inner.record_stability_info,
             base_model: None,
             model_path: None,
             tag: SampleTag,

@@ -24,6 +24,7 @@ use crate::ledger::Ledger;
 use crate::options::{CopyOptions, SamplingSource, StateOptions, TrainingOptions};
 use crate::resolve::resolve;
 use crate::rest_client::RestClient;
+use crate::sampler_handle::SamplerHandle;
 use crate::sampling_client::SamplingClient;
 use crate::session::{Session, SessionOptions};
 use crate::training_client::TrainingClient;
@@ -369,6 +370,27 @@ impl ServiceClient {
 
     pub(crate) async fn sleep(&self, time: Duration) {
         self.shared.http.sleep(time).await;
+    }
+
+    /// Opens the sampler of a handle that another process made with
+    /// [`SamplingClient::get_sampler_handle`], or the official client with its own.
+    ///
+    /// The new client has numbers of its own for its samples, keeps the sampler's session alive
+    /// beside the process that opened it, and uses this client's credentials and settings.
+    ///
+    /// Endpoint: `POST /api/v1/join_sampling_session`, where servers want it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] if the sampler is on another server; or if the call fails.
+    pub async fn create_sampling_client_from_handle(
+        &self,
+        handle: &SamplerHandle,
+    ) -> Result<SamplingClient> {
+        let http = &self.shared.http;
+        handle.check_server(&http.base_url().to_string())?;
+        let interval = self.shared.options.heartbeat_interval;
+        let session = Session::join(http.clone(), handle.session_id.clone(), interval).await?;
+        SamplingClient::join(Arc::new(session), handle).await
     }
 
     /// What this client and those it created have under way, oldest first: calls being sent and

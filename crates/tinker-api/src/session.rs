@@ -75,18 +75,39 @@ impl Session {
             }
         };
         Ok(Self {
+            ledger,
+            ..Self::around(runtime, http, config, id, interval)
+        })
+    }
+
+    /// A session that another process opened; this one keeps it alive, too.
+    pub(crate) async fn join(http: Client, id: SessionId, interval: Duration) -> Result<Self> {
+        let runtime = Handle::try_current()
+            .map_err(|_| Error::InvalidRequest("the clients need a tokio runtime".into()))?;
+        let config = http.config().await?.clone();
+        Ok(Self::around(runtime, http, config, id, interval))
+    }
+
+    fn around(
+        runtime: Handle,
+        http: Client,
+        config: ClientConfig,
+        id: SessionId,
+        interval: Duration,
+    ) -> Self {
+        Self {
             heartbeat: Heartbeat::start(&runtime, http.clone(), id.clone(), interval),
             id,
             http,
             runtime,
             dispatch: Dispatch::new(&config),
-            ledger,
+            ledger: None,
             config,
             n_models: AtomicU64::new(0),
             n_samplers: AtomicU64::new(0),
             n_losses: AtomicU64::new(0),
             is_finished: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The number of the next training run.

@@ -329,3 +329,49 @@ async fn samples_fail_when_none_of_them_comes_back() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_handle_opens_the_sampler_in_another_process_with_numbers_of_its_own() {
+    let server = server().await;
+    let handle = sampler(&server).await.get_sampler_handle().await.unwrap();
+    let text = handle.to_string();
+    assert!(!text.contains("tml-secret") && !format!("{handle:?}").contains("tml-secret"));
+
+    let other = service(&server);
+    let handle = text.parse().unwrap();
+    let client = other
+        .create_sampling_client_from_handle(&handle)
+        .await
+        .unwrap();
+    ask(&client, 1).await.unwrap();
+
+    let number = body(&requests(&server, "asample").await[0])["seq_id"]
+        .as_u64()
+        .unwrap();
+    assert!(
+        number >= 1_000_000_000 && number.is_multiple_of(1_000_000_000),
+        "{number}"
+    );
+    assert_eq!(client.base_model(), "tinker/nano");
+    assert_eq!(requests(&server, "create_session").await.len(), 1);
+    assert_eq!(requests(&server, "create_sampling_session").await.len(), 1);
+}
+
+#[tokio::test]
+async fn servers_may_number_the_clients_of_a_sampler() {
+    let server = server().await;
+    let config = ok(json!({"sample_join_sampling_session": true}));
+    answer_with(&server, "client/config", None, config).await;
+    let counter = ok(json!({"client_counter": 3, "type": "join_sampling_session"}));
+    answer_with(&server, "join_sampling_session", None, counter).await;
+    let handle = sampler(&server).await.get_sampler_handle().await.unwrap();
+
+    let client = service(&server)
+        .create_sampling_client_from_handle(&handle)
+        .await
+        .unwrap();
+    ask(&client, 1).await.unwrap();
+
+    let number = &body(&requests(&server, "asample").await[0])["seq_id"];
+    assert_eq!(number, 3_000_000_000_u64);
+}
