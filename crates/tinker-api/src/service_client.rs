@@ -227,6 +227,18 @@ impl ServiceClient {
         Ok(self.shared.http.get_server_capabilities().await?)
     }
 
+    /// Asks once, without repetition, whether the credential is accepted and the account is set up.
+    /// Needs no session.
+    ///
+    /// Endpoint: `GET /api/v1/get_server_capabilities`.
+    ///
+    /// # Errors
+    /// Of kind `Unauthenticated` if the credential is refused, `BillingPaused` if billing is
+    /// missing, `Connect` if the server cannot be reached.
+    pub async fn check_accessible(&self) -> Result<()> {
+        Ok(self.shared.http.check_accessible().await?)
+    }
+
     /// Creates a training run with a fresh adapter.
     ///
     /// Endpoints: `POST /api/v1/create_model`, `POST /api/v1/get_info`.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tinker_api::{
     AccessScope, AuditEventType, CheckpointSearchRequest, CopyOptions, CustomLossGraph,
-    CustomLossInput, DimuonParams, Error, ErrorKind, ExportOptions, Loss, LossFn, Page,
-    SessionSearchRequest, StateOptions, TinkerPath,
+    CustomLossInput, DimuonParams, Error, ErrorKind, ExportOptions, Loss, LossFn, ModelInput, Page,
+    SampleOptions, SamplingParams, SamplingSource, SessionSearchRequest, StateOptions, TinkerPath,
 };
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
@@ -559,4 +559,73 @@ async fn the_console_shows_the_session_once_there_is_one() {
         service.get_console_url(),
         "https://tinker.thinkingmachines.ai/sessions/S1"
     );
+}
+
+#[tokio::test]
+async fn whether_the_account_is_set_up_is_asked_once() {
+    for (code, expected) in [
+        (200, None),
+        (401, Some(ErrorKind::Unauthenticated)),
+        (402, Some(ErrorKind::BillingPaused)),
+        (503, Some(ErrorKind::Server)),
+    ] {
+        let server = server().await;
+        let route = "get_server_capabilities";
+        let answer = ResponseTemplate::new(code).set_body_json(json!({"supported_models": []}));
+        serve(&server, "GET", route, answer).await;
+
+        let outcome = service(&server).check_accessible().await;
+
+        assert_eq!(outcome.err().and_then(|e| e.kind().cloned()), expected);
+        only(&server, route).await;
+    }
+}
+
+#[tokio::test]
+async fn every_chunk_and_option_of_a_sample_travels() {
+    let server = server().await;
+    answer_with(
+        &server,
+        "asample",
+        None,
+        ok(json!({"request_id": "sample-1"})),
+    )
+    .await;
+    let service = service(&server);
+    let source = SamplingSource::BaseModel("m".into());
+    let sampler = service.create_sampling_client(source).await.unwrap();
+    let image = |format: &str| json!({"type": "image", "data": "AQI=", "format": format});
+    let prompt: ModelInput = serde_json::from_value(json!({"chunks": [
+        {"type": "encoded_text", "tokens": [1, 2]},
+        image("png"),
+        {"type": "image_asset_pointer", "format": "jpeg", "location": "a/b.jpg", "expected_tokens": 3},
+        {"type": "dmel", "dmel": "AQEC"},
+    ]}))
+    .unwrap();
+    let options = SampleOptions {
+        prompt_logprobs: true,
+        topk_prompt_logprobs: 2,
+        topk_sample_logprobs: 3,
+        record_stability_info: true,
+        ..SampleOptions::default()
+    };
+
+    let asked = sampler.sample(prompt, SamplingParams::default(), options);
+    asked.await.unwrap();
+
+    let sent = body(&requests(&server, "asample").await[0]);
+    let kinds: Vec<&str> = sent["prompt"]["chunks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|chunk| chunk["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["encoded_text", "image", "image_asset_pointer", "dmel"]
+    );
+    assert_eq!(sent["prompt"]["chunks"][2]["location"], "a/b.jpg");
+    assert_eq!(sent["topk_prompt_logprobs"], 2);
+    assert_eq!(sent["topk_sample_logprobs"], 3);
+    assert_eq!(sent["record_stability_info"], true);
 }

@@ -34,4 +34,17 @@ impl Client {
         let call = Call::get(self, TrafficClass::Rest, url);
         self.send(call).await?.json()
     }
+
+    /// Asks once, without repetition, whether the credential is accepted and the account is set up.
+    ///
+    /// Endpoint: `GET /api/v1/get_server_capabilities`.
+    ///
+    /// # Errors
+    /// Of kind `Unauthenticated` if the credential is refused, `BillingPaused` if billing is
+    /// missing, `Connect` if the server cannot be reached.
+    pub async fn check_accessible(&self) -> Result<()> {
+        let url = self.base_url().join(CAPABILITIES, []);
+        let call = Call::get(self, TrafficClass::Rest, url).retry(RetryPolicy::never());
+        self.send(call).await.map(drop)
+    }
 }

@@ -327,3 +327,34 @@ async fn somebody_who_may_not_read_the_audit_log_is_told_so() {
 
     assert_eq!(*error.kind(), ErrorKind::PermissionDenied);
 }
+
+#[tokio::test]
+async fn telemetry_is_sent_once_and_its_loss_is_an_error() {
+    let route = "/api/v1/telemetry";
+    let server = server().await;
+    let accepted = ok(json!({"status": "accepted"}));
+    script(&server, "POST", route, [accepted, status(503)]).await;
+    let client = client(&server);
+    let batch = json!({
+        "events": [{
+            "event": "SESSION_START",
+            "event_id": "e1",
+            "event_session_index": 0,
+            "severity": "INFO",
+            "timestamp": "2026-11-20T00:00:00Z",
+        }],
+        "platform": "Linux",
+        "sdk_version": "0.38.0",
+        "session_id": "S1",
+        "process_uuid": "p1",
+    });
+    let request = serde_json::from_value(batch.clone()).unwrap();
+
+    let answer = client.send_telemetry(&request).await.unwrap();
+    let error = client.send_telemetry(&request).await.unwrap_err();
+
+    assert_eq!(answer.status, "accepted");
+    assert_eq!(error.attempts(), 1);
+    let sent = requests(&server, route).await;
+    assert_eq!(sent[0].body_json::<Value>().unwrap(), batch);
+}
