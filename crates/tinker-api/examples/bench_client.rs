@@ -2,8 +2,8 @@
 //! beside the official SDK.
 //!
 //! `bench_client sample|forward_backward URL N`: queues N samples at once and awaits them in order,
-//! or makes one pass of N data of 1,024 tokens, from plain token lists to the last byte sent. Prints
-//! one JSON object.
+//! or makes one pass of N data of 1,024 tokens, from plain token lists to the last byte sent, noted in
+//! a step ledger. Prints one JSON object.
 #![expect(clippy::print_stdout, reason = "the result of the program")]
 
 use std::time::Instant;
@@ -30,9 +30,12 @@ fn main() -> Result<(), Failure> {
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let service = ServiceClient::builder(url)
-        .api_key("tml-benchmark".parse()?)
-        .build()?;
+    let dir = tempfile::tempdir()?;
+    let mut builder = ServiceClient::builder(url).api_key("tml-benchmark".parse()?);
+    if task == "forward_backward" {
+        builder = builder.ledger(dir.path().join("ledger.jsonl"));
+    }
+    let service = builder.build()?;
     let mut report = runtime.block_on(async {
         match task.as_str() {
             "sample" => sample(&service, n).await,
@@ -61,8 +64,12 @@ async fn sample(service: &ServiceClient, n: u32) -> Result<Value, Failure> {
         })
         .collect();
     let mut n_tokens = 0;
-    for sample in samples {
+    for (i, sample) in (0..).zip(samples) {
         for sequence in sample.await?.sequences {
+            // The server's first token is the number that the sample got when it was asked for.
+            if sequence.tokens.first() != Some(&i) {
+                return Err(format!("result {i} is of another sample: {sequence:?}").into());
+            }
             n_tokens += sequence.tokens.len();
             if sequence
                 .logprobs

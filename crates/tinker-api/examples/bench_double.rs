@@ -35,8 +35,20 @@ struct Double {
     peak_in_flight: AtomicU64,
     /// When each accepted sample is done, in order of acceptance; its place is its cursor.
     samples: Mutex<Vec<(u64, Duration)>>,
-    sample: Vec<u8>,
-    pass: Vec<u8>,
+    sample: SampleResult,
+}
+
+/// A sample's result, whose first token is its number.
+struct SampleResult {
+    bytes: Vec<u8>,
+    first_token: usize,
+}
+
+/// The data of a pass, not looked into.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Pass {
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    data: Vec<prost::bytes::Bytes>,
 }
 
 /// Status, content type, body.
@@ -70,8 +82,7 @@ async fn serve(latency: Duration, session_poller: bool) -> Result<(), Failure> {
         in_flight: AtomicU64::new(0),
         peak_in_flight: AtomicU64::new(0),
         samples: Mutex::default(),
-        sample: sample_result(),
-        pass: pass_result(),
+        sample: SampleResult::new()?,
     });
     let input_ends = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
     let accept = async {
@@ -143,9 +154,9 @@ impl Double {
                 "model_id": "S1:train:0", "type": "get_info",
                 "model_data": {"model_name": "tinker/nano"},
             })),
-            "forward_backward" => ok(json!({"request_id": self.future("pass")})),
+            "forward_backward" => ok(json!({"request_id": self.accept_pass(body)?})),
             "asample" => {
-                let id = self.accept_sample();
+                let id = self.accept_sample(seq_id(body));
                 ok(json!({"request_id": id, "sample_sequence_ids": [id]}))
             }
             "retrieve_future" => self.retrieve(body).await,
@@ -156,20 +167,20 @@ impl Double {
         }
     }
 
-    fn future(&self, kind: &str) -> String {
+    fn accept_pass(&self, body: &[u8]) -> Result<String, Failure> {
+        let n_data = Pass::decode(body)?.data.len();
         let n = self.n_futures.fetch_add(1, Ordering::Relaxed);
-        format!("{kind}-{n}")
+        Ok(format!("pass-{n}-{n_data}"))
     }
 
-    fn accept_sample(&self) -> String {
+    fn accept_sample(&self, seq_id: u64) -> String {
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.peak_in_flight.fetch_max(in_flight, Ordering::Relaxed);
-        let n = self.n_futures.fetch_add(1, Ordering::Relaxed);
         let done_at = self.started.elapsed() + self.latency;
         if self.session_poller {
-            self.samples().push((n, done_at));
+            self.samples().push((seq_id, done_at));
         }
-        format!("sample-{n}-{}", done_at.as_micros())
+        format!("sample-{seq_id}-{}", done_at.as_micros())
     }
 
     async fn retrieve(&self, body: &[u8]) -> Result<Answer, Failure> {
@@ -178,12 +189,16 @@ impl Double {
         let mut parts = id.split('-');
         Ok(match parts.next() {
             Some("sample") => {
-                let done_at = parts.nth(1).unwrap_or_default().parse()?;
+                let seq_id: u64 = parts.next().unwrap_or_default().parse()?;
+                let done_at = parts.next().unwrap_or_default().parse()?;
                 sleep_until(self.started + Duration::from_micros(done_at)).await;
                 self.in_flight.fetch_sub(1, Ordering::Relaxed);
-                (200, PROTOBUF, self.sample.clone())
+                (200, PROTOBUF, self.sample.numbered(seq_id))
             }
-            Some("pass") => (200, PROTOBUF, self.pass.clone()),
+            Some("pass") => {
+                let n_data = parts.nth(1).unwrap_or_default().parse()?;
+                (200, PROTOBUF, pass_result(n_data))
+            }
             _ => {
                 let created = json!({"model_id": "S1:train:0", "type": "create_model"});
                 (200, JSON, created.to_string().into_bytes())
@@ -222,7 +237,7 @@ impl Double {
         let completion = |(n, done_at): &(u64, Duration)| {
             json!({
                 "state": "finished", "request_id": format!("sample-{n}-{}", done_at.as_micros()),
-                "response_payload_uncompressed_size": self.sample.len(),
+                "response_payload_uncompressed_size": self.sample.bytes.len(),
             })
         };
         let done = rest[..n_done].iter().map(completion).collect();
@@ -241,35 +256,51 @@ impl Double {
     }
 }
 
-/// One sequence of 64 tokens with log-probabilities.
-fn sample_result() -> Vec<u8> {
-    let tokens = (0..N_TOKENS as i32).flat_map(|t| (1000 + t).to_le_bytes());
-    let logprobs = (0..N_TOKENS).flat_map(|t| (-0.01 * t as f32).to_le_bytes());
-    let sequence = proto::SampledSequence {
-        stop_reason: proto::StopReason::Length.into(),
-        tokens: tokens.collect(),
-        logprobs: Some(logprobs.collect()),
-        topk_sampled_logprobs: None,
-    };
-    let response = proto::SampleResponse {
-        sequences: vec![sequence],
-        ..proto::SampleResponse::default()
-    };
-    response.encode_to_vec()
+impl SampleResult {
+    /// One sequence of 64 tokens with log-probabilities.
+    fn new() -> Result<Self, Failure> {
+        const FIRST: i32 = 0x7777_7777;
+        let rest = 1000..1000 + N_TOKENS as i32 - 1;
+        let tokens = std::iter::once(FIRST)
+            .chain(rest)
+            .flat_map(i32::to_le_bytes);
+        let logprobs = (0..N_TOKENS).flat_map(|t| (-0.01 * t as f32).to_le_bytes());
+        let sequence = proto::SampledSequence {
+            stop_reason: proto::StopReason::Length.into(),
+            tokens: tokens.collect(),
+            logprobs: Some(logprobs.collect()),
+            topk_sampled_logprobs: None,
+        };
+        let response = proto::SampleResponse {
+            sequences: vec![sequence],
+            ..proto::SampleResponse::default()
+        };
+        let bytes = response.encode_to_vec();
+        let first_token = find(&bytes, &FIRST.to_le_bytes()).ok_or("a token was lost")?;
+        Ok(Self { bytes, first_token })
+    }
+
+    fn numbered(&self, seq_id: u64) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        let token = (seq_id % (1 << 31)) as u32;
+        bytes[self.first_token..self.first_token + 4].copy_from_slice(&token.to_le_bytes());
+        bytes
+    }
 }
 
-/// One output of one number: a pass is measured up to the last byte sent.
-fn pass_result() -> Vec<u8> {
+/// One number for each datum: a pass is measured up to the last byte sent.
+fn pass_result(n_data: usize) -> Vec<u8> {
+    let offsets = (0..=n_data).flat_map(|i| (4 * i as i64).to_le_bytes());
     let logprobs = proto::BatchedTensor {
-        data: (-1.0_f32).to_le_bytes().to_vec().into(),
-        offsets: [0_i64, 4].map(i64::to_le_bytes).concat().into(),
+        data: vec![0; 4 * n_data].into(),
+        offsets: offsets.collect(),
         dtype: proto::DType::Float32.into(),
         trailing_shape: Vec::new(),
     };
     let record = proto::ArrayRecord {
         type_tag: "ArrayRecord".into(),
         fields: [("logprobs".to_owned(), logprobs)].into(),
-        num_datums: 1,
+        num_datums: n_data as i64,
     };
     let output = proto::ForwardBackwardOutput {
         loss_fn_output_type: "ArrayRecord".into(),
@@ -277,6 +308,16 @@ fn pass_result() -> Vec<u8> {
         metrics: [("loss:sum".to_owned(), 1.0)].into(),
     };
     output.encode_to_vec()
+}
+
+/// The number of a sample; 0 if it has none.
+fn seq_id(body: &[u8]) -> u64 {
+    let name = b"\"seq_id\":";
+    let rest = find(body, name).and_then(|at| body.get(at + name.len()..));
+    let digits = rest.unwrap_or_default().iter().skip_while(|b| **b == b' ');
+    digits
+        .take_while(|b| b.is_ascii_digit())
+        .fold(0, |n, digit| n * 10 + u64::from(digit - b'0'))
 }
 
 fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
