@@ -29,6 +29,17 @@ pub enum CustomLossError {
         /// Index of the datum.
         datum: usize,
     },
+    /// A term of a composed loss failed.
+    #[error("term `{name}`: {source}")]
+    Term {
+        /// The term; `base` is the first one.
+        name: String,
+        /// Why.
+        source: Box<CustomLossError>,
+    },
+    /// The terms of a composed loss make no sense together.
+    #[error("{0}")]
+    Composition(String),
     /// The time given was used up.
     #[error("the custom loss takes too long")]
     OutOfTime,
@@ -56,7 +67,7 @@ pub enum CustomLossError {
         actual: usize,
     },
     /// The loss is infinite or not a number.
-    #[error("the custom loss is {0}: it must be finite")]
+    #[error("the loss is {0}: it must be finite")]
     LossNotFinite(f64),
     /// The gradient is infinite or not a number.
     #[error("the gradient of datum {datum} at position {position} is {value}: it must be finite")]

@@ -118,7 +118,7 @@ mod tests {
         check(
             f64::NAN,
             &[&[0.0, 0.0]],
-            "the custom loss is NaN: it must be finite",
+            "the loss is NaN: it must be finite",
         );
         check(
             1.0,

@@ -119,7 +119,6 @@ async fn a_loss_that_fails_stops_the_client() {
 }
 
 #[tokio::test]
-#[expect(clippy::panic, reason = "that is what is tested")]
 async fn a_loss_that_panics_stops_the_client() {
     check_stops(
         |_, _| panic!("index 7"),

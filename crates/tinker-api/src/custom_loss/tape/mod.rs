@@ -172,6 +172,11 @@ impl Tape {
         Ok((value, gradients.into_iter().map(values).collect()))
     }
 
+    /// Whether an operation made no sense.
+    pub(super) fn is_faulty(&self) -> bool {
+        self.is_faulty.get()
+    }
+
     fn leaf(&self, value: Tensor) -> Var<'_> {
         self.push(Op::Leaf, value)
     }
