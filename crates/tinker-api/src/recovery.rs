@@ -195,7 +195,11 @@ impl Recovery {
         let run = run?;
         let is_sign = match error {
             Error::Stopped(_) | Error::RequestFailed { .. } => true,
-            error => matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::Expired)),
+            // A refused request may be one of a model whose files are damaged.
+            error => matches!(
+                error.kind(),
+                Some(ErrorKind::NotFound | ErrorKind::Expired | ErrorKind::InvalidRequest)
+            ),
         };
         (is_sign && self.is_lost(&run).await).then_some(run)
     }
