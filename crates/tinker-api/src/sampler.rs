@@ -208,6 +208,15 @@ fn complete(
             "the server did not draw alternatives for the prompt".into(),
         ));
     }
+    if let Some(n) = request.prompt_logprobs_last_n {
+        let rows = response.prompt_logprobs.as_deref().unwrap_or_default();
+        let n_before = rows.len().saturating_sub(n as usize);
+        if rows.iter().take(n_before).any(Option::is_some) {
+            return Err(Error::Protocol(format!(
+                "the server does not heed prompt_logprobs_last_n: it returned more than the last {n}"
+            )));
+        }
+    }
     for (sequence, id) in response
         .sequences
         .iter_mut()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tinker_http::RequestType;
 use tinker_types::{
-    CheckpointKind, CreateSamplingSessionRequest, CreateSamplingSessionTag, ModelInput,
+    CheckpointKind, CreateSamplingSessionRequest, CreateSamplingSessionTag, DType, ModelInput,
     SampleRequest, SampleResponse, SampleTag, SamplingParams, SamplingSessionId,
 };
 
@@ -176,12 +176,28 @@ impl SamplingClient {
     /// # Errors
     /// As [`sample`](Self::sample).
     pub fn compute_logprobs(&self, prompt: ModelInput) -> ApiFuture<Vec<Option<f32>>> {
+        self.logprobs(prompt, None)
+    }
+
+    /// As [`compute_logprobs`](Self::compute_logprobs), of the last `n` tokens only, 1 to the
+    /// prompt's length less one; the tokens before have `None`. The server need not keep the rest.
+    ///
+    /// Endpoint: `POST /api/v1/asample`.
+    ///
+    /// # Errors
+    /// As [`compute_logprobs`](Self::compute_logprobs), and if `n` is out of range.
+    pub fn compute_last_logprobs(&self, prompt: ModelInput, n: u32) -> ApiFuture<Vec<Option<f32>>> {
+        self.logprobs(prompt, Some(n))
+    }
+
+    fn logprobs(&self, prompt: ModelInput, last_n: Option<u32>) -> ApiFuture<Vec<Option<f32>>> {
         let params = SamplingParams {
             max_tokens: Some(1),
             ..SamplingParams::default()
         };
         let options = SampleOptions {
             prompt_logprobs: true,
+            prompt_logprobs_last_n: last_n,
             ..SampleOptions::default()
         };
         let sample = self.sample(prompt, params, options);
@@ -240,6 +256,34 @@ fn check(prompt: &ModelInput, params: &SamplingParams, options: &SampleOptions) 
     }
     if !(params.top_p > 0.0 && params.top_p <= 1.0) {
         return fault(format!("top_p {}: it must be in (0, 1]", params.top_p));
+    }
+    check_prompt_options(prompt, options)
+}
+
+/// Checks what is asked about a prompt, as far as its length is known.
+fn check_prompt_options(prompt: &ModelInput, options: &SampleOptions) -> Result<()> {
+    let fault = |text: String| Err(Error::InvalidRequest(text));
+    let n_tokens = prompt.length().ok();
+    if let Some(n) = options.prompt_logprobs_last_n {
+        if !options.prompt_logprobs {
+            return fault("prompt_logprobs_last_n needs prompt_logprobs".into());
+        }
+        if n == 0 || n_tokens.is_some_and(|n_tokens| n as usize >= n_tokens) {
+            return fault(format!(
+                "prompt_logprobs_last_n {n}: it must be 1 to the prompt's length less one"
+            ));
+        }
+    }
+    if let Some(targets) = &options.target_prompt_logprobs {
+        let rows = n_tokens.map(|n_tokens| n_tokens.saturating_sub(1));
+        let fits = targets.dtype() == DType::Int64
+            && matches!(targets.shape(), [n, _] if rows.is_none_or(|rows| rows == *n));
+        if !fits {
+            return fault(format!(
+                "target_prompt_logprobs of shape {:?}: it must be int64 [prompt tokens - 1, k]",
+                targets.shape()
+            ));
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use reqwest::header::HeaderMap;
 
@@ -162,12 +162,18 @@ impl Client {
         self.inner.flights.rows(self.now())
     }
 
-    pub(crate) const fn shared(&self) -> &Arc<Inner> {
-        &self.inner
-    }
-
     pub(crate) const fn from_inner(inner: Arc<Inner>) -> Self {
         Self { inner }
+    }
+
+    /// A client that does not keep what it shares alive.
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
+    /// The client again, if another one is left.
+    pub(crate) fn upgrade(inner: &Weak<Inner>) -> Option<Self> {
+        inner.upgrade().map(Self::from_inner)
     }
 
     pub(crate) fn inner(&self) -> &Inner {

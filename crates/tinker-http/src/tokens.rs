@@ -1,7 +1,7 @@
 //! The token that a credential is exchanged for: fetched once, kept fresh beside the calls, and
 //! replaced when a server refuses it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tinker_types::{AUTH_TOKEN, TokenResponse};
@@ -148,11 +148,5 @@ async fn keep(client: Weak<Inner>) {
         };
         drop(client);
         clock.sleep(wait).await;
-    }
-}
-
-impl Client {
-    fn downgrade(&self) -> Weak<Inner> {
-        Arc::downgrade(self.shared())
     }
 }

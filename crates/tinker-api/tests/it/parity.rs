@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tinker_api::{
     AccessScope, AuditEventType, CheckpointSearchRequest, CopyOptions, CustomLossGraph,
     CustomLossInput, DimuonParams, Error, ErrorKind, ExportOptions, Loss, LossFn, ModelInput, Page,
-    SampleOptions, SamplingParams, SamplingSource, SessionSearchRequest, StateOptions, TinkerPath,
+    SampleOptions, SamplingParams, SamplingSource, SessionSearchRequest, StateOptions, TensorData,
+    TensorValues, TinkerPath,
 };
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
@@ -628,4 +629,119 @@ async fn every_chunk_and_option_of_a_sample_travels() {
     assert_eq!(sent["topk_prompt_logprobs"], 2);
     assert_eq!(sent["topk_sample_logprobs"], 3);
     assert_eq!(sent["record_stability_info"], true);
+}
+
+async fn sampler_of(server: &MockServer) -> tinker_api::SamplingClient {
+    service(server)
+        .create_sampling_client(SamplingSource::BaseModel("m".into()))
+        .await
+        .unwrap()
+}
+
+/// Lets every sample bring these log-probabilities of its prompt.
+async fn bring_logprobs(server: &MockServer, rows: Value) {
+    let sequence = json!({"stop_reason": "length", "tokens": [5], "logprobs": [-0.5]});
+    let result = json!({"sequences": [sequence], "prompt_logprobs": rows});
+    answer_with(
+        server,
+        "asample",
+        None,
+        ok(json!({"request_id": "sample-1"})),
+    )
+    .await;
+    serve(server, "POST", "retrieve_future", ok(result)).await;
+}
+
+#[tokio::test]
+async fn the_last_log_probabilities_alone_are_asked_for() {
+    let server = server().await;
+    bring_logprobs(&server, json!([null, null, -0.5])).await;
+    let sampler = sampler_of(&server).await;
+
+    let prompt = ModelInput::from_tokens(vec![1, 2, 3]);
+    let rows = sampler.compute_last_logprobs(prompt, 1).await.unwrap();
+
+    assert_eq!(rows, [None, None, Some(-0.5)]);
+    let sent = body(&requests(&server, "asample").await[0]);
+    assert_eq!(
+        (&sent["prompt_logprobs"], &sent["prompt_logprobs_last_n"]),
+        (&json!(true), &json!(1))
+    );
+    assert_eq!(sent["sampling_params"]["max_tokens"], 1);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_heed_the_last_n_is_an_error() {
+    let server = server().await;
+    bring_logprobs(&server, json!([null, -0.25, -0.5])).await;
+    let sampler = sampler_of(&server).await;
+
+    let prompt = ModelInput::from_tokens(vec![1, 2, 3]);
+    let error = sampler.compute_last_logprobs(prompt, 1).await.unwrap_err();
+
+    assert!(
+        error
+            .to_string()
+            .contains("does not heed prompt_logprobs_last_n"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn questions_about_a_prompt_that_cannot_be_right_are_not_sent() {
+    let server = server().await;
+    let sampler = sampler_of(&server).await;
+    let ints = |shape: Vec<usize>| {
+        let values = vec![1; shape.iter().product()];
+        TensorData::dense(TensorValues::Int64(values), shape).unwrap()
+    };
+    let last = |n, prompt_logprobs| SampleOptions {
+        prompt_logprobs,
+        prompt_logprobs_last_n: Some(n),
+        ..SampleOptions::default()
+    };
+    let targets = |tensor| SampleOptions {
+        target_prompt_logprobs: Some(tensor),
+        ..SampleOptions::default()
+    };
+    for (options, part) in [
+        (last(1, false), "needs prompt_logprobs"),
+        (last(0, true), "prompt_logprobs_last_n 0"),
+        (last(3, true), "prompt_logprobs_last_n 3"),
+        (targets(ints(vec![3, 2])), "[3, 2]: it must be int64"),
+        (targets(ints(vec![2])), "[2]: it must be int64"),
+        (targets(TensorData::floats(vec![1.0])), "must be int64"),
+    ] {
+        let prompt = ModelInput::from_tokens(vec![1, 2, 3]);
+        let asked = sampler.sample(prompt, SamplingParams::default(), options);
+
+        let message = asked.await.unwrap_err().to_string();
+
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(requests(&server, "asample").await.is_empty());
+}
+
+#[tokio::test]
+async fn target_log_probabilities_of_a_prompt_are_asked_for_in_rows() {
+    let server = server().await;
+    bring_logprobs(&server, json!([null, -0.25, -0.5])).await;
+    let sampler = sampler_of(&server).await;
+    let targets = TensorData::dense(TensorValues::Int64(vec![4, -1, 5, 6]), vec![2, 2]).unwrap();
+    let options = SampleOptions {
+        target_prompt_logprobs: Some(targets),
+        ..SampleOptions::default()
+    };
+
+    let prompt = ModelInput::from_tokens(vec![1, 2, 3]);
+    sampler
+        .sample(prompt, SamplingParams::default(), options)
+        .await
+        .unwrap();
+
+    let sent = body(&requests(&server, "asample").await[0]);
+    assert_eq!(
+        sent["target_prompt_logprobs"],
+        json!({"data": [4, -1, 5, 6], "dtype": "int64", "shape": [2, 2]})
+    );
 }
