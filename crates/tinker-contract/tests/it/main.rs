@@ -20,6 +20,7 @@ mod client_skyrl;
 mod client_training;
 mod client_weights;
 mod durability;
+mod parity_page;
 mod python_sdk;
 mod recording;
 mod resuming;
