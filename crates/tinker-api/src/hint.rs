@@ -22,7 +22,7 @@ impl Error {
             Self::Stopped(_) => "create a new client from the last checkpoint",
             Self::Closed => "create a new service client",
             Self::TimedOut { .. } => "wait longer: the operation goes on",
-            Self::Ledger(_) => "give each run and each process a ledger of its own",
+            Self::Ledger(error) => error.hint(),
         }
     }
 }

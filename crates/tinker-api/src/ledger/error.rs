@@ -22,8 +22,7 @@ pub enum LedgerError {
     /// A line before the last one is not what was written. (A torn last line is repaired: what it
     /// speaks of was never sent.)
     #[error(
-        "the ledger {} is damaged in line {line}: {reason}; restore the file, or move it away and \
-         go on from the last checkpoint", path.display()
+        "the ledger {} is damaged in line {line}: {reason}", path.display()
     )]
     Damaged {
         /// The ledger.
@@ -35,8 +34,7 @@ pub enum LedgerError {
     },
     /// A newer version wrote it.
     #[error(
-        "the ledger {} has format {found} and this version reads {known}: update, or choose \
-         another path", path.display()
+        "the ledger {} has format {found} and this version reads {known}", path.display()
     )]
     Newer {
         /// The ledger.
@@ -48,8 +46,7 @@ pub enum LedgerError {
     },
     /// Another process works with it.
     #[error(
-        "the ledger {} is in use by {}: wait for its end, or choose another path",
-        path.display(), holder(*pid)
+        "the ledger {} is in use by {}", path.display(), holder(*pid)
     )]
     InUse {
         /// The ledger.
@@ -60,7 +57,7 @@ pub enum LedgerError {
     /// The program starts another training run than the ledger tells of.
     #[error(
         "the ledger {} is of another run: its training run {number} is {recorded}, and the program \
-         asks for {asked}; choose another path", path.display()
+         asks for {asked}", path.display()
     )]
     OtherRun {
         /// The ledger.
@@ -73,10 +70,7 @@ pub enum LedgerError {
         asked: String,
     },
     /// The program asks for another operation than it did before it was restarted.
-    #[error(
-        "operation {seq_id} of {run} was {recorded} and is {asked} now; a restarted program must \
-         make the same calls with the same data, or use another ledger"
-    )]
+    #[error("operation {seq_id} of {run} was {recorded} and is {asked} now")]
     Diverged {
         /// The training run.
         run: TrainingRunId,
@@ -88,10 +82,7 @@ pub enum LedgerError {
         asked: String,
     },
     /// The server does not have what it acknowledged, or has something else.
-    #[error(
-        "the server's view of {run} differs from the ledger's: {detail}; go on from its last \
-         checkpoint with another ledger"
-    )]
+    #[error("the server's view of {run} differs from the ledger's: {detail}")]
     ServerDiffers {
         /// The training run.
         run: TrainingRunId,
@@ -111,6 +102,28 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
+    /// What to do next: lower case, no final period.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "look at the path, its permissions and the space on the disk",
+            Self::Damaged { .. } => {
+                "restore the file, or move it away and go on from the last checkpoint"
+            }
+            Self::Newer { .. } => "update this program, or choose another path",
+            Self::InUse { .. } => "wait for the end of that process, or choose another path",
+            Self::OtherRun { .. } => "give each run a ledger of its own",
+            Self::Diverged { .. } => {
+                "a restarted program makes the same calls with the same data; \
+                 for another program choose another path"
+            }
+            Self::ServerDiffers { .. } => {
+                "go on from the run's last checkpoint with another ledger, or use Recovery"
+            }
+            Self::RefusedBefore { .. } => "correct the request, and start with another ledger",
+        }
+    }
+
     pub(super) fn io(
         doing: &'static str,
         path: &Path,

@@ -157,10 +157,14 @@ async fn sample(service: &ServiceClient, path: &TinkerPath) -> Vec<Vec<u32>> {
         stop: Some(Stop::Tokens(vec![])),
         ..SamplingParams::default()
     };
-    let mut samples = Vec::new();
-    for i in 0..N_SAMPLES {
+    let ask = |i| {
         let prompt = ModelInput::from_tokens(tokens(i, 5));
-        let sampled = sampler.sample(prompt, params.clone(), SampleOptions::default());
+        sampler.sample(prompt, params.clone(), SampleOptions::default())
+    };
+    // All are under way before the first is awaited; their numbers are those of the calls.
+    let asked: Vec<_> = (0..N_SAMPLES).map(ask).collect();
+    let mut samples = Vec::new();
+    for sampled in asked {
         let sequences = sampled.await.expect("a sample").sequences;
         samples.extend(sequences.into_iter().map(|sequence| sequence.tokens));
     }
