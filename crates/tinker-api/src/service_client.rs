@@ -178,6 +178,13 @@ impl ServiceClientBuilder {
         self
     }
 
+    /// Agrees to reports to the service about what fails, without data or secrets. Default no.
+    #[must_use]
+    pub fn telemetry(mut self, agreed: bool) -> Self {
+        self.http = self.http.telemetry(agreed);
+        self
+    }
+
     /// Writes down all that is said to the server, without secrets; see
     /// [`cassette`](crate::cassette).
     #[must_use]

@@ -74,6 +74,7 @@ impl Session {
                 id
             }
         };
+        http.note_session(id.as_str());
         Ok(Self {
             ledger,
             ..Self::around(runtime, http, config, id, interval)
@@ -139,6 +140,7 @@ impl Session {
             return Ok(());
         }
         self.heartbeat.stop();
+        self.http.drain_reports().await;
         let request = FinishSessionRequest { reason, detail };
         Ok(self.http.finish_session(&self.id, &request).await?)
     }

@@ -30,6 +30,7 @@ pub struct ClientBuilder {
     pub(crate) timeouts: Timeouts,
     pub(crate) observer: Observer,
     pub(crate) recorder: Option<Recorder>,
+    pub(crate) telemetry: bool,
 }
 
 /// A text that may hold a secret: a proxy's address, a gateway's header.
@@ -119,6 +120,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn observer(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(observer);
+        self
+    }
+
+    /// Agrees to reports to the service about what fails, without data or secrets. Default no.
+    #[must_use]
+    pub const fn telemetry(mut self, agreed: bool) -> Self {
+        self.telemetry = agreed;
         self
     }
 

@@ -18,6 +18,7 @@ use crate::in_flight::{FlightTable, InFlight};
 use crate::machine::{Link, PollPolicy, RetryPolicy};
 use crate::pools::Pools;
 use crate::setup::Setup;
+use crate::telemetry::Telemetry;
 use crate::tokens::TokenCell;
 
 /// A client of one server. Cheap to clone; clones share connections, token and budgets.
@@ -43,6 +44,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) observer: Observer,
     pub(crate) recorder: Option<Recorder>,
+    pub(crate) telemetry: Option<Arc<Telemetry>>,
     pub(crate) link: Mutex<Link>,
     pub(crate) samples: AdaptiveGate,
     pub(crate) flights: FlightTable,
@@ -84,6 +86,7 @@ impl Client {
             clock: Clock::start(),
             observer: builder.observer,
             recorder: builder.recorder,
+            telemetry: builder.telemetry.then(Arc::default),
             link: Mutex::default(),
             flights: FlightTable::default(),
             token: TokenCell::default(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tinker_types::{FailedFuture, RequestId, SampleResponse};
+use tracing::Instrument as _;
 
 use crate::client::Client;
 use crate::clock::Clock;
@@ -11,6 +12,7 @@ use crate::error::Result;
 use crate::inquiry::Inquiry;
 use crate::machine::{FuturePoll, PollEvent, PollPolicy, PollStep};
 use crate::request_type::RequestType;
+use crate::spans;
 
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +66,20 @@ pub(crate) async fn retrieve<T: FutureResult>(
 }
 
 async fn drive<T: FutureResult>(
+    client: &Client,
+    request_id: &RequestId,
+    request_type: RequestType,
+    submitted_in: Option<Duration>,
+    event: PollEvent,
+) -> Result<Resolved<T>> {
+    let span = spans::future(request_id, request_type);
+    let asked = ask_until_done(client, request_id, request_type, submitted_in, event);
+    let result = asked.instrument(span).await;
+    client.report_future(request_id, request_type, &result);
+    result
+}
+
+async fn ask_until_done<T: FutureResult>(
     client: &Client,
     request_id: &RequestId,
     request_type: RequestType,

@@ -19,6 +19,7 @@ use crate::machine::{
 };
 use crate::pools::TrafficClass;
 use crate::request_type::RequestType;
+use crate::spans;
 
 /// The asking for one future: sends, sorts and remembers answers.
 pub(crate) struct Inquiry<'a> {
@@ -84,6 +85,7 @@ impl<'a> Inquiry<'a> {
         let call = self.call::<T>(allow_metadata_only)?;
         let exchange = self.client.config().await?.pjwt_auth_enabled;
         self.n_asks += 1;
+        spans::note_ask(self.n_asks);
         let answer = match self.client.attempt(&call, exchange, 0).await {
             Ok(answer) => answer,
             Err(none) if none.error.is_retryable() => {
@@ -163,6 +165,7 @@ impl<'a> Inquiry<'a> {
 
     fn note_queue(&mut self, again: &TryAgain) {
         if let Some((state, reason)) = self.queue.observe(again) {
+            spans::note_queue(&state, reason.as_deref());
             self.flight.state(FlightState::Waiting {
                 queue: Some(state.clone()),
                 reason: reason.clone(),

@@ -29,7 +29,9 @@ mod pools;
 mod request_type;
 mod send;
 mod setup;
+mod spans;
 mod stored_credentials;
+mod telemetry;
 mod tokens;
 
 pub use adaptive::{AdaptiveGate, Place};

@@ -5,6 +5,7 @@ use std::error::Error as _;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use tinker_types::ClientConfig;
+use tracing::Instrument as _;
 
 use crate::call::{Answer, Call, Credential, Origin};
 use crate::client::Client;
@@ -15,6 +16,7 @@ use crate::in_flight::FlightState;
 use crate::machine::{
     Class, Decision, Failure, RetryPolicy, RetryState, classify, parse_retry_after,
 };
+use crate::spans;
 
 /// Largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 1 << 30;
@@ -95,10 +97,15 @@ impl Client {
             };
             match state.on_failure(self.now(), class, retry_after, Clock::draw()) {
                 Decision::GiveUp => {
-                    return Err(error
+                    let error = error
                         .with_call(call.method.as_str(), call.url.path())
                         .with_arrival(may_have_arrived)
-                        .with_effort(attempts, self.now().saturating_sub(started)));
+                        .with_effort(attempts, self.now().saturating_sub(started));
+                    // Calls that are made once are those that one can do without.
+                    if call.retry.max_attempts > 1 {
+                        self.report_call(&error);
+                    }
+                    return Err(error);
                 }
                 Decision::RetryAfter(wait) => {
                     self.tell(&Event::Retrying {
@@ -150,7 +157,9 @@ impl Client {
             let response = self.request(call, credential, retry_count)?.send().await;
             read(response.map_err(no_answer)?).await
         };
-        let result = exchanged.await;
+        let span = spans::attempt(call, retry_count);
+        let result = exchanged.instrument(span.clone()).await;
+        spans::note_outcome(&span, &result);
         if let Some(take) = take {
             take.end(&result).await;
         }

@@ -19,6 +19,7 @@ mod tape;
 
 pub use body::Body;
 pub use recorder::{Recorder, RecorderStats};
+pub(crate) use redact::Secrets;
 pub use replay::{Pace, Replay, ReplayReport, Unmatched};
 pub use summary::{RouteSummary, Summary};
 pub use tape::{Cassette, Exchange, Outcome};

@@ -84,7 +84,7 @@ impl Secrets {
 
     /// A text without secrets.
     pub(crate) fn text(&self, text: &str) -> String {
-        let text = without_signatures(text);
+        let text = without_credentials(&without_signatures(text));
         self.known(&text).unwrap_or(text)
     }
 
@@ -94,7 +94,7 @@ impl Secrets {
     }
 
     /// Takes secrets out of a document; whether there were any.
-    fn value(&mut self, value: &mut Value) -> bool {
+    pub(crate) fn value(&mut self, value: &mut Value) -> bool {
         match value {
             Value::String(text) => {
                 let clean = self.text(text);
@@ -195,6 +195,25 @@ fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     }
 }
 
+/// Replaces the words that look like a key or a token, whoever they belong to.
+fn without_credentials(text: &str) -> String {
+    if !text.contains("tml-") && !text.contains("eyJ") {
+        return text.to_owned();
+    }
+    let is_separator = |c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let clean = |word: &str| {
+        let rest = word.trim_end_matches(is_separator);
+        let (rest, separators) = word.split_at(rest.len());
+        let is_key = rest.starts_with("tml-") && rest.len() >= 8;
+        let is_token = rest.starts_with("eyJ") && rest.len() >= 20 && rest.contains('.');
+        match (is_key || is_token) && rest != TOKEN {
+            true => format!("{REDACTED}{separators}"),
+            false => word.to_owned(),
+        }
+    };
+    text.split_inclusive(is_separator).map(clean).collect()
+}
+
 /// Cuts the query, the fragment and the user off every address in a text: signed URLs carry their
 /// permission there.
 fn without_signatures(text: &str) -> String {
@@ -290,6 +309,14 @@ mod tests {
         check(
             r#"[{"x-api-key":"other-key"},{"said":"other-key"}]"#,
             r#"[{"x-api-key":"***"},{"said":"***"}]"#,
+        );
+    }
+
+    #[test]
+    fn what_looks_like_a_key_or_a_token_goes_too() {
+        check(
+            r#"{"detail":"tml-other_key.1 and eyJhbGci.eyJzdWIi.c2ln-x, tml-run eyJ.x"}"#,
+            r#"{"detail":"*** and ***, tml-run eyJ.x"}"#,
         );
     }
 

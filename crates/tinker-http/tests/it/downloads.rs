@@ -53,6 +53,11 @@ fn download(options: DownloadOptions) -> (Download, Arc<Mutex<Vec<DownloadEvent>
     (download, events)
 }
 
+#[expect(clippy::disallowed_methods, reason = "addresses expire by the clock")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 fn remote(url: String) -> RemoteFile {
     SignedUrl::new(url).into()
 }
@@ -77,7 +82,7 @@ fn source_until(
             .map(|name| (name.clone(), remote(format!("{url}/{name}?sig={n}"))));
         let signed = SignedFiles {
             files: files.collect(),
-            expires_at: SystemTime::now() + lifetime(n),
+            expires_at: now() + lifetime(n),
         };
         async move { Ok(signed) }
     });
@@ -469,7 +474,7 @@ async fn a_file_with_another_sum_is_refused_and_fetched_anew() {
         file.sha256 = Some(sum.to_owned());
         let signed = SignedFiles {
             files: [("a.bin".to_owned(), file)].into(),
-            expires_at: SystemTime::now() + Duration::from_secs(3600),
+            expires_at: now() + Duration::from_secs(3600),
         };
         async move { Ok(signed) }
     });

@@ -5,10 +5,12 @@
 mod administration;
 mod calls;
 mod cassettes;
-mod downloads;
 mod credentials;
+mod downloads;
 mod futures;
 mod sharing;
+mod spans;
 mod start_up;
 mod storage;
 mod support;
+mod telemetry;
