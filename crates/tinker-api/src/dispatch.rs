@@ -70,7 +70,7 @@ impl Dispatch {
                     if let Some(limit) = http.sample_gate().refuse(http.now()) {
                         tracing::info!(limit, "at most {limit} samples in flight from now on");
                     }
-                    http.tell(&Event::SamplingPaused { wait });
+                    http.tell(&Event::SamplingPaused { wait, reason });
                 }
             }
         }

@@ -13,7 +13,9 @@
     reason = "this crate is test support, and tests fail by panicking"
 )]
 
+pub mod cases;
 pub mod chaos;
+pub mod endpoints;
 pub mod faults;
 pub mod mock;
 pub mod python;

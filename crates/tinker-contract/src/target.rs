@@ -1,4 +1,4 @@
-//! Our own server to test against, and the tiny base model it serves.
+//! Servers to test against: our own with a tiny base model, or one anywhere.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,15 @@ use tinker_server::{ServeOptions, Server};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// A server in this process with a data directory of its own; both end with it.
+/// Variable that names a server to run the suite against.
+pub const BASE_URL: &str = "TINKER_CONTRACT_BASE_URL";
+/// Variable that holds its key, if it needs one.
+pub const API_KEY: &str = "TINKER_CONTRACT_API_KEY";
+/// Variable that names the base model to train there; the first one that it lists if absent.
+pub const BASE_MODEL: &str = "TINKER_CONTRACT_BASE_MODEL";
+
+/// A server: in this process with a data directory of its own, both of which end with it, or
+/// anywhere.
 #[derive(Debug)]
 pub struct Target {
     /// Where it listens, without a trailing slash.
@@ -22,7 +30,7 @@ pub struct Target {
     pub api_key: String,
     /// Name of the tiny base model.
     pub base_model: String,
-    home: TempDir,
+    home: Option<TempDir>,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<tinker_server::Result<()>>>,
 }
@@ -45,10 +53,32 @@ impl Target {
             base_url,
             api_key,
             base_model: model.display().to_string(),
-            home,
+            home: Some(home),
             stop: Some(stop),
             running: Some(running),
         }
+    }
+
+    /// The server that the environment names, if it names one.
+    ///
+    /// # Panics
+    /// If no base model is named and the server lists none.
+    pub async fn of_environment() -> Option<Self> {
+        let setting = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let base_url = setting(BASE_URL)?;
+        let api_key = setting(API_KEY).unwrap_or_else(|| "tml-none".to_owned());
+        let base_model = match setting(BASE_MODEL) {
+            Some(name) => name,
+            None => first_model(&base_url, &api_key).await,
+        };
+        Some(Self {
+            base_url,
+            api_key,
+            base_model,
+            home: None,
+            stop: None,
+            running: None,
+        })
     }
 
     /// A client of it with a session of its own.
@@ -58,9 +88,12 @@ impl Target {
     }
 
     /// The data directory.
+    ///
+    /// # Panics
+    /// If the server is not our own.
     #[must_use]
     pub fn home(&self) -> &Path {
-        self.home.path()
+        self.home.as_ref().expect("a server of our own").path()
     }
 
     /// Stops the server in good order and waits for its end.
@@ -73,6 +106,17 @@ impl Target {
                 .expect("an orderly end");
         }
     }
+}
+
+async fn first_model(base_url: &str, api_key: &str) -> String {
+    let models = service(base_url, api_key)
+        .get_server_capabilities()
+        .await
+        .expect("a list of base models");
+    let mut names = models.supported_models.into_iter();
+    names
+        .find_map(|model| model.model_name)
+        .expect("a base model: name one")
 }
 
 /// A server in a process of its own, which can be killed and started again at the same address.

@@ -65,6 +65,8 @@ pub enum Event {
     SamplingPaused {
         /// For how long.
         wait: Duration,
+        /// Why, if the server says so.
+        reason: Option<String>,
     },
     /// The session cannot be kept alive; it may expire.
     HeartbeatFailing {

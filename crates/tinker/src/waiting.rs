@@ -60,7 +60,7 @@ fn tell(ui: &Ui, is_lost: &AtomicBool, event: &Event) {
                 "waiting in the queue, which is {state}{reason}"
             ));
         }
-        Event::SamplingPaused { wait } => ui.note(format_args!(
+        Event::SamplingPaused { wait, .. } => ui.note(format_args!(
             "the server asks to wait {:.0}s before the next sample",
             wait.as_secs_f64()
         )),

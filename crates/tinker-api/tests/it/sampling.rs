@@ -63,7 +63,7 @@ async fn back_pressure_resends_the_same_number_after_a_pause() {
     let heard = Arc::clone(&waits);
     let service = builder(&server)
         .observer(move |event| {
-            if let Event::SamplingPaused { wait } = event {
+            if let Event::SamplingPaused { wait, .. } = event {
                 heard.lock().unwrap().push(*wait);
             }
         })

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
+use tinker_api::custom_loss::ComposedLoss;
 use tinker_api::{
     AdamParams, ApiKey, Datum, Error, ErrorKind, FinishReason, LoraConfig, LossFn, ModelInput,
     SampleOptions, SamplingParams, SamplingSource, ServiceClient, TensorData, TrainingClient,
@@ -439,6 +440,31 @@ fn a_clock_that_jumps_does_not_make_a_wait_long() {
 
     assert_eq!(behind, Some(Duration::from_secs(60)));
     assert_eq!(ahead, None);
+}
+
+// Losses of several terms.
+
+/// A loss with a regularizer of this name and weight beside `l1`.
+fn composed(name: &str, weight: f64) -> ComposedLoss {
+    ComposedLoss::new(|tape, _, _| Ok(tape.number(0.0)))
+        .with_function("l1", 0.5, |tape, _, _| Ok(tape.number(0.0)))
+        .with_function(name, weight, |tape, _, _| Ok(tape.number(0.0)))
+}
+
+#[test]
+fn a_regularizer_out_of_order_is_named() {
+    composed("l2", 0.0).check().unwrap();
+    for (name, weight, text) in [
+        ("l1", 1.0, "the name `l1` is taken"),
+        ("base", 1.0, "the name `base` is taken"),
+        ("", 1.0, "has no name"),
+        ("l2", -1.0, "weight -1 of `l2`"),
+        ("l2", f64::NAN, "weight NaN of `l2`"),
+    ] {
+        let error = composed(name, weight).check().unwrap_err();
+
+        assert!(error.to_string().contains(text), "{error}");
+    }
 }
 
 // Servers that answer nonsense.

@@ -90,7 +90,8 @@ async fn a_slow_submission_holds_up_the_ones_after_it() {
             .then(|| reply(200, &json!({ "request_id": "slow" })).map(|t| t.set_delay(ms(60))))
     });
     mock.answer(RETRIEVE_FUTURE, |seen| {
-        (seen.json()["request_id"] == "slow").then(|| reply(200, &json!({ "metrics": {} })))
+        (seen.json()["request_id"] == "slow")
+            .then(|| reply(200, &json!({ "metrics": {}, "loss_fn_outputs": [{}] })))
     });
 
     let pass = trainer.forward_backward(vec![datum(1, 4)], CE);

@@ -12,6 +12,7 @@ mod bad_input;
 mod chaos;
 mod client_faults;
 mod client_futures;
+mod client_gaps;
 mod client_http;
 mod client_lists;
 mod client_sampling;
@@ -25,7 +26,9 @@ mod python_sdk;
 mod recording;
 mod resuming;
 mod suite_vs_server;
+mod suite_vs_url;
 mod support;
+mod tables;
 
 use std::collections::BTreeSet;
 use std::fs;

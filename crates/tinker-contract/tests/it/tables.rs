@@ -1,0 +1,175 @@
+//! `docs/contract.md`: which test shows each behaviour, and which endpoints our server lacks.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use tinker_contract::cases::{CASES, Tinkex};
+use tinker_contract::endpoints::ENDPOINTS;
+use tinker_contract::target::Target;
+
+/// The least number of named cases.
+const N_CASES: usize = 250;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The file that a test of [`CASES`] is in, below the root.
+fn file_of(place: &str) -> PathBuf {
+    let (folder, rest) = place.split_once('/').expect("a folder");
+    match folder {
+        "contract" => format!("crates/tinker-contract/tests/it/{rest}.rs").into(),
+        "suite" => format!("crates/tinker-contract/src/suite/{rest}.rs").into(),
+        _ => Path::new("crates").join(place),
+    }
+}
+
+/// The names of tests of this crate: its own and, by a macro, those of the suite.
+fn named_cases() -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let files = std::fs::read_dir(folder).unwrap();
+    let texts = files.map(|file| {
+        let path = file.unwrap().path();
+        (
+            path.file_stem().unwrap().to_string_lossy().into_owned(),
+            read(&path),
+        )
+    });
+    let mut names = BTreeSet::new();
+    for (module, text) in texts {
+        let mut is_test = false;
+        for line in text.lines() {
+            let is_attribute = line.starts_with("#[tokio::test") || line.starts_with("#[test]");
+            is_test |= is_attribute;
+            let name = line
+                .split("fn ")
+                .nth(1)
+                .and_then(|rest| rest.split('(').next());
+            if let (true, Some(name)) = (is_test, name) {
+                names.insert(format!("{module}::{name}"));
+                is_test = false;
+            }
+        }
+    }
+    macro_rules! suite {
+        ($($group:ident: $($case:ident),+ $(,)?;)+) => {$($(
+            names.insert(format!("suite::{}::{}", stringify!($group), stringify!($case)));
+        )+)+};
+    }
+    tinker_contract::suite_cases!(suite);
+    names
+}
+
+#[test]
+fn there_are_at_least_250_named_cases() {
+    let n = named_cases().len();
+
+    assert!(n >= N_CASES, "{n} cases");
+}
+
+#[test]
+fn every_behaviour_has_a_test_that_exists() {
+    let mut numbers = BTreeSet::new();
+    for (number, what, _, test) in CASES {
+        assert!(numbers.insert(*number), "{number} is there twice");
+        if test.starts_with("- ") || test.starts_with("-:") {
+            continue;
+        }
+        let (place, name) = test
+            .split_once("::")
+            .unwrap_or_else(|| panic!("{number}: {test}"));
+        let text = read(&root().join(file_of(place)));
+        assert!(
+            text.contains(&format!("fn {name}(")),
+            "{number} ({what}): {place} has no {name}"
+        );
+    }
+    assert_eq!(numbers, (1..=153).collect());
+}
+
+/// Method and path of the endpoints that our server does not have.
+async fn pending(target: &Target) -> Vec<(&'static str, &'static str)> {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut pending = Vec::new();
+    for (method, path) in ENDPOINTS {
+        let filled = path
+            .replace("{id}", "S:train:0")
+            .replace("{checkpoint}", "weights/a");
+        let answer = http
+            .request(
+                method.parse().unwrap(),
+                format!("{}{filled}", target.base_url),
+            )
+            .header("x-api-key", &target.api_key)
+            .header("content-type", "application/json")
+            .body("{}")
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap();
+        if status == 405 || text.contains("is not part of this server") {
+            pending.push((*method, *path));
+        }
+    }
+    pending
+}
+
+fn render(pending: &[(&str, &str)]) -> String {
+    let mut page = String::from(
+        "# What client and server agree on\n\n\
+         Written by the tests of `tinker-contract`; anew with\n\
+         `UPDATE_REFERENCE=1 cargo test -p tinker-contract --test it tables`.\n\n\
+         ## Endpoints that the embedded server does not have yet\n\n\
+         Clients get an error of kind `Unsupported` there, which names the capability.\n\n\
+         | endpoint |\n|---|\n",
+    );
+    for (method, path) in pending {
+        writeln!(page, "| `{method} {path}` |").unwrap();
+    }
+    let n_wrong = CASES.iter().filter(|case| case.2 == Tinkex::Wrong).count();
+    write!(
+        page,
+        "\n## Behaviours and their tests\n\n\
+         The behaviours that Tinkex 0.4.0 was studied for. It is wrong or silent in {n_wrong} of \
+         them, marked ✗;\n○ is right there without a test. `contract/` is \
+         `crates/tinker-contract/tests/it/`, `suite/` is\n`crates/tinker-contract/src/suite/`.\n\n\
+         | # | behaviour | Tinkex | test |\n|---|---|---|---|\n"
+    )
+    .unwrap();
+    for (number, what, tinkex, test) in CASES {
+        let mark = match tinkex {
+            Tinkex::Tested => "✓",
+            Tinkex::Untested => "○",
+            Tinkex::Wrong => "✗",
+        };
+        let test = match test.strip_prefix("-: ") {
+            Some(reason) => format!("none: {reason}"),
+            None => format!("`{test}`"),
+        };
+        writeln!(page, "| {number} | {what} | {mark} | {test} |").unwrap();
+    }
+    page
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_shows_what_is_tested_and_what_is_pending() {
+    let target = Target::start().await;
+    let page = render(&pending(&target).await);
+    target.stop().await;
+    let path = root().join("docs/contract.md");
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+
+    assert!(
+        read(&path) == page,
+        "docs/contract.md is out of date; write it anew with UPDATE_REFERENCE=1 cargo test -p \
+         tinker-contract --test it tables"
+    );
+}
