@@ -151,16 +151,16 @@ impl Recovery {
     {
         let mut tally = Tally::default();
         let mut run = None;
-        let mut outcome = match begin(self.service.clone()).await {
+        let mut outcome = match Box::pin(begin(self.service.clone())).await {
             Ok(trainer) => {
                 run = Some(trainer.training_run_id().clone());
                 let service = self.service.clone();
                 let checkpoint = None;
-                train(Start {
+                Box::pin(train(Start {
                     service,
                     trainer,
                     checkpoint,
-                })
+                }))
                 .await
             }
             Err(error) => Err(error),
@@ -177,13 +177,13 @@ impl Recovery {
                 run: &lost,
                 error: &error,
             });
-            let Some(start) = self.restart(&lost, &mut tally).await? else {
+            let Some(start) = Box::pin(self.restart(&lost, &mut tally)).await? else {
                 let n_restarts = tally.n_restarts;
                 self.tell(&RecoveryEvent::GaveUp { n_restarts });
                 return Err(error);
             };
             run = Some(start.trainer.training_run_id().clone());
-            outcome = train(start).await;
+            outcome = Box::pin(train(start)).await;
         }
     }
 

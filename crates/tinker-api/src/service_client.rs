@@ -279,7 +279,7 @@ impl ServiceClient {
             Ok(resolve(RequestType::CreateModel, id, resolved)?.model_id)
         };
         let number = request.model_seq_id;
-        let run = create_once(&session, number, &request, summary, create).await?;
+        let run = create_once(&session, number, &request, summary, Box::pin(create)).await?;
         TrainingClient::open(Arc::clone(&session), run).await
     }
 
@@ -350,7 +350,7 @@ impl ServiceClient {
             let model_id = loaded.model_id;
             Ok(model_id.unwrap_or_else(|| TrainingRunId::of_session(&session.id, model_seq_id)))
         };
-        let run = create_once(&session, model_seq_id, &request, summary, load).await?;
+        let run = create_once(&session, model_seq_id, &request, summary, Box::pin(load)).await?;
         TrainingClient::open(Arc::clone(&session), run).await
     }
 

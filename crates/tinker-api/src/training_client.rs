@@ -78,7 +78,7 @@ impl TrainingClient {
     pub(crate) async fn open(session: Arc<Session>, model_id: TrainingRunId) -> Result<Self> {
         let ledger = session.ledger.as_ref();
         let info = match ledger.filter(|ledger| ledger.has_run(&model_id)) {
-            Some(ledger) => check_view(&session.http, ledger, &model_id).await?,
+            Some(ledger) => Box::pin(check_view(&session.http, ledger, &model_id)).await?,
             None => session.http.get_info(&model_id).await?,
         };
         Ok(Self {

@@ -81,7 +81,7 @@ pub async fn disturbed(programs: &Programs, n_steps: u32, seed: u64) -> Outcome 
 async fn run(programs: &Programs, n_steps: u32, seed: Option<u64>) -> Outcome {
     let begun = Instant::now();
     let mut run = Run::start(programs, n_steps, seed).await;
-    let report = tokio::time::timeout(PATIENCE, run.to_the_end())
+    let report = tokio::time::timeout(PATIENCE, run.run_to_the_end())
         .await
         .unwrap_or_else(|_| panic!("seed {seed:?}: the run hangs"));
     let files = report
@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
     }
 
     /// Starts the client again and again until it comes to its end.
-    async fn to_the_end(&mut self) -> Report {
+    async fn run_to_the_end(&mut self) -> Report {
         loop {
             let (mut client, mut lines) = self.start_client();
             while let Some(line) = lines.next_line().await.expect("lines of text") {
