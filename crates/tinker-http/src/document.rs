@@ -25,13 +25,17 @@ impl Client {
             ));
         }
         let pool = self.inner().pools.get(TrafficClass::Rest)?;
+        let recorder = self.inner().recorder.as_ref();
+        let take = recorder.map(|recorder| recorder.begin_elsewhere(place));
         let fetched = async {
             let response = pool.get(place.clone()).header(ACCEPT, JSON).send().await;
             read(response.map_err(no_answer)?).await
         };
-        let answer = fetched
-            .await
-            .map_err(|none| none.error.with_call("GET", &host))?;
+        let fetched = fetched.await;
+        if let Some(take) = take {
+            take.end(&fetched).await;
+        }
+        let answer = fetched.map_err(|none| none.error.with_call("GET", &host))?;
         if answer.is_success() {
             return Ok(answer);
         }

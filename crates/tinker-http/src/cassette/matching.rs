@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
-use tinker_types::{DYNAMIC_CONFIG, SESSION_HEARTBEAT, SESSIONS, TELEMETRY};
+use tinker_types::{DYNAMIC_CONFIG, RETRIEVE_FUTURES, SESSION_HEARTBEAT, SESSIONS, TELEMETRY};
 
 use super::body::Body;
 use super::tape::{Exchange, Outcome};
 
 /// Requests whose bodies hold times, random ids or what else a second run says otherwise: they are
 /// answered in the order of the recording.
-const BY_ROUTE: [&str; 3] = [SESSION_HEARTBEAT, TELEMETRY, "/api/v1/retrieve_futures"];
+const BY_ROUTE: [&str; 2] = [SESSION_HEARTBEAT, TELEMETRY];
 
 /// What is asked for, in a form that does not depend on spelling.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,6 +34,8 @@ pub(super) enum Found {
     Next(usize),
     /// Give it once more: the request repeats one whose answer does not change.
     Again(usize),
+    /// Say nothing: a poll of a sampler whose news have all been told.
+    Silence,
     /// The recording holds the request, and ends before this one.
     UsedUp,
     /// The recording holds requests like this one with other bodies, such as this exchange's.
@@ -79,6 +81,9 @@ impl Matcher {
         if let Some(&next) = queue.exchanges.get(queue.n_used) {
             queue.n_used += 1;
             return Found::Next(next);
+        }
+        if path == RETRIEVE_FUTURES {
+            return Found::Silence;
         }
         let last = queue.exchanges.last().copied();
         match last.filter(|&n| exchanges.get(n).is_some_and(is_final)) {
@@ -139,6 +144,8 @@ fn says_try_again(fields: &serde_json::Map<String, Value>) -> bool {
 fn key(method: &str, path: &str, body: Option<&Body>) -> Key {
     let body = match body {
         Some(_) if BY_ROUTE.contains(&path) => Vec::new(),
+        // What a poll says it knows depends on time; whose poll it is does not.
+        Some(body) if path == RETRIEVE_FUTURES => target(body),
         Some(body) => canonical(body),
         None => Vec::new(),
     };
@@ -147,6 +154,13 @@ fn key(method: &str, path: &str, body: Option<&Body>) -> Key {
         path: path.to_owned(),
         body,
     }
+}
+
+fn target(body: &Body) -> Vec<u8> {
+    let target = body.json().and_then(|body| body.get("target").cloned());
+    let mut target = target.unwrap_or_default();
+    target.sort_all_objects();
+    target.to_string().into_bytes()
 }
 
 /// JSON without its spelling; other bytes as they are.
@@ -306,6 +320,28 @@ mod tests {
                 (TELEMETRY, r#"{"id":3}"#, Found::Again(0)),
                 (SESSION_HEARTBEAT, r#"{"id":3}"#, Found::Housekeeping),
                 ("/other", "{}", Found::Unknown),
+            ],
+        );
+    }
+
+    #[test]
+    fn polls_of_a_sampler_are_told_its_news_and_then_nothing() {
+        let poll = |sampler: &str, cursor| {
+            format!(r#"{{"target":{{"sampling_session_id":"{sampler}"}},"prev_cursor":{cursor}}}"#)
+        };
+        let tape = [
+            exchange(RETRIEVE_FUTURES, &poll("a", 0), 200, "{}"),
+            exchange(RETRIEVE_FUTURES, &poll("b", 0), 200, "{}"),
+            exchange(RETRIEVE_FUTURES, &poll("a", 3), 200, "{}"),
+        ];
+
+        check(
+            &tape,
+            &[
+                (RETRIEVE_FUTURES, &poll("a", 0), Found::Next(0)),
+                (RETRIEVE_FUTURES, &poll("a", 1), Found::Next(2)),
+                (RETRIEVE_FUTURES, &poll("b", 9), Found::Next(1)),
+                (RETRIEVE_FUTURES, &poll("a", 3), Found::Silence),
             ],
         );
     }

@@ -140,6 +140,25 @@ impl Recorder {
         }
     }
 
+    /// Notes that a document elsewhere, at a signed address, is about to be read.
+    pub(crate) fn begin_elsewhere(&self, place: &url::Url) -> Take {
+        let exchange = Exchange {
+            number: self.0.next_number.fetch_add(1, Ordering::Relaxed),
+            at_ms: millis(self.0.clock.now()),
+            took_ms: 0,
+            retry_count: 0,
+            method: "GET".to_owned(),
+            path: place.to_string(),
+            headers: BTreeMap::new(),
+            body: None,
+            outcome: Outcome::Abandoned,
+        };
+        Take {
+            recorder: self.clone(),
+            exchange: Some(Box::new(exchange)),
+        }
+    }
+
     fn learn(&self, client: &Client, call: &Call, credential: &str) {
         let gateway = client.inner().headers.values();
         let private = call
@@ -250,8 +269,8 @@ fn answered(answer: &Answer) -> Outcome {
     let refused = answer.token_refused;
     let refusal = refused.then(|| r#"Bearer error="invalid_token""#.to_owned());
     add("www-authenticate", refusal);
-    let location = answer.location_host.as_ref();
-    add("location", location.map(|host| format!("https://{host}/")));
+    let location = answer.location.as_ref();
+    add("location", location.map(url::Url::to_string));
     Outcome::Answer {
         status: answer.status,
         headers,
@@ -389,7 +408,11 @@ impl Writer {
         };
         exchange.body = exchange.body.map(|body| secrets.body(body));
         exchange.headers = clean_headers(secrets, exchange.headers);
-        exchange.path = secrets.known_or(exchange.path);
+        exchange.path = match exchange.path.starts_with('/') {
+            true => secrets.known_or(exchange.path),
+            // A signed address.
+            false => secrets.text(&exchange.path),
+        };
         exchange
     }
 

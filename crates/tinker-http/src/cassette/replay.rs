@@ -26,6 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Largest request that is read.
 const MAX_REQUEST_BYTES: usize = 1 << 30;
 
+/// Where a replay has what was read at other addresses.
+const ELSEWHERE: &str = "/elsewhere/";
+
 /// How fast a cassette is played.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Pace {
@@ -40,18 +43,18 @@ pub enum Pace {
 ///
 /// A request gets the outcome of the recorded request with the same method, path and body (JSON in
 /// any spelling), each in its order; the last lasting answer is repeated, as the service repeats
-/// it. A recorded failure closes the connection. What was not recorded is refused with a 422 that
+/// it. A recorded failure closes the connection; a request that was given up is left unanswered. What was not recorded is refused with a 422 that
 /// says how it differs; heartbeats and telemetry are taken in any case. Any key is accepted, web
 /// pages are not.
 #[derive(Debug)]
 pub struct Replay {
-    base_url: BaseUrl,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
 
 #[derive(Debug)]
 struct Shared {
+    base_url: BaseUrl,
     exchanges: Vec<Exchange>,
     pace: Pace,
     clock: Clock,
@@ -109,13 +112,13 @@ impl Replay {
             report: ReplayReport::default(),
         };
         let shared = Arc::new(Shared {
+            base_url,
             exchanges,
             pace,
             clock: Clock::start(),
             state: Mutex::new(state),
         });
         Ok(Self {
-            base_url,
             accepting: tokio::spawn(accept(listener, Arc::clone(&shared))),
             shared,
         })
@@ -123,8 +126,8 @@ impl Replay {
 
     /// Where it listens.
     #[must_use]
-    pub const fn base_url(&self) -> &BaseUrl {
-        &self.base_url
+    pub fn base_url(&self) -> &BaseUrl {
+        &self.shared.base_url
     }
 
     /// What has been asked so far, and what has not.
@@ -180,6 +183,22 @@ struct Hangup;
 
 type Reply = Response<Full<Bytes>>;
 
+/// How a request is met.
+enum Reaction<'a> {
+    Give(&'a Exchange),
+    /// Any answer will do.
+    Accept,
+    /// Until the client leaves.
+    Wait,
+}
+
+impl<'a> From<Option<&'a Exchange>> for Reaction<'a> {
+    /// The matcher knows all exchanges.
+    fn from(exchange: Option<&'a Exchange>) -> Self {
+        exchange.map_or(Self::Accept, Self::Give)
+    }
+}
+
 impl Shared {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,26 +217,28 @@ impl Shared {
         };
         let body = read_body(&head.headers, body.to_bytes());
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = path.strip_prefix(ELSEWHERE).unwrap_or(path);
         let key = head
             .headers
             .get("x-api-key")
             .and_then(|key| key.to_str().ok());
         let found = self.find(head.method.as_str(), path, key, body);
         match found {
-            Ok(Some(exchange)) => self.give(exchange).await,
-            Ok(None) => Ok(say(StatusCode::OK, "")),
+            Ok(Reaction::Give(exchange)) => self.give(exchange).await,
+            Ok(Reaction::Accept) => Ok(say(StatusCode::OK, "")),
+            Ok(Reaction::Wait) => std::future::pending().await,
             Err(reason) => Ok(say(StatusCode::UNPROCESSABLE_ENTITY, &reason)),
         }
     }
 
-    /// The exchange that answers, nothing where any answer will do, or why there is none.
+    /// What to do, or why the request cannot be answered.
     fn find(
         &self,
         method: &str,
         path: &str,
         key: Option<&str>,
         body: Option<Body>,
-    ) -> Result<Option<&Exchange>, String> {
+    ) -> Result<Reaction<'_>, String> {
         let mut state = self.state();
         if let Some(key) = key {
             state.secrets.learn(key);
@@ -230,13 +251,14 @@ impl Shared {
         let reason = match found {
             Found::Next(n) => {
                 state.report.n_replayed += 1;
-                return Ok(self.exchanges.get(n));
+                return Ok(self.exchanges.get(n).into());
             }
             Found::Again(n) => {
                 state.report.n_repeated += 1;
-                return Ok(self.exchanges.get(n));
+                return Ok(self.exchanges.get(n).into());
             }
-            Found::Housekeeping => return Ok(None),
+            Found::Housekeeping => return Ok(Reaction::Accept),
+            Found::Silence => return Ok(Reaction::Wait),
             Found::UsedUp => "the cassette ends before this repetition of the request".to_owned(),
             Found::Unknown => "the cassette holds no such request".to_owned(),
             Found::OtherBody(n) => {
@@ -259,20 +281,26 @@ impl Shared {
                 .sleep(Duration::from_millis(exchange.took_ms))
                 .await;
         }
-        let Outcome::Answer {
-            status,
-            headers,
-            body,
-        } = &exchange.outcome
-        else {
-            return Err(Hangup);
+        let (status, headers, body) = match &exchange.outcome {
+            Outcome::Answer {
+                status,
+                headers,
+                body,
+            } => (status, headers, body),
+            Outcome::Failure { .. } => return Err(Hangup),
+            // The client left; so will this one.
+            Outcome::Abandoned => return std::future::pending().await,
         };
         let mut response = Response::builder().status(*status);
         if !body.content_type.is_empty() {
             response = response.header(CONTENT_TYPE, &body.content_type);
         }
         for (name, value) in headers {
-            response = response.header(name, value);
+            response = match name.as_str() {
+                // What was read elsewhere is on the cassette, too.
+                "location" => response.header(name, format!("{}{ELSEWHERE}{value}", self.base_url)),
+                _ => response.header(name, value),
+            };
         }
         // A cassette that was edited into what HTTP cannot say.
         response

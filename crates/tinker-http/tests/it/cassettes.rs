@@ -8,7 +8,7 @@ use tinker_http::{
     Cassette, Client, ErrorKind, Event, Outcome, Pace, Page, Recorder, Replay, RequestType,
     Resolved,
 };
-use tinker_types::{AdamParams, OptimStepRequest, OptimStepTag, RequestId};
+use tinker_types::{AdamParams, AuditEventType, OptimStepRequest, OptimStepTag, RequestId};
 use wiremock::MockServer;
 
 use crate::support::*;
@@ -269,13 +269,23 @@ async fn a_call_that_is_dropped_counts_as_abandoned() {
     tape.recorder.finish().await.unwrap();
 
     let cassette = Cassette::open(&tape.path).unwrap();
-    let last = cassette.exchanges().last().unwrap();
+    let last = cassette.exchanges().last().unwrap().clone();
     assert_eq!(
         (last.path.as_str(), &last.outcome),
         (RETRIEVE, &Outcome::Abandoned)
     );
     let kind = RequestType::OptimStep.as_str();
     assert_eq!(last.headers["x-tinker-request-type"], kind);
+
+    // Nor is it answered when it is asked again.
+    let (replay, client) = play(&tape).await;
+    let id: RequestId = "r1".parse().unwrap();
+    let asking = tokio::spawn(async move { client.retrieve_optim_step(&id, None).await });
+    while !replay.report().unused.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!asking.is_finished());
+    asking.abort();
 }
 
 #[tokio::test]
@@ -307,4 +317,34 @@ async fn web_pages_may_not_read_a_cassette() {
 
     assert_eq!(*error.kind(), ErrorKind::PermissionDenied);
     assert_eq!(replay.report().n_replayed, 0);
+}
+
+#[tokio::test]
+async fn a_document_elsewhere_is_on_the_cassette_without_its_signature() {
+    let (server, elsewhere, tape) = (server().await, server().await, tape());
+    let entries = ok(json!({"entries": []}));
+    script(&elsewhere, "GET", "/log", [entries]).await;
+    let place = format!("{}/log?sig=signed-secret", elsewhere.uri());
+    let moved = status(302).insert_header("location", place.as_str());
+    script(&server, "GET", "/api/v1/audit", [moved]).await;
+    let client = recording(&server.uri(), &tape);
+    let recorded = client
+        .get_audit_log(&AuditEventType::All, None)
+        .await
+        .unwrap();
+    drop((server, elsewhere));
+
+    let (replay, client) = play(&tape).await;
+    let replayed = client
+        .get_audit_log(&AuditEventType::All, None)
+        .await
+        .unwrap();
+
+    assert_eq!(format!("{replayed:?}"), format!("{recorded:?}"));
+    assert_eq!(replay.report().unmatched, []);
+    assert!(
+        !std::fs::read_to_string(&tape.path)
+            .unwrap()
+            .contains("signed-secret")
+    );
 }
