@@ -152,10 +152,13 @@ impl RestClient {
     /// If a call fails.
     pub async fn list_all_user_checkpoints(&self, limit: Option<u64>) -> Result<Vec<Checkpoint>> {
         let mut checkpoints = Vec::new();
-        while let Some(page) = next_page(checkpoints.len(), limit) {
+        let mut n_seen = 0;
+        while let Some(page) = next_page(n_seen, limit) {
             let answer = self.list_user_checkpoints(page).await?;
-            let is_last = is_last(page, answer.checkpoints.len(), answer.cursor.as_ref());
+            let n_rows = answer.checkpoints.len() + answer.n_left_out;
+            let is_last = is_last(page, n_rows, answer.cursor.as_ref());
             checkpoints.extend(answer.checkpoints);
+            n_seen += n_rows;
             if is_last {
                 break;
             }

@@ -48,12 +48,56 @@ pub struct Checkpoint {
 
 /// Answer of `GET /api/v1/checkpoints` and `GET /api/v1/training_runs/{id}/checkpoints`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "ListedCheckpoints")]
 pub struct CheckpointsResponse {
-    /// Newest first.
+    /// Newest first, without those of kinds that this version does not know.
     pub checkpoints: Vec<Checkpoint>,
+    /// How many were left out for that.
+    #[serde(skip)]
+    pub n_left_out: usize,
     /// Where the page sits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<Cursor>,
+}
+
+/// The list as it comes.
+#[derive(Deserialize)]
+struct ListedCheckpoints {
+    checkpoints: Vec<ListedCheckpoint>,
+    #[serde(default)]
+    cursor: Option<Cursor>,
+}
+
+impl From<ListedCheckpoints> for CheckpointsResponse {
+    fn from(listed: ListedCheckpoints) -> Self {
+        let n_listed = listed.checkpoints.len();
+        let checkpoints = known(listed.checkpoints);
+        Self {
+            n_left_out: n_listed - checkpoints.len(),
+            checkpoints,
+            cursor: listed.cursor,
+        }
+    }
+}
+
+/// A row of a list: of a known kind, or of one that a later version has.
+pub(crate) struct ListedCheckpoint(Option<Checkpoint>);
+
+impl<'de> Deserialize<'de> for ListedCheckpoint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let row = serde_json::Value::deserialize(deserializer)?;
+        let kind = row.get("checkpoint_type").and_then(|kind| kind.as_str());
+        if kind.is_some_and(|kind| CheckpointKind::from_name(kind).is_none()) {
+            return Ok(Self(None));
+        }
+        let row = Checkpoint::deserialize(row).map_err(serde::de::Error::custom)?;
+        Ok(Self(Some(row)))
+    }
+}
+
+/// The rows of known kinds.
+pub(crate) fn known(rows: Vec<ListedCheckpoint>) -> Vec<Checkpoint> {
+    rows.into_iter().filter_map(|row| row.0).collect()
 }
 
 /// Request of `PUT /api/v1/training_runs/{id}/checkpoints/{checkpoint}/ttl`; null is sent.
@@ -62,4 +106,43 @@ pub struct SetTtlRequest {
     /// Seconds from now until it is deleted, 3600 to ten years; `None` keeps it.
     #[serde(default)]
     pub ttl_seconds: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::CheckpointSearchResponse;
+
+    fn row(kind: &str, segment: &str) -> serde_json::Value {
+        json!({
+            "checkpoint_id": format!("{segment}/a"),
+            "checkpoint_type": kind,
+            "time": "2026-01-01T00:00:00Z",
+            "tinker_path": format!("tinker://r/{segment}/a"),
+        })
+    }
+
+    #[test]
+    fn rows_of_kinds_from_the_future_are_left_out_and_counted() {
+        let rows = json!([row("training", "weights"), row("merged", "merged_weights")]);
+
+        let list: CheckpointsResponse =
+            serde_json::from_value(json!({"checkpoints": rows})).unwrap();
+        let found: CheckpointSearchResponse =
+            serde_json::from_value(json!({"checkpoints": rows})).unwrap();
+
+        assert_eq!((list.checkpoints.len(), list.n_left_out), (1, 1));
+        assert_eq!(found.checkpoints.len(), 1);
+    }
+
+    #[test]
+    fn a_malformed_row_of_a_known_kind_is_an_error() {
+        let rows = json!([{"checkpoint_type": "training"}]);
+
+        let list = serde_json::from_value::<CheckpointsResponse>(json!({"checkpoints": rows}));
+
+        assert!(list.is_err());
+    }
 }

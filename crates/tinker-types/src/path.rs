@@ -32,6 +32,17 @@ impl CheckpointKind {
         }
     }
 
+    /// The kind of a name: `training`, `sampler` or `external`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "training" => Some(Self::Training),
+            "sampler" => Some(Self::Sampler),
+            "external" => Some(Self::External),
+            _ => None,
+        }
+    }
+
     /// The kind of a path segment.
     #[must_use]
     pub fn from_segment(segment: &str) -> Option<Self> {

@@ -267,9 +267,16 @@ pub struct CheckpointSearchCursor {
 /// Answer of `POST /api/v1/checkpoints/search`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointSearchResponse {
-    /// Newest first.
+    /// Newest first, without those of kinds that this version does not know.
+    #[serde(deserialize_with = "known_checkpoints")]
     pub checkpoints: Vec<Checkpoint>,
     /// Where to go on; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<CheckpointSearchCursor>,
+}
+
+fn known_checkpoints<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<Checkpoint>, D::Error> {
+    Vec::deserialize(deserializer).map(crate::checkpoints::known)
 }

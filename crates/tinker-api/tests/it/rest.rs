@@ -95,3 +95,34 @@ async fn a_checkpoint_is_found_in_its_run_or_is_none() {
     assert!(found.is_some() && none.is_none());
     assert_eq!(error.kind(), Some(&ErrorKind::NotFound));
 }
+
+/// The same; every tenth is of a kind that this client does not know.
+fn page_of_tomorrow(request: &Request) -> wiremock::ResponseTemplate {
+    let query: std::collections::HashMap<_, _> = request.url.query_pairs().collect();
+    let (offset, limit): (u64, u64) = (
+        query["offset"].parse().unwrap(),
+        query["limit"].parse().unwrap(),
+    );
+    let row = |n| match n % 10 {
+        0 => json!({"checkpoint_id": "merged/a", "checkpoint_type": "merged"}),
+        _ => checkpoint(n),
+    };
+    let rows: Vec<Value> = (offset..130.min(offset + limit)).map(row).collect();
+    ok(json!({"checkpoints": rows}))
+}
+
+#[tokio::test]
+async fn checkpoints_of_unknown_kinds_do_not_end_a_list() {
+    let server = server().await;
+    Mock::given(method("GET"))
+        .and(path("/api/v1/checkpoints"))
+        .respond_with(page_of_tomorrow)
+        .mount(&server)
+        .await;
+
+    let rest = service(&server).rest_client();
+    let all = rest.list_all_user_checkpoints(None).await.unwrap();
+
+    assert_eq!(all.len(), 117);
+    assert_eq!(requests(&server, "checkpoints").await.len(), 2);
+}

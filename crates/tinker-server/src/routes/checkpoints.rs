@@ -22,6 +22,7 @@ pub(crate) async fn list(
 ) -> Json<CheckpointsResponse> {
     let (checkpoints, cursor) = page.cut(app.core.catalog.checkpoints(), 100);
     Json(CheckpointsResponse {
+        n_left_out: 0,
         checkpoints: checkpoints.iter().map(SavedCheckpoint::listed).collect(),
         cursor: Some(cursor),
     })
@@ -34,6 +35,7 @@ pub(crate) async fn list_of_run(
     let run = app.core.catalog.run(&run_id(&id)?)?;
     let of_run = app.core.catalog.checkpoints_of(&run.id);
     Ok(Json(CheckpointsResponse {
+        n_left_out: 0,
         checkpoints: of_run.iter().map(SavedCheckpoint::listed).collect(),
         cursor: None,
     }))

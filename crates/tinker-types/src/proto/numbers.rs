@@ -14,7 +14,8 @@ pub(super) type Result<T> = std::result::Result<T, TypeError>;
 pub(super) trait LittleEndian: Copy {
     const WIDTH: usize;
     fn read(bytes: &[u8]) -> Self;
-    fn write(self, bytes: &mut Vec<u8>);
+    /// Fills `WIDTH` bytes.
+    fn write(self, bytes: &mut [u8]);
 }
 
 macro_rules! little_endian {
@@ -28,8 +29,8 @@ macro_rules! little_endian {
                 Self::from_le_bytes(word)
             }
 
-            fn write(self, bytes: &mut Vec<u8>) {
-                bytes.extend_from_slice(&self.to_le_bytes());
+            fn write(self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.to_le_bytes());
             }
         }
     )+};
@@ -38,9 +39,10 @@ macro_rules! little_endian {
 little_endian!(f32, i32, i64, u16, u32);
 
 pub(super) fn pack<T: LittleEndian>(values: &[T]) -> Bytes {
-    let mut bytes = Vec::with_capacity(values.len() * T::WIDTH);
-    for value in values {
-        value.write(&mut bytes);
+    // Pieces of known length are copied many at once.
+    let mut bytes = vec![0; values.len() * T::WIDTH];
+    for (value, piece) in values.iter().zip(bytes.chunks_exact_mut(T::WIDTH)) {
+        value.write(piece);
     }
     bytes.into()
 }
