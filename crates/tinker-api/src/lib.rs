@@ -28,6 +28,7 @@
 mod admin_client;
 mod api_future;
 mod batching;
+pub mod blocking;
 mod cancel;
 pub mod cassette;
 mod combine;

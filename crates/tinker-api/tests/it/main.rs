@@ -6,6 +6,7 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+mod blocking;
 mod custom_loss;
 mod ledger;
 mod many_samples;
