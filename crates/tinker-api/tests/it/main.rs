@@ -13,6 +13,7 @@ mod many_samples;
 mod parity;
 mod recovery;
 mod reference;
+mod reports;
 mod rest;
 mod sampling;
 mod service;
