@@ -11,6 +11,7 @@ mod custom_loss;
 mod ledger;
 mod many_samples;
 mod parity;
+mod public_api;
 mod recovery;
 mod reference;
 mod reports;

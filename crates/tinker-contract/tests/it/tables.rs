@@ -158,6 +158,10 @@ fn render(pending: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "writes the page anew when asked to"
+)]
 async fn the_page_shows_what_is_tested_and_what_is_pending() {
     let target = Target::start().await;
     let page = render(&pending(&target).await);
