@@ -260,7 +260,11 @@ impl Place {
         }
         rename(files, &self.folder)?;
         sync_parent(&self.folder)?;
-        remove(&self.work)
+        // The download is complete; what is left beside it does no harm.
+        if let Err(error) = remove(&self.work) {
+            tracing::warn!(%error, "what a download worked with was not removed");
+        }
+        Ok(())
     }
 }
 

@@ -1,3 +1,5 @@
+//! Archives that are right, broken, and meant to do harm.
+
 use std::io::Write as _;
 
 use proptest::prelude::*;
