@@ -34,7 +34,7 @@ const TOTAL: &str = "total";
 ///     });
 /// let logprobs = [Logprobs::new(vec![-1.0, -2.0], vec![2])?];
 /// let report = loss.evaluate(&[], &logprobs)?;
-/// assert_eq!(report.loss, 3.0 + 0.01 * 3.0 + 0.1 * 2.5);
+/// assert!((report.loss - (3.0 + 0.01 * 3.0 + 0.1 * 2.5)).abs() < 1e-12);
 /// assert_eq!(report.terms[1].value, 2.5);
 /// # Ok::<(), tinker_api::custom_loss::CustomLossError>(())
 /// ```
