@@ -39,6 +39,8 @@ mod dispatch;
 pub mod download;
 mod error;
 mod exports;
+#[cfg(doctest)]
+mod guide;
 mod heartbeat;
 mod hint;
 mod ledger;

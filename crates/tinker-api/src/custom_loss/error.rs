@@ -35,7 +35,7 @@ pub enum CustomLossError {
         /// The term; `base` is the first one.
         name: String,
         /// Why.
-        source: Box<CustomLossError>,
+        source: Box<Self>,
     },
     /// The terms of a composed loss make no sense together.
     #[error("{0}")]
