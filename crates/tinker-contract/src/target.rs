@@ -86,6 +86,12 @@ impl Target {
         service(&self.base_url, &self.api_key)
     }
 
+    /// Whether it is our own, with nothing in it that a test did not make.
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        self.home.is_some()
+    }
+
     /// The data directory.
     ///
     /// # Panics
