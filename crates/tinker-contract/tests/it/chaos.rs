@@ -1,9 +1,13 @@
 //! A run under every fault at once ends with the same bytes as one that is left alone.
 
+use futures_util::{StreamExt as _, stream};
 use tinker_contract::chaos::{disturbed, faults_of, programs, undisturbed};
 
 /// Steps of a run.
 const N_STEPS: u32 = 200;
+
+/// Runs at once.
+const AT_ONCE: usize = 3;
 
 /// Seeds that are tried; `cargo xtask chaos` asks for others by `TINKER_CHAOS_SEEDS`, as `FIRST+N`.
 const SEEDS: (u64, u64) = (1, 3);
@@ -36,9 +40,15 @@ async fn a_run_survives_every_fault_at_once_with_the_same_bytes() {
     assert_eq!(quiet.wire.numbers["optim_step"].len(), N_STEPS as usize);
     let mut failed = Vec::new();
 
-    for seed in seeds() {
-        let run = disturbed(&programs, N_STEPS, seed).await;
-
+    // Runs wait more than they compute.
+    let mut runs = stream::iter(seeds())
+        .map(|seed| {
+            let programs = programs.clone();
+            tokio::spawn(async move { (seed, disturbed(&programs, N_STEPS, seed).await) })
+        })
+        .buffer_unordered(AT_ONCE);
+    while let Some(run) = runs.next().await {
+        let (seed, run) = run.unwrap();
         let n_faults: u64 = run.wire.faults.values().sum();
         println!(
             "seed {seed}: {:.1?}, {n_faults} faults of {} requests {:?}, {} kills of the server, {} \
