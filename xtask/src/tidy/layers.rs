@@ -58,6 +58,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "tinker-api",
             "tinker-chat",
+            // In tests: a server to run against.
+            "tinker-contract",
             "tinker-recipes",
             "tinker-types",
         ],
