@@ -10,6 +10,7 @@ use tinker_http::{ErrorKind, RequestType, RetryPolicy};
 use tinker_types::{
     CompletionsTarget, RequestId, SampleRequest, SampleResponse, SamplingSessionId,
 };
+use tokio::sync::Semaphore;
 
 use crate::cancel::Canceller;
 use crate::error::{Error, Result};
@@ -21,6 +22,11 @@ const MAX_RESUBMISSIONS: u32 = 10;
 /// Numbers of samples that one client of a sampler has to itself.
 pub(crate) const NUMBERS_PER_CLIENT: u64 = 1_000_000_000;
 
+/// Connections for submissions, and for announced results, where each call takes one of its own:
+/// unencrypted servers speak HTTP/1.1. Such calls are answered at once, so that more would only
+/// cost memory.
+const MAX_CONNECTIONS: usize = 64;
+
 /// What the samples of one sampler share.
 #[derive(Debug)]
 pub(crate) struct Sampler {
@@ -31,6 +37,8 @@ pub(crate) struct Sampler {
     retry: RetryPolicy,
     poller: Option<CompletionPoller>,
     canceller: Canceller,
+    submissions: Semaphore,
+    fetches: Semaphore,
     progress: Option<Mutex<ProgressWatch>>,
 }
 
@@ -53,7 +61,15 @@ impl Sampler {
                 session.http.poll_policy().progress_timeout,
             ))
         };
+        let is_plain = session.http.base_url().to_string().starts_with("http:");
+        let n_calls = if is_plain {
+            MAX_CONNECTIONS
+        } else {
+            Semaphore::MAX_PERMITS
+        };
         Self {
+            submissions: Semaphore::new(n_calls),
+            fetches: Semaphore::new(n_calls),
             next_seq_id: AtomicU64::new(client_number.saturating_mul(NUMBERS_PER_CLIENT)),
             max_resubmissions,
             retry,
@@ -113,6 +129,7 @@ impl Sampler {
         }
     }
 
+    // Its parts are boxed, so that a sample that waits takes a small task.
     /// Submits until a result comes: again under a new number if the server forgot the future.
     async fn submit_until_done(&self, mut request: SampleRequest) -> Result<SampleResponse> {
         let http = &self.session.http;
@@ -120,7 +137,9 @@ impl Sampler {
         loop {
             let started = http.now();
             let dispatch = &self.session.dispatch;
-            let future = dispatch.submit(http, &request, self.retry.clone()).await?;
+            let turn = self.submissions.acquire().await;
+            let future = Box::pin(dispatch.submit(http, &request, self.retry.clone())).await?;
+            drop(turn);
             let took = http.now().saturating_sub(started);
             let id = &future.request_id;
             let abandoned = self.canceller.unless_disarmed(id);
@@ -152,14 +171,14 @@ impl Sampler {
     ) -> Result<Resolved<SampleResponse>, HttpError> {
         let http = &self.session.http;
         let Some(poller) = &self.poller else {
-            return http.retrieve_sample(id, Some(took)).await;
+            return Box::pin(http.retrieve_sample(id, Some(took))).await;
         };
         let outcome = match poller.completed(id).await {
             Completed::Finished { n_bytes } => {
-                http.retrieve_announced_sample(id, n_bytes, Some(took))
-                    .await
+                let _turn = self.fetches.acquire().await;
+                Box::pin(http.retrieve_announced_sample(id, n_bytes, Some(took))).await
             }
-            Completed::AskSingly => http.retrieve_sample(id, Some(took)).await,
+            Completed::AskSingly => Box::pin(http.retrieve_sample(id, Some(took))).await,
         };
         if outcome.is_ok() {
             poller.fetched(id);

@@ -12,3 +12,4 @@ mod tensors;
 mod training;
 
 pub use messages::*;
+pub use training::encode_forward_backward;

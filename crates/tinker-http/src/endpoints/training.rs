@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use prost::Message;
 use reqwest::Method;
 use tinker_types::{
     Datum, FORWARD_BACKWARD, ForwardBackwardRequest, OPTIM_STEP, OptimStepRequest, PROTOBUF,
@@ -120,10 +119,9 @@ fn encode<R>(
     zstd: bool,
     inspect: impl FnOnce(&[u8]) -> R,
 ) -> Result<(Body, R)> {
-    let message = proto::ForwardBackwardRequest::try_from(request).map_err(|error| {
+    let plain = proto::encode_forward_backward(request).map_err(|error| {
         Error::new(ErrorKind::InvalidRequest, "the request cannot be sent").with_source(error)
     })?;
-    let plain = message.encode_to_vec();
     let seen = inspect(&plain);
     let bytes = if zstd {
         zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(|error| {
@@ -146,6 +144,7 @@ fn encode<R>(
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
     use tinker_types::{LossFn, ModelInput};
 
     use super::*;
@@ -162,7 +161,11 @@ mod tests {
             seq_id: 7,
             data: vec![datum.unwrap()],
             loss_fn: LossFn::CrossEntropy,
-            loss_fn_config: Default::default(),
+            loss_fn_config: [(
+                "beta".to_owned(),
+                tinker_types::LossConfigValue::Number(0.5),
+            )]
+            .into(),
             forward_only: false,
         };
 
@@ -170,6 +173,8 @@ mod tests {
 
         assert!(body.zstd && body.content_type == PROTOBUF);
         let plain = zstd::bulk::decompress(&body.bytes, 1 << 20).unwrap();
+        let whole = proto::ForwardBackwardRequest::try_from(&request).unwrap();
+        assert_eq!(plain, whole.encode_to_vec());
         assert_eq!(plain.len(), n_plain);
         let message = proto::ForwardBackwardRequest::decode(&plain[..]).unwrap();
         assert_eq!(ForwardBackwardRequest::try_from(&message).unwrap(), request);
