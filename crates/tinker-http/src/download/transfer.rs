@@ -459,12 +459,16 @@ impl Transfer {
             progress.known_bytes = progress.known_bytes.saturating_sub(size);
             progress.done_bytes = progress.done_bytes.saturating_sub(done);
         }
-        match std::fs::remove_file(&job.journal_path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(file_error("remove", &job.journal_path, error))
+        // The file too: a write that is still under way must not reach the new one.
+        for path in [&job.journal_path, &job.path] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(file_error("remove", path, error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     fn advance(&self, n_bytes: u64) {

@@ -276,8 +276,14 @@ async fn what_is_left_of_something_else_is_not_used() {
         _ => Fault::Changed,
     });
     let place = place();
+    // One at a time, so that no request of the first attempt comes late.
+    let one_at_a_time = DownloadOptions {
+        n_connections: 1,
+        ..options()
+    };
     let fetch = |label: &'static str| {
-        let (download, source) = (download(options()).0, source(&storage, &["a.bin"]).0);
+        let (download, _) = download(one_at_a_time.clone());
+        let (source, _) = source(&storage, &["a.bin"]);
         let folder = place.folder.clone();
         async move { download.files(label, source, &folder).await }
     };
