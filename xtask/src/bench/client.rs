@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Rounds; each runs us and the official SDK once per task.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Samples queued at once: 64 prompt and 64 sampled tokens each, 2,000 in flight.
+    /// Samples queued at once: 64 prompt and 64 sampled tokens each.
     #[arg(long, default_value_t = 10_000)]
     samples: usize,
     /// Samples queued at once of which only our peak memory and the order of results are looked at.
@@ -35,9 +35,11 @@ pub(crate) struct Args {
     /// Time from the acceptance of a sample to its result.
     #[arg(long, default_value_t = 200)]
     latency_ms: u64,
-    /// Wait for samples with one poll per session, `retrieve_futures`, instead of one per sample.
+    /// Have the server ask for a poll of each sample, at most 2,000 at once, instead of one poll of
+    /// all (`retrieve_futures`). The promised memory is that of the latter: over HTTP/1.1 each poll
+    /// takes a connection.
     #[arg(long)]
-    session_poller: bool,
+    poll_each: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -103,7 +105,7 @@ struct Outcome {
     queued: usize,
     data: usize,
     latency_ms: u64,
-    session_poller: bool,
+    poll_each: bool,
     ours: Side,
     official: Side,
     ours_pass: Side,
@@ -129,7 +131,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         queued: args.queued,
         data: args.data,
         latency_ms: args.latency_ms,
-        session_poller: args.session_poller,
+        poll_each: args.poll_each,
         ours,
         official,
         ours_pass,
@@ -220,7 +222,7 @@ impl Double {
     fn start(program: &Path, args: &Args) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(["--latency-ms", &args.latency_ms.to_string()]);
-        command.args(args.session_poller.then_some("--session-poller"));
+        command.args((!args.poll_each).then_some("--session-poller"));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -366,7 +368,7 @@ mod tests {
             samples: 1,
             data: 1,
             latency_ms: 0,
-            session_poller: false,
+            poll_each: false,
             ours: Side::default(),
             official: Side::default(),
             ours_pass: Side::default(),
