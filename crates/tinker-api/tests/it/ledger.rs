@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tinker_api::custom_loss::differentiate;
 use tinker_api::{
     AdamParams, Datum, Error, LedgerError, LoraConfig, LossFn, ModelInput, Result, SaveOptions,
     ServiceClient, TrainingClient,
@@ -442,4 +443,42 @@ async fn an_operation_that_has_another_future_now_stops_the_client() {
         "{error}"
     );
     assert!(matches!(next.await.unwrap_err(), Error::Stopped(_)));
+}
+
+#[tokio::test]
+async fn a_custom_loss_is_computed_again_and_not_sent_again() {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    let first = custom_step(&server, &folder.ledger(), 1.0).await.unwrap();
+    let sent = operations(&server).await;
+
+    let second = custom_step(&server, &folder.ledger(), 1.0).await.unwrap();
+
+    assert_eq!(second, first);
+    assert_eq!(sent.len(), 3);
+    assert_eq!(operations(&server).await, sent);
+}
+
+#[tokio::test]
+async fn a_custom_loss_with_another_gradient_is_refused() {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    custom_step(&server, &folder.ledger(), 1.0).await.unwrap();
+
+    let error = custom_step(&server, &folder.ledger(), 2.0).await;
+
+    let error = ledger_error(error.unwrap_err());
+    assert!(
+        matches!(&error, LedgerError::Diverged { seq_id: 2, .. }),
+        "{error}"
+    );
+}
+
+/// A process that makes one step of a loss of its own.
+async fn custom_step(server: &MockServer, ledger: &Path, factor: f64) -> Result<f64> {
+    let trainer = trainer(server, ledger).await?;
+    let loss = differentiate(move |tape, _, x| Ok(tape.concat(x.to_vec()).sum() * factor));
+    let pass = trainer.forward_backward_custom(vec![datum()], loss);
+    let step = trainer.optim_step(AdamParams::default());
+    let loss = pass.await?.metrics["loss:sum"];
+    step.await?;
+    Ok(loss)
 }
