@@ -169,7 +169,9 @@ impl ServiceClientBuilder {
     /// A program that was killed and is started again with the same ledger makes the same calls
     /// again, in the same order and with the same data. It goes on with the same session and
     /// training runs; operations whose answers are known are not sent, the others are sent with the
-    /// number and the bytes that they had, so that each is applied once. One process uses a ledger
+    /// number and the bytes that they had, so that each is applied once. Samples are numbered by the
+    /// order of their calls and are not in the ledger: in the same order they are drawn again alike, in
+    /// another the server refuses them. One process uses a ledger
     /// at a time. A noted operation costs one write that is synced to the disk; those that wait
     /// share one.
     #[must_use]

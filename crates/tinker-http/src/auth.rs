@@ -76,9 +76,9 @@ impl Token {
         };
         Self {
             text,
-            refresh_at: now + refresh_after,
-            urgent_at: now + lifetime.saturating_sub(MARGIN),
-            expires_at: now + lifetime,
+            refresh_at: now.saturating_add(refresh_after),
+            urgent_at: now.saturating_add(lifetime.saturating_sub(MARGIN)),
+            expires_at: now.saturating_add(lifetime),
         }
     }
 
@@ -220,6 +220,16 @@ mod tests {
 
         assert_eq!(token.refresh_at(), secs(60));
         assert!(!token.is_urgent(secs(59)) && token.is_urgent(secs(60)));
+    }
+
+    #[test]
+    fn a_token_may_live_for_ever() {
+        // {"exp":18000000000000000000,"iat":0}
+        let text = "eyJh.eyJleHAiOjE4MDAwMDAwMDAwMDAwMDAwMDAwLCJpYXQiOjB9.x";
+
+        let token = Token::received(text.into(), Duration::MAX, 0.5);
+
+        assert!(token.is_valid(secs(1)));
     }
 
     #[test]

@@ -152,6 +152,16 @@ impl Shared {
                 Completion::Failed { request_id } => {
                     state.complete(request_id, Completed::AskSingly);
                 }
+                // However it ended, its future tells.
+                Completion::Unknown(value) => {
+                    tracing::debug!(%value, "a completion was not understood");
+                    let request_id = value
+                        .get("request_id")
+                        .and_then(|id| id.as_str()?.parse().ok());
+                    if let Some(request_id) = request_id {
+                        state.complete(request_id, Completed::AskSingly);
+                    }
+                }
                 other => tracing::debug!(?other, "a completion was not understood"),
             }
         }

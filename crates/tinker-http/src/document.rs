@@ -39,6 +39,8 @@ impl Client {
         if answer.is_success() {
             return Ok(answer);
         }
-        Err(answer.error().with_call("GET", &host))
+        // Its body may repeat the signed address, so it is not shown.
+        let refusal = Error::of_status(answer.status, b"the storage refuses", answer.retry_after);
+        Err(refusal.with_call("GET", &host))
     }
 }

@@ -100,7 +100,7 @@ impl Client {
         };
         let last = setup.dynamic().clone();
         let interval = Duration::from_secs(last.config.refresh_interval_sec.max(10));
-        if self.now() < last.fetched_at + interval {
+        if self.now() < last.fetched_at.saturating_add(interval) {
             return;
         }
         let fetched = self.fetch_dynamic_config(&setup.config).await;

@@ -1,6 +1,10 @@
 //! Every example runs to its end against the embedded server.
 
-#![expect(clippy::panic, reason = "helpers of tests fail by panicking")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -143,6 +143,14 @@ impl Index {
         self.models.get(&(session_id.clone(), number))
     }
 
+    /// Whether a session has a training run of a higher number.
+    pub(super) fn has_later_run(&self, session_id: &SessionId, number: u64) -> bool {
+        let mut models = self.models.iter();
+        models.any(|((session, other), model)| {
+            session == session_id && *other > number && model.run.is_some()
+        })
+    }
+
     /// Whether a session has training runs.
     pub(super) fn has_runs(&self, session_id: &SessionId) -> bool {
         let mut models = self.models.iter();

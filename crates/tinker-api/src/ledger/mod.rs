@@ -99,6 +99,14 @@ impl Ledger {
                 asked: summary,
             });
         }
+        if self.index().has_later_run(session_id, number) {
+            return Err(LedgerError::RefusedBefore {
+                operation: RequestType::CreateModel,
+                seq_id: number,
+                message: "it was not created, and the program went on with another training run"
+                    .to_owned(),
+            });
+        }
         let record = Record::Creating {
             session_id: session_id.clone(),
             number,

@@ -227,6 +227,27 @@ async fn a_refusal_that_the_program_survived_is_repeated_from_the_ledger() {
 }
 
 #[tokio::test]
+async fn a_training_run_that_was_not_created_stays_so_after_a_restart() {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    answer_with(&server, "create_model", Some(1), refusal(422)).await;
+    let run = async || {
+        let service = start(&server, &folder.ledger()).unwrap();
+        let create = || service.create_lora_training_client("tinker/nano", LoraConfig::default());
+        let refused = create().await.unwrap_err();
+        (
+            refused.to_string(),
+            create().await.unwrap().training_run_id().clone(),
+        )
+    };
+    let (_, first) = run().await;
+
+    let (refused, again) = run().await;
+
+    assert!(refused.contains("refused before the restart"), "{refused}");
+    assert_eq!(again, first);
+}
+
+#[tokio::test]
 async fn a_refusal_that_ended_the_program_is_tried_again() {
     let (server, folder) = (numbering_server().await, Folder::new());
     let first = trainer(&server, &folder.ledger()).await.unwrap();

@@ -134,7 +134,10 @@ impl Secrets {
     /// `text` with known secrets replaced, if it holds any.
     fn known(&self, text: &str) -> Option<String> {
         let mut clean = None;
-        for secret in &self.0 {
+        // The longest first: one may begin with another.
+        let mut secrets: Vec<&String> = self.0.iter().collect();
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        for secret in secrets {
             let current = clean.as_deref().unwrap_or(text);
             if current.contains(secret.as_str()) {
                 clean = Some(current.replace(secret.as_str(), REDACTED));
@@ -172,14 +175,28 @@ fn blank_queries(bytes: &mut [u8]) {
     while let Some(at) = find(bytes.get(from..).unwrap_or_default(), b"://") {
         let start = from + at + 3;
         let rest = bytes.get_mut(start..).unwrap_or_default();
-        let is_part = |byte: &u8| byte.is_ascii_graphic() && !b"\"'<>\\".contains(byte);
-        let end = rest.iter().position(|b| !is_part(b)).unwrap_or(rest.len());
+        let is_end = |byte: u8| !byte.is_ascii_graphic() || b"\"'<>`".contains(&byte);
+        let end = end_of_address(rest, is_end);
         let address = rest.get_mut(..end).unwrap_or_default();
         if let Some(query) = address.iter().position(|&b| b == b'?') {
             address.iter_mut().skip(query + 1).for_each(|b| *b = b'*');
         }
         from = start + end;
     }
+}
+
+/// Where an address ends: before a byte that ends it, or a backslash unless it spells `&` (`\u0026`),
+/// as some encoders of JSON do.
+fn end_of_address(bytes: &[u8], is_end: impl Fn(u8) -> bool) -> usize {
+    let ends = |(at, byte): (usize, &u8)| {
+        let rest = bytes.get(at..).unwrap_or_default();
+        is_end(*byte) || *byte == b'\\' && !rest.starts_with(b"\\u0026")
+    };
+    bytes
+        .iter()
+        .enumerate()
+        .position(ends)
+        .unwrap_or(bytes.len())
 }
 
 fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
@@ -227,8 +244,8 @@ fn without_signatures(text: &str) -> String {
     while let Some(at) = rest.find("://") {
         let (before, address) = rest.split_at(at + 3);
         clean.push_str(before);
-        let is_end = |c: char| c.is_whitespace() || "\"'<>\\`".contains(c);
-        let end = address.find(is_end).unwrap_or(address.len());
+        let is_end = |byte: u8| byte.is_ascii_whitespace() || b"\"'<>`".contains(&byte);
+        let end = end_of_address(address.as_bytes(), is_end);
         let (address, after) = address.split_at(end);
         clean.push_str(&bare_address(address));
         rest = after;
@@ -359,5 +376,26 @@ mod tests {
                 prop_assert!(find(&clean(&mut secrets, &bytes), b"tml-secret").is_none());
             }
         }
+    }
+
+    #[test]
+    fn a_signature_after_an_escaped_ampersand_is_removed() {
+        let text = r#"{"line": "https://h/o?a=1\u0026X-Amz-Signature=abc123\" and more"}"#;
+
+        let clean = Secrets::default().text(text);
+
+        assert!(!clean.contains("abc123"), "{clean}");
+        assert!(clean.ends_with(r#"\" and more"}"#), "{clean}");
+    }
+
+    #[test]
+    fn of_two_secrets_that_begin_alike_nothing_is_left() {
+        let mut secrets = Secrets::default();
+        secrets.learn("tml-abcdefghij");
+        secrets.learn("tml-abcdefghij-and-more");
+
+        let clean = secrets.known_or("key tml-abcdefghij-and-more!".to_owned());
+
+        assert_eq!(clean, format!("key {REDACTED}!"));
     }
 }

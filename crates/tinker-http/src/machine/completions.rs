@@ -153,7 +153,7 @@ impl CompletionPoll {
         match code {
             402 => {
                 let since = *self.billing_since.get_or_insert(now);
-                if now + BILLING_DELAY > since + self.policy.billing_pause {
+                if now + BILLING_DELAY > since.saturating_add(self.policy.billing_pause) {
                     return CompletionStep::Finish;
                 }
                 CompletionStep::Wait(BILLING_DELAY)

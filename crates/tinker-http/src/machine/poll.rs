@@ -184,7 +184,7 @@ impl FuturePoll {
             410 => PollStep::Finish(PollEnd::Expired),
             402 => {
                 let since = *self.billing_since.get_or_insert(now);
-                if now + BILLING_DELAY > since + self.policy.billing_pause {
+                if now + BILLING_DELAY > since.saturating_add(self.policy.billing_pause) {
                     return PollStep::Finish(PollEnd::BillingTimedOut);
                 }
                 PollStep::Wait(BILLING_DELAY)

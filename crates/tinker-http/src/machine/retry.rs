@@ -41,8 +41,8 @@ impl Failure {
         match self {
             Self::Unsent | Self::Local => false,
             Self::Interrupted | Self::TimedOut | Self::Unreadable => true,
-            // 408 and 409 are said of requests under way, too.
-            Self::Status { code, .. } => !matches!(code, 400..=407 | 410..=499),
+            // 408 and 409 are said of requests under way, too; 501 and 505 of nothing that was done.
+            Self::Status { code, .. } => !matches!(code, 400..=407 | 410..=499 | 501 | 505),
         }
     }
 }

@@ -69,7 +69,7 @@ fn tells_refusals_from_requests_that_may_have_arrived() {
     ] {
         assert!(failure.may_have_arrived(), "{failure:?}");
     }
-    for code in [400, 401, 402, 403, 404, 410, 413, 422, 429] {
+    for code in [400, 401, 402, 403, 404, 410, 413, 422, 429, 501, 505] {
         assert!(!status(code).may_have_arrived(), "{code}");
     }
     assert!(!Failure::Unsent.may_have_arrived());
