@@ -1,5 +1,7 @@
 //! A text by which another process opens the same sampler, in the official client's format.
 
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine as _, alphabet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -72,7 +74,7 @@ impl SamplerHandle {
 impl fmt::Display for SamplerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let json = serde_json::to_vec(self).map_err(|_| fmt::Error)?;
-        f.write_str(&encode(&json))
+        f.write_str(&BASE64.encode(&json))
     }
 }
 
@@ -85,51 +87,18 @@ impl FromStr for SamplerHandle {
         if text.len() > MAX_BYTES {
             return Err(fault("it is longer than 64 KiB"));
         }
-        let json = decode(text).ok_or_else(|| fault("it is not url-safe base64"))?;
+        let json = BASE64
+            .decode(text)
+            .map_err(|_| fault("it is not url-safe base64"))?;
         serde_json::from_slice(&json).map_err(|error| fault(&error.to_string()))
     }
 }
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
-/// URL-safe base64 with padding (RFC 4648, section 5).
-fn encode(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word = group
-            .iter()
-            .fold(0_u32, |word, &byte| word << 8 | u32::from(byte))
-            << (8 * (3 - group.len()));
-        for i in 0..4 {
-            let sextet = (word >> (18 - 6 * i)) & 63;
-            text.push(if i <= group.len() {
-                char::from(ALPHABET[sextet as usize])
-            } else {
-                '='
-            });
-        }
-    }
-    text
-}
-
-fn decode(text: &str) -> Option<Vec<u8>> {
-    let body = text.trim_end_matches('=').as_bytes();
-    let mut bytes = Vec::with_capacity(body.len() * 3 / 4);
-    for group in body.chunks(4) {
-        if group.len() == 1 {
-            return None;
-        }
-        let mut word = 0_u32;
-        for symbol in group {
-            let sextet = ALPHABET.iter().position(|known| known == symbol)?;
-            word = word << 6 | u32::try_from(sextet).ok()?;
-        }
-        word <<= 6 * (4 - group.len());
-        // A group of n symbols holds n - 1 bytes.
-        bytes.extend(word.to_be_bytes().into_iter().skip(1).take(group.len() - 1));
-    }
-    Some(bytes)
-}
+/// URL-safe base64 (RFC 4648, section 5), with padding when written and with or without when read.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 #[cfg(test)]
 mod tests {
@@ -158,7 +127,7 @@ mod tests {
     fn every_length_of_bytes_survives_the_text() {
         for n in 0..10_u8 {
             let bytes: Vec<u8> = (0..n).map(|i| i.wrapping_mul(251)).collect();
-            assert_eq!(decode(&encode(&bytes)), Some(bytes));
+            assert_eq!(BASE64.decode(BASE64.encode(&bytes)), Ok(bytes));
         }
     }
 

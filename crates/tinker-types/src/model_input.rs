@@ -1,5 +1,7 @@
 //! What a model reads: a list of chunks, nearly always one chunk of tokens.
 
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine as _, alphabet};
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -156,7 +158,7 @@ impl Serialize for Chunk {
                 expected_tokens,
             } => {
                 map.serialize_entry("type", "image")?;
-                map.serialize_entry("data", &base64_encode(data))?;
+                map.serialize_entry("data", &BASE64.encode(data))?;
                 map.serialize_entry("format", format)?;
                 if let Some(n) = expected_tokens {
                     map.serialize_entry("expected_tokens", n)?;
@@ -176,7 +178,7 @@ impl Serialize for Chunk {
             }
             Self::Dmel { dmel } => {
                 map.serialize_entry("type", "dmel")?;
-                map.serialize_entry("dmel", &base64_encode(dmel))?;
+                map.serialize_entry("dmel", &BASE64.encode(dmel))?;
             }
         }
         map.end()
@@ -234,7 +236,9 @@ impl<'de> Visitor<'de> for ChunkVisitor {
 impl ChunkFields {
     fn build<E: de::Error>(self) -> Result<Chunk, E> {
         let decode = |text: String| {
-            base64_decode(&text).ok_or_else(|| E::custom("chunk data is not valid base64"))
+            BASE64
+                .decode(&text)
+                .map_err(|_| E::custom("chunk data is not valid base64"))
         };
         // Old clients leave the tag out of text chunks.
         let kind = self.kind.as_deref().unwrap_or("encoded_text");
@@ -263,45 +267,11 @@ impl ChunkFields {
     }
 }
 
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-/// Standard base64 with padding (RFC 4648, section 4).
-fn base64_encode(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word = group
-            .iter()
-            .fold(0_u32, |word, &b| word << 8 | u32::from(b))
-            << (8 * (3 - group.len()));
-        for i in 0..4 {
-            let sextet = (word >> (18 - 6 * i)) & 63;
-            text.push(if i <= group.len() {
-                char::from(BASE64[sextet as usize])
-            } else {
-                '='
-            });
-        }
-    }
-    text
-}
-
-fn base64_decode(text: &str) -> Option<Vec<u8>> {
-    let body = text.trim_end_matches('=').as_bytes();
-    let mut bytes = Vec::with_capacity(body.len() * 3 / 4);
-    for group in body.chunks(4) {
-        if group.len() == 1 {
-            return None;
-        }
-        let mut word = 0_u32;
-        for &symbol in group {
-            let sextet = BASE64.iter().position(|&b| b == symbol)?;
-            word = word << 6 | u32::try_from(sextet).ok()?;
-        }
-        word <<= 6 * (4 - group.len());
-        bytes.extend_from_slice(&word.to_be_bytes()[1..group.len()]);
-    }
-    Some(bytes)
-}
+/// Standard base64 (RFC 4648, section 4), with padding when written and with or without when read.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 #[cfg(test)]
 mod tests {
