@@ -29,13 +29,33 @@ const CLIENT_EVERY: u32 = 70;
 /// A run takes seconds; one that takes this long waits for something that never comes.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// The programs that are killed.
+/// The programs that are killed: copies, so that no build replaces them during a long run.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// `contract-server`.
-    pub server: PathBuf,
-    /// `chaos-client`.
-    pub client: PathBuf,
+    server: PathBuf,
+    client: PathBuf,
+    _dir: Arc<TempDir>,
+}
+
+impl Programs {
+    /// Copies `contract-server` and `chaos-client`.
+    ///
+    /// # Panics
+    /// If they cannot be copied.
+    #[must_use]
+    pub fn copy(server: &Path, client: &Path) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let copy = |program: &Path| {
+            let copy = dir.path().join(program.file_name().expect("a program"));
+            std::fs::copy(program, &copy).expect("a copy of a program");
+            copy
+        };
+        Self {
+            server: copy(server),
+            client: copy(client),
+            _dir: Arc::new(dir),
+        }
+    }
 }
 
 /// What a run leaves.
@@ -248,13 +268,4 @@ pub fn faults_of(disturbed: &Outcome, undisturbed: &Outcome) -> Vec<String> {
         format!("acknowledged samples lost: {lost:?}"),
     );
     faults
-}
-
-/// Where the programs of a build are: beside each other.
-#[must_use]
-pub fn programs(server: &str, client: &str) -> Programs {
-    Programs {
-        server: Path::new(server).to_owned(),
-        client: Path::new(client).to_owned(),
-    }
 }

@@ -23,7 +23,7 @@ const SAMPLE_EVERY: u32 = 50;
 /// Samples of each.
 const N_SAMPLES: u32 = 4;
 /// How long an answer is waited for before it is asked for again.
-const TIMEOUT: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_millis(120);
 
 /// What the program saw.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

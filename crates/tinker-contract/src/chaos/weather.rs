@@ -82,40 +82,43 @@ fn lock(wire: &Mutex<Wire>) -> std::sync::MutexGuard<'_, Wire> {
     wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Refusals, and what they are called where the server has done what was asked all the same.
+const REFUSALS: [(&str, &str, &str); 5] = [
+    ("408", "408 after delivery", "408 Request Timeout"),
+    ("429", "429 after delivery", "429 Too Many Requests"),
+    ("500", "500 after delivery", "500 Internal Server Error"),
+    ("502", "502 after delivery", "502 Bad Gateway"),
+    ("503", "503 after delivery", "503 Service Unavailable"),
+];
+
 /// What happens to the next request, if anything does.
 fn draw(draws: &mut Draws) -> Option<(&'static str, Fault)> {
     if draws.below(ONE_IN) > 0 {
         return None;
     }
     let n_bytes = draws.below(60) as usize;
-    Some(match draws.below(15) {
+    let n_refusals = REFUSALS.len() as u64;
+    Some(match draws.below(2 * n_refusals + 8) {
         0 => ("reset before delivery", Fault::ResetBefore),
         1 => ("reset after delivery", Fault::ResetAfter),
-        2 => ("429", Fault::Raw(refusal("429 Too Many Requests"))),
-        3 => ("500", Fault::Raw(refusal("500 Internal Server Error"))),
-        4 => (
-            "500 after delivery",
-            Fault::RawAfter(refusal("500 Internal Server Error")),
-        ),
-        5 => ("502", Fault::Raw(refusal("502 Bad Gateway"))),
-        6 => (
-            "502 after delivery",
-            Fault::RawAfter(refusal("502 Bad Gateway")),
-        ),
-        7 => ("503", Fault::Raw(refusal("503 Service Unavailable"))),
-        8 => ("408", Fault::Raw(refusal("408 Request Timeout"))),
-        9 => (
-            "408 after delivery",
-            Fault::RawAfter(refusal("408 Request Timeout")),
-        ),
-        10 => ("truncated", Fault::CutBody(n_bytes)),
-        11 => ("stalled", Fault::StallBody(n_bytes)),
-        12 => ("delivered twice", Fault::DeliverTwice),
-        13 => ("delivered twice and reset", Fault::DeliverTwiceAndReset),
-        _ => (
+        2 => ("truncated", Fault::CutBody(n_bytes)),
+        3 => ("reset midway", Fault::ResetBody(n_bytes)),
+        4 => ("stalled", Fault::StallBody(n_bytes)),
+        5 => ("delivered twice", Fault::DeliverTwice),
+        6 => ("delivered twice and reset", Fault::DeliverTwiceAndReset),
+        7 => (
             "held back",
             Fault::Hold(Duration::from_millis(1 + draws.below(15))),
         ),
+        n => {
+            let (before, after, status) = REFUSALS[(n % n_refusals) as usize];
+            let bytes = refusal(status);
+            if n < 8 + n_refusals {
+                (before, Fault::Raw(bytes))
+            } else {
+                (after, Fault::RawAfter(bytes))
+            }
+        }
     })
 }
 
