@@ -17,6 +17,7 @@ mod options;
 mod parts;
 mod source;
 mod storage;
+mod taken;
 mod transfer;
 mod unpack;
 mod whole;

@@ -14,10 +14,11 @@ use tokio::sync::Semaphore;
 use super::event::DownloadEvent;
 use super::journal::{Identity, Journal};
 use super::manifest::{ManifestEntry, check_sum, file_error, sha256_of};
-use super::names::{safe_path, spelled};
+use super::names::spelled;
 use super::options::DownloadOptions;
 use super::source::{SignedFiles, Source};
 use super::storage::{Sent, Trouble, address, get, lost};
+use super::taken::Taken;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Decision, Failure, RetryState, classify};
@@ -103,27 +104,43 @@ impl Transfer {
         })
     }
 
-    /// Fetches all files into `folder`, with journals in `journals`; their sums by name.
-    pub(super) async fn run(&self, folder: &Path, journals: &Path) -> Result<Vec<ManifestEntry>> {
-        let names: Vec<String> = {
-            let signed = self.signed.lock().await;
-            signed.files.files.keys().cloned().collect()
-        };
+    /// The names that are offered, in their order.
+    pub(super) async fn names(&self) -> Vec<String> {
+        let signed = self.signed.lock().await;
+        signed.files.files.keys().cloned().collect()
+    }
+
+    /// Fetches files into `folder`, with journals in `journals`; their sums by name. Nothing is
+    /// asked for unless each has a place of its own.
+    pub(super) async fn run(
+        &self,
+        names: &[String],
+        folder: &Path,
+        journals: &Path,
+    ) -> Result<Vec<ManifestEntry>> {
+        let mut taken = Taken::new("the server offers");
+        let places = names.iter().map(|name| Ok((name, taken.file(name)?)));
+        let places = places.collect::<Result<Vec<_>>>()?;
         let n_at_once = self.options.n_connections.max(1);
-        let fetched = stream::iter(&names)
-            .map(|name| self.file(name, folder, journals))
+        let fetched = stream::iter(&places)
+            .map(|(name, relative)| self.file(name, relative, folder, journals))
             .buffer_unordered(n_at_once);
         let mut entries: Vec<ManifestEntry> = fetched.try_collect().await?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
-    async fn file(&self, name: &str, folder: &Path, journals: &Path) -> Result<ManifestEntry> {
-        let relative = safe_path(name)?;
+    async fn file(
+        &self,
+        name: &str,
+        relative: &Path,
+        folder: &Path,
+        journals: &Path,
+    ) -> Result<ManifestEntry> {
         let job = Job {
             name,
-            path: folder.join(&relative),
-            journal_path: journals.join(&relative),
+            path: folder.join(relative),
+            journal_path: journals.join(relative),
         };
         for path in [&job.path, &job.journal_path] {
             if let Some(parent) = path.parent() {
@@ -141,7 +158,7 @@ impl Transfer {
         }
         let sha256 = self.check(&job).await?;
         Ok(ManifestEntry {
-            name: spelled(&relative),
+            name: spelled(relative),
             sha256,
         })
     }

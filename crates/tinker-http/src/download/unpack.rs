@@ -3,15 +3,16 @@
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType};
 
 use super::manifest::file_error;
-use super::names::{safe_path, spelled};
+use super::names::spelled;
 use super::options::DownloadLimits;
+use super::taken::Taken;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most bytes between the contents of two entries: headers, long names and padding. Bounds what
@@ -34,8 +35,9 @@ pub struct Unpacked {
 ///
 /// # Errors
 /// Of kind `Untrusted` if an entry is a link, a device or anything else, is called what leads out
-/// of the folder or twice the same, if a limit is exceeded, or if the archive is cut off or
-/// corrupt; of kind `Unsupported` if it is of another kind. The folder then holds what came before.
+/// of the folder, like another entry (case does not count) or [`MANIFEST`](super::MANIFEST), if a
+/// limit is exceeded, or if the archive is cut off or corrupt; of kind `Unsupported` if it is of
+/// another kind. The folder then holds what came before.
 pub fn unpack(archive: &Path, folder: &Path, limits: &DownloadLimits) -> Result<Unpacked> {
     let fault = |error| file_error("read", archive, error);
     let mut start = Vec::new();
@@ -59,6 +61,7 @@ pub fn unpack(archive: &Path, folder: &Path, limits: &DownloadLimits) -> Result<
         limits,
         allowance: Rc::new(Cell::new(0)),
         n_entries: 0,
+        taken: Taken::new("the archive holds"),
         unpacked: Unpacked::default(),
     };
     unpacking.all(reader)?;
@@ -90,6 +93,7 @@ struct Unpacking<'a> {
     limits: &'a DownloadLimits,
     allowance: Rc<Cell<u64>>,
     n_entries: u64,
+    taken: Taken,
     unpacked: Unpacked,
 }
 
@@ -132,13 +136,16 @@ impl Unpacking<'_> {
             // Packing "." makes an entry of the folder itself.
             EntryType::Directory if matches!(name.as_str(), "." | "./") => Ok(()),
             EntryType::Directory => {
-                let path = self.folder.join(safe_path(&name)?);
+                let path = self.folder.join(self.taken.folder(&name)?);
                 std::fs::create_dir_all(&path).map_err(|e| file_error("make", &path, e))
             }
             EntryType::Regular if name.ends_with('/') => Err(refuse(&format!(
                 "holds the file {name:?}, named like a folder"
             ))),
-            EntryType::Regular => self.file(entry, &safe_path(&name)?),
+            EntryType::Regular => {
+                let path = self.taken.file(&name)?;
+                self.file(entry, &path)
+            }
             other => Err(refuse(&format!(
                 "holds {name:?}, which is {}",
                 describe(other)
@@ -161,7 +168,7 @@ impl Unpacking<'_> {
             return Err(refuse(&format!("holds more than {most} bytes")));
         }
         let path = self.folder.join(name);
-        let mut file = create(&path, &shown)?;
+        let mut file = create(&path)?;
         self.allowance.set(size.saturating_add(MAX_HEADER_BYTES));
         let copied = copy(entry, &mut file, &path)?;
         if copied != size {
@@ -174,16 +181,13 @@ impl Unpacking<'_> {
     }
 }
 
-fn create(path: &Path, shown: &str) -> Result<File> {
-    let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-    let made = std::fs::create_dir_all(&folder);
-    made.map_err(|_| refuse(&format!("holds {shown} below what is a file")))?;
+fn create(path: &Path) -> Result<File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|e| file_error("make", folder, e))?;
+    }
     // Never follows or replaces anything.
     let file = OpenOptions::new().write(true).create_new(true).open(path);
-    file.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => refuse(&format!("holds {shown} twice")),
-        _ => file_error("make", path, error),
-    })
+    file.map_err(|error| file_error("make", path, error))
 }
 
 /// Copies and tells the two ends' errors apart.

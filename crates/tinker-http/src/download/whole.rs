@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tinker_types::TinkerPath;
 
 use super::event::DownloadEvent;
-use super::manifest::{MANIFEST, Manifest, ManifestEntry, file_error, sha256_of};
+use super::manifest::{Manifest, ManifestEntry, file_error, sha256_of};
 use super::names::safe_path;
 use super::options::DownloadOptions;
 use super::source::{SignedFiles, Source};
@@ -65,7 +65,7 @@ impl Download {
     }
 
     /// Downloads the files of an external checkpoint into a new folder, with their SHA-256 sums in
-    /// [`MANIFEST`]. What an interrupted download left beside the folder is used.
+    /// [`MANIFEST`](super::MANIFEST). What an interrupted download left beside the folder is used.
     ///
     /// Endpoint: `GET /api/v1/training_runs/{id}/checkpoints/{checkpoint}/external_weights_urls`.
     ///
@@ -84,7 +84,7 @@ impl Download {
     }
 
     /// Downloads the archive of a checkpoint and unpacks it into a new folder, with the SHA-256
-    /// sums of its files in [`MANIFEST`].
+    /// sums of its files in [`MANIFEST`](super::MANIFEST).
     ///
     /// Endpoint: `GET /api/v1/training_runs/{id}/checkpoints/{checkpoint}/archive`.
     ///
@@ -103,18 +103,19 @@ impl Download {
     }
 
     /// Downloads the files of a source into a new folder. `label` names what they are: an
-    /// interrupted download is gone on with only under the same label.
+    /// interrupted download is gone on with only under the same label and with the same names.
     ///
     /// # Errors
     /// If the folder exists and may not be replaced, or is being downloaded by another process; if
-    /// the source fails; of kind `Untrusted` if a name or an address is not safe, a limit is
+    /// the source fails; of kind `Untrusted` if a name or an address is not safe, two names stand
+    /// for one file (case does not count) or one for the [manifest](super::MANIFEST), a limit is
     /// exceeded or a known sum does not fit; or as the storage's last refusal says. What has come
     /// is kept for the next attempt.
     pub async fn files(&self, label: &str, source: Source, folder: &Path) -> Result<Manifest> {
-        let place = Place::take(folder, label, self.options.overwrite)?;
+        let place = Place::take(folder, self.options.overwrite)?;
         let files = place.work.join("files");
         let manifest = Manifest {
-            files: self.fetch(source, &place, &files).await?,
+            files: self.fetch(label, source, &place, &files).await?,
         };
         place.publish(&files, &manifest)?;
         Ok(manifest)
@@ -125,9 +126,9 @@ impl Download {
     /// # Errors
     /// As [`files`](Self::files) and [`unpack`].
     pub async fn archive(&self, label: &str, source: Source, folder: &Path) -> Result<Manifest> {
-        let place = Place::take(folder, label, self.options.overwrite)?;
+        let place = Place::take(folder, self.options.overwrite)?;
         let packed = place.work.join("packed");
-        let fetched = self.fetch(source, &place, &packed).await?;
+        let fetched = self.fetch(label, source, &place, &packed).await?;
         let [archive] = fetched.as_slice() else {
             let text = format!("{} archives are offered where there is one", fetched.len());
             return Err(Error::new(ErrorKind::Decode, text));
@@ -145,6 +146,7 @@ impl Download {
 
     async fn fetch(
         &self,
+        label: &str,
         source: Source,
         place: &Place,
         folder: &Path,
@@ -159,18 +161,12 @@ impl Download {
             Arc::clone(&self.observer),
             !self.client.base_url().is_encrypted(),
         );
+        let transfer = transfer.await?;
+        let names = transfer.names().await;
+        place.claim(label, &names)?;
         make(folder)?;
-        let entries = transfer
-            .await?
-            .run(folder, &place.work.join("parts"))
-            .await?;
-        match entries.iter().find(|entry| entry.name == MANIFEST) {
-            None => Ok(entries),
-            Some(_) => {
-                let text = format!("a file of the name {MANIFEST} is offered; it is taken");
-                Err(Error::new(ErrorKind::Untrusted, text))
-            }
-        }
+        let journals = place.work.join("parts");
+        transfer.run(&names, folder, &journals).await
     }
 
     async fn unpack(&self, archive: PathBuf, files: PathBuf) -> Result<(Manifest, u64)> {
@@ -211,7 +207,7 @@ struct Place {
 }
 
 impl Place {
-    fn take(folder: &Path, label: &str, overwrite: bool) -> Result<Self> {
+    fn take(folder: &Path, overwrite: bool) -> Result<Self> {
         if !overwrite && folder.symlink_metadata().is_ok() {
             let text = format!("{} exists already", folder.display());
             return Err(Error::new(ErrorKind::File, text));
@@ -228,19 +224,19 @@ impl Place {
             let text = format!("{} is being downloaded by another", folder.display());
             Error::new(ErrorKind::Conflict, text).with_source(error)
         })?;
-        let place = Self {
+        Ok(Self {
             folder: folder.to_owned(),
             work,
             overwrite,
             _lock: file,
-        };
-        place.claim(label)?;
-        Ok(place)
+        })
     }
 
-    /// Drops what is there of something else.
-    fn claim(&self, label: &str) -> Result<()> {
+    /// Drops what is there of something else, such as of files that are no longer offered.
+    fn claim(&self, label: &str, names: &[String]) -> Result<()> {
         let path = self.work.join("label");
+        // No name holds a line break: one that does is refused before a file is made for it.
+        let label = format!("{label}\n{}", names.join("\n"));
         if std::fs::read_to_string(&path).is_ok_and(|found| found == label) {
             return Ok(());
         }

@@ -439,6 +439,50 @@ async fn names_that_lead_out_of_the_folder_are_refused() {
 }
 
 #[tokio::test]
+async fn names_of_one_file_are_refused_before_any_is_fetched() {
+    let storage = Storage::start(&[]);
+    for (names, said) in [
+        (["a/x.bin", "a//x.bin"], "\"a//x.bin\" and \"a/x.bin\""),
+        (["A.bin", "a.bin"], "\"A.bin\" and \"a.bin\""),
+        (["a", "a/b"], "\"a/b\" below \"a\", which is a file"),
+        (["a", "./sha256sums"], "SHA256SUMS is where the sums"),
+    ] {
+        let place = place();
+        let (download, _) = download(options());
+        let source = source(&storage, &names).0;
+
+        let files = download.files("set", source, &place.folder);
+        let error = files.await.unwrap_err();
+
+        assert_eq!(*error.kind(), ErrorKind::Untrusted, "{error}");
+        assert!(error.message().contains(said), "{error}");
+        assert!(error.message().starts_with("the server offers"), "{error}");
+    }
+    assert!(storage.asked().is_empty());
+}
+
+#[tokio::test]
+async fn files_that_are_no_longer_offered_are_not_kept() {
+    let storage = Storage::start(&[("/a.bin", bytes(300)), ("/b.bin", bytes(50))]);
+    storage.fail(|_, asked| match asked.range.start {
+        200 => Fault::Status(404),
+        _ => Fault::Good,
+    });
+    let place = place();
+    let fetch = async |names: &[&str]| {
+        let (download, _) = download(options());
+        let source = source(&storage, names).0;
+        download.files("set", source, &place.folder).await
+    };
+    fetch(&["a.bin", "b.bin"]).await.unwrap_err();
+
+    fetch(&["b.bin"]).await.unwrap();
+
+    assert_eq!(place.read("b.bin"), bytes(50));
+    assert!(!place.folder.join("a.bin").exists());
+}
+
+#[tokio::test]
 async fn floods_are_refused_before_they_come() {
     let storage = Storage::start(&[("/a.bin", bytes(300)), ("/b.bin", bytes(300))]);
     let limit = |max_entries, max_file_bytes, max_total_bytes| DownloadOptions {

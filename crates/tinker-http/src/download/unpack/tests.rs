@@ -194,18 +194,20 @@ fn a_name_of_many_megabytes_is_refused_before_it_is_read() {
 
 #[test]
 fn names_given_twice_and_files_that_are_folders_are_refused() {
-    assert_eq!(
-        refused(&archive(&[(FILE, "x", b"1"), (FILE, "./x", b"2")])),
-        "the archive holds x twice"
-    );
-    assert_eq!(
-        refused(&archive(&[(FILE, "x", b"1"), (FILE, "x/y", b"2")])),
-        "the archive holds x/y below what is a file"
-    );
-    assert_eq!(
-        refused(&archive(&[(FILE, "x/", b"1")])),
-        "the archive holds the file \"x/\", named like a folder"
-    );
+    for (names, expected) in [
+        (["x", "./x"], "two files of one name: \"x\" and \"./x\""),
+        (["x", "X"], "two files of one name: \"x\" and \"X\""),
+        (["x", "x/y"], "\"x/y\" below \"x\", which is a file"),
+        (["x/y", "X"], "\"x/y\" below \"X\", which is a file"),
+        (["x", "y/"], "the file \"y/\", named like a folder"),
+        (
+            ["x", "sha256sums"],
+            "\"sha256sums\", but SHA256SUMS is where the sums of the files are written",
+        ),
+    ] {
+        let archive = archive(&names.map(|name| (FILE, name, &b"1"[..])));
+        assert_eq!(refused(&archive), format!("the archive holds {expected}"));
+    }
 }
 
 #[test]
