@@ -5,10 +5,11 @@ use std::future::Future;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use tinker_http::{Client, ErrorKind, Event};
+use tinker_http::{Client, ErrorKind, Event, Heartbeats};
 use tinker_types::SessionId;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 /// Time between heartbeats, unless the service client says otherwise.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
@@ -17,13 +18,18 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What keeps a session alive; it ends when this is dropped.
 ///
-/// It has a thread and a runtime of its own, so that a program that keeps its runtime busy, by
-/// building large requests or by its own work, does not lose its session.
+/// It has a thread, a runtime and connections of its own, so that a program that keeps its runtime
+/// busy, by building large requests or by its own work, does not lose its session. Nothing else runs
+/// there: the settings that may change are refreshed on the program's runtime, whose connections
+/// would end with a session's otherwise.
 #[derive(Debug)]
-pub(crate) struct Heartbeat(Mutex<Option<oneshot::Sender<Infallible>>>);
+pub(crate) struct Heartbeat {
+    beats: Mutex<Option<oneshot::Sender<Infallible>>>,
+    refreshes: AbortHandle,
+}
 
 impl Heartbeat {
-    /// Starts it; on `runtime` if the system has no thread left.
+    /// Starts it for a session of the program on `runtime`; there if the system has no thread left.
     pub(crate) fn start(
         runtime: &Handle,
         http: Client,
@@ -31,6 +37,7 @@ impl Heartbeat {
         interval: Duration,
     ) -> Self {
         let (handle, is_dropped) = oneshot::channel();
+        let refreshes = runtime.spawn(refresh(http.clone(), interval));
         let work = async move {
             tokio::select! {
                 _ = is_dropped => {}
@@ -41,13 +48,23 @@ impl Heartbeat {
             tracing::warn!(%error, "heartbeats share the runtime of the program");
             runtime.spawn(work);
         }
-        Self(Mutex::new(Some(handle)))
+        Self {
+            beats: Mutex::new(Some(handle)),
+            refreshes: refreshes.abort_handle(),
+        }
     }
 
     /// Ends it.
     pub(crate) fn stop(&self) {
-        let mut handle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handle = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
         handle.take();
+        self.refreshes.abort();
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -78,9 +95,10 @@ where
 
 async fn beat(http: Client, session_id: SessionId, interval: Duration) {
     let mut last_success = http.now();
+    let mut heartbeats = None;
     loop {
         http.sleep(interval).await;
-        match http.session_heartbeat_apart(&session_id).await {
+        match beat_once(&http, &session_id, &mut heartbeats).await {
             Ok(()) => {
                 tracing::debug!(session.id = %session_id, "kept alive");
                 last_success = http.now();
@@ -97,9 +115,27 @@ async fn beat(http: Client, session_id: SessionId, interval: Duration) {
                 }
             }
         }
-        // Beside the heartbeats: a slow answer must not delay the next one.
-        let http = http.clone();
-        tokio::spawn(async move { http.refresh_dynamic_config().await });
+    }
+}
+
+/// One heartbeat. The connections are set up by the first, since most programs end before it.
+async fn beat_once(
+    http: &Client,
+    session_id: &SessionId,
+    heartbeats: &mut Option<Heartbeats>,
+) -> tinker_http::Result<()> {
+    let heartbeats = match heartbeats {
+        Some(heartbeats) => heartbeats,
+        None => heartbeats.insert(Heartbeats::new(http, session_id.clone())?),
+    };
+    heartbeats.beat().await
+}
+
+/// Looks, as often as the session is kept alive, whether the settings that may change are old.
+async fn refresh(http: Client, interval: Duration) {
+    loop {
+        http.sleep(interval).await;
+        http.refresh_dynamic_config().await;
     }
 }
 
@@ -176,6 +212,30 @@ mod tests {
         // The only thread of this runtime does not come back before ten heartbeats have arrived.
         while counter.get() < 10 {
             std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn settings_are_refreshed_on_the_runtime_of_the_program() {
+        let server = server(ResponseTemplate::new(200)).await;
+        let refreshes = Counter::default();
+        Mock::given(path("/api/v1/client/dynamic_config"))
+            .respond_with(refreshes.clone())
+            .mount(&server)
+            .await;
+        let (http, _) = client(&server);
+        http.config().await.unwrap();
+        assert_eq!(refreshes.get(), 1);
+        // Time leaps for the tasks of this runtime only.
+        tokio::time::pause();
+        let session = "S1".parse().unwrap();
+        let _heartbeat = Heartbeat::start(&Handle::current(), http, session, INTERVAL);
+        tokio::task::yield_now().await;
+
+        tokio::time::advance(Duration::from_secs(301)).await;
+
+        while refreshes.get() < 2 {
+            tokio::task::yield_now().await;
         }
     }
 

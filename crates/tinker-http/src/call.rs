@@ -32,6 +32,8 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) url: Url,
     pub(crate) class: TrafficClass,
+    /// The connections to use instead of those of the class.
+    pub(crate) apart: Option<reqwest::Client>,
     pub(crate) credential: Credential,
     pub(crate) body: Option<Body>,
     pub(crate) accept: &'static str,
@@ -83,6 +85,7 @@ impl Call {
             method,
             url,
             class,
+            apart: None,
             credential: Credential::TokenOrKey,
             body: None,
             accept: JSON,
@@ -116,6 +119,12 @@ impl Call {
 
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Uses connections apart from the client's, for a runtime that depends on no other.
+    pub(crate) fn apart(mut self, pool: Option<reqwest::Client>) -> Self {
+        self.apart = pool;
         self
     }
 

@@ -32,7 +32,7 @@ impl Client {
     pub async fn whoami(&self) -> Result<Whoami> {
         let exchange = self.config().await?.pjwt_auth_enabled;
         let token = if exchange {
-            self.token(None).await?
+            self.token(None, None).await?
         } else {
             self.credential().await?
         };

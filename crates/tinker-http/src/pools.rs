@@ -19,9 +19,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 pub enum TrafficClass {
     /// Settings and sessions.
     Session,
-    /// Heartbeats that a runtime of their own sends: a connection is driven by the runtime that made
-    /// it, so they must not share one with calls of a runtime that may be busy.
-    Heartbeat,
     /// Training operations.
     Train,
     /// Sample submissions.
@@ -64,7 +61,7 @@ impl Default for Timeouts {
 impl Timeouts {
     const fn of(&self, class: TrafficClass) -> Duration {
         match class {
-            TrafficClass::Session | TrafficClass::Heartbeat => self.session,
+            TrafficClass::Session => self.session,
             TrafficClass::Train => self.train,
             TrafficClass::Sample => self.sample,
             TrafficClass::Retrieve => self.retrieve,
@@ -80,7 +77,7 @@ pub(crate) struct Pools {
     bypass_proxy: bool,
     proxy: Option<reqwest::Proxy>,
     timeouts: Timeouts,
-    clients: [OnceLock<reqwest::Client>; 6],
+    clients: [OnceLock<reqwest::Client>; 5],
 }
 
 impl Pools {
@@ -108,13 +105,18 @@ impl Pools {
             TrafficClass::Sample => &self.clients[2],
             TrafficClass::Retrieve => &self.clients[3],
             TrafficClass::Rest => &self.clients[4],
-            TrafficClass::Heartbeat => &self.clients[5],
         };
         if let Some(client) = slot.get() {
             return Ok(client);
         }
         let client = self.build(class)?;
         Ok(slot.get_or_init(|| client))
+    }
+
+    /// A pool that nobody else has. A connection is driven by the runtime that made it, and ends with
+    /// it; so what must depend on one runtime only has a pool to itself.
+    pub(crate) fn apart(&self) -> Result<reqwest::Client> {
+        self.build(TrafficClass::Session)
     }
 
     /// A client for storages that signed addresses point to. It has no key and no header of a

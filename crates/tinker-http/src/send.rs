@@ -136,12 +136,13 @@ impl Client {
             let key = self.credential().await.map_err(no_token)?;
             return self.exchange(call, &key, retry_count).await;
         }
-        let token = self.token(None).await.map_err(no_token)?;
+        let apart = call.apart.as_ref();
+        let token = self.token(None, apart).await.map_err(no_token)?;
         let answer = self.exchange(call, &token, retry_count).await?;
         if !answer.token_refused {
             return Ok(answer);
         }
-        let token = self.token(Some(&token)).await.map_err(no_token)?;
+        let token = self.token(Some(&token), apart).await.map_err(no_token)?;
         self.exchange(call, &token, retry_count).await
     }
 
@@ -189,7 +190,10 @@ impl Client {
             let text = "the clients need a tokio runtime: call them from within one";
             return Err(refuse(Error::new(ErrorKind::InvalidRequest, text)));
         }
-        let pool = inner.pools.get(call.class).map_err(refuse)?;
+        let pool = match &call.apart {
+            Some(pool) => pool,
+            None => inner.pools.get(call.class).map_err(refuse)?,
+        };
         let mut key = HeaderValue::try_from(credential).map_err(|_| {
             refuse(Error::new(
                 ErrorKind::Unauthenticated,

@@ -37,9 +37,10 @@ pub(crate) struct Setup {
     pub(crate) takes_json_only: AtomicBool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Dynamic {
     config: DynamicConfig,
+    /// When they were last asked for.
     fetched_at: Duration,
 }
 
@@ -98,16 +99,11 @@ impl Client {
         let Ok(setup) = self.setup().await else {
             return;
         };
-        let last = setup.dynamic().clone();
-        let interval = Duration::from_secs(last.config.refresh_interval_sec.max(10));
-        if self.now() < last.fetched_at.saturating_add(interval) {
+        if !setup.dynamic().is_due(self.now()) {
             return;
         }
-        let fetched = self.fetch_dynamic_config(&setup.config).await;
-        let mut dynamic = setup.dynamic();
-        dynamic.fetched_at = self.now();
-        if let Some(config) = fetched {
-            dynamic.config = config;
+        if let Some(config) = self.fetch_dynamic_config(&setup.config).await {
+            setup.dynamic().config = config;
         }
     }
 
@@ -147,6 +143,18 @@ impl Client {
         let inner = self.inner();
         let insists = inner.insists_on_command.load(Ordering::Relaxed);
         inner.credentials.current(insists, Clock::wall()).await
+    }
+}
+
+impl Dynamic {
+    /// Whether they are to be fetched now; who is told so fetches them, and nobody else meanwhile.
+    fn is_due(&mut self, now: Duration) -> bool {
+        let interval = Duration::from_secs(self.config.refresh_interval_sec.max(10));
+        let is_due = now >= self.fetched_at.saturating_add(interval);
+        if is_due {
+            self.fetched_at = now;
+        }
+        is_due
     }
 }
 

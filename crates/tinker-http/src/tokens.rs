@@ -24,7 +24,8 @@ const TOKEN_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct TokenCell {
     token: Mutex<Option<Token>>,
-    /// Held over an exchange, so that one serves all who wait for it.
+    /// Held over an exchange, so that one serves all who wait for it; those with connections of their
+    /// own do not wait.
     turn: tokio::sync::Mutex<()>,
     keeper: Mutex<Option<AbortHandle>>,
 }
@@ -59,21 +60,36 @@ impl Client {
     ///
     /// A token in its last minute is replaced first. If that fails and it is still valid, it serves,
     /// and the next attempt comes a minute later; unless the credential itself was refused.
-    pub(crate) async fn token(&self, refused: Option<&str>) -> Result<String> {
+    ///
+    /// With connections of its own, as of a runtime apart, it depends on nothing that another
+    /// runtime has under way: it makes a short exchange, even beside one, and leaves no task behind.
+    pub(crate) async fn token(
+        &self,
+        refused: Option<&str>,
+        apart: Option<&reqwest::Client>,
+    ) -> Result<String> {
+        let is_apart = apart.is_some();
         let cell = &self.inner().token;
         let is_other = |token: &Token| refused != Some(token.as_str());
         let serves = || cell.get(|token| is_other(token) && !token.is_urgent(self.now()));
         if let Some(text) = serves() {
             return Ok(text);
         }
-        let _turn = cell.turn.lock().await;
+        let _turn = match is_apart {
+            true => None,
+            false => Some(cell.turn.lock().await),
+        };
         if let Some(text) = serves() {
             return Ok(text);
         }
         let fallback = cell.get(|token| is_other(token) && token.is_valid(self.now()));
-        match (self.exchange_credential(fallback.is_some()).await, fallback) {
+        let briefly = is_apart || fallback.is_some();
+        let exchanged = self.exchange_credential(briefly, apart.cloned()).await;
+        match (exchanged, fallback) {
             (Ok(text), _) => {
-                self.keep_fresh();
+                if !is_apart {
+                    self.keep_fresh();
+                }
                 Ok(text)
             }
             (Err(error), Some(text)) if *error.kind() != ErrorKind::Unauthenticated => {
@@ -88,10 +104,16 @@ impl Client {
         }
     }
 
-    /// Exchanges the credential and keeps the token: in one short attempt if `briefly`.
-    async fn exchange_credential(&self, briefly: bool) -> Result<String> {
+    /// Exchanges the credential and keeps the token: in one short attempt if `briefly`, over
+    /// connections of its own if it is given some.
+    async fn exchange_credential(
+        &self,
+        briefly: bool,
+        apart: Option<reqwest::Client>,
+    ) -> Result<String> {
         let empty = serde_json::Map::new();
-        let mut call = Call::post(self, TrafficClass::Session, AUTH_TOKEN, &empty)?.with_raw_key();
+        let call = Call::post(self, TrafficClass::Session, AUTH_TOKEN, &empty)?;
+        let mut call = call.with_raw_key().apart(apart);
         if briefly {
             call = call.retry(RetryPolicy::never()).timeout(TOKEN_TIMEOUT);
         }
@@ -120,7 +142,7 @@ impl Client {
             return Some(due - now);
         }
         let _turn = cell.turn.lock().await;
-        match self.exchange_credential(true).await {
+        match self.exchange_credential(true, None).await {
             Ok(_) => Some(Duration::ZERO),
             Err(error) => {
                 tracing::warn!(%error, "the token was not refreshed; it is tried again in a minute");

@@ -44,26 +44,21 @@ impl Client {
     /// # Errors
     /// If the call fails; of kind `Expired` if the session is over.
     pub async fn session_heartbeat(&self, session_id: &SessionId) -> Result<()> {
-        self.heartbeat(TrafficClass::Session, session_id).await
+        self.heartbeat(session_id, None).await
     }
 
-    /// The same for a runtime of its own: over connections that no other call uses, so that only
-    /// the runtime that calls this drives them.
-    ///
-    /// Endpoint: `POST /api/v1/session_heartbeat`.
-    ///
-    /// # Errors
-    /// As [`session_heartbeat`](Self::session_heartbeat).
-    pub async fn session_heartbeat_apart(&self, session_id: &SessionId) -> Result<()> {
-        self.heartbeat(TrafficClass::Heartbeat, session_id).await
-    }
-
-    async fn heartbeat(&self, class: TrafficClass, session_id: &SessionId) -> Result<()> {
+    /// One heartbeat, over connections of its own if it is given some.
+    pub(crate) async fn heartbeat(
+        &self,
+        session_id: &SessionId,
+        apart: Option<reqwest::Client>,
+    ) -> Result<()> {
         let request = HeartbeatRequest {
             session_id: session_id.clone(),
             tag: tinker_types::SessionHeartbeatTag,
         };
-        let call = Call::post(self, class, SESSION_HEARTBEAT, &request)?
+        let call = Call::post(self, TrafficClass::Session, SESSION_HEARTBEAT, &request)?
+            .apart(apart)
             .retry(RetryPolicy::never())
             .timeout(HEARTBEAT_TIMEOUT);
         self.send(call).await.map(drop)

@@ -8,6 +8,7 @@ mod cassettes;
 mod credentials;
 mod downloads;
 mod futures;
+mod heartbeats;
 mod sharing;
 mod spans;
 mod start_up;
