@@ -56,6 +56,7 @@ mod sampling_client;
 mod service_client;
 mod session;
 mod training_client;
+mod submissions;
 mod turns;
 mod uploaded_loss;
 

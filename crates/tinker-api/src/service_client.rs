@@ -27,6 +27,7 @@ use crate::rest_client::RestClient;
 use crate::sampler_handle::SamplerHandle;
 use crate::sampling_client::SamplingClient;
 use crate::session::{Session, SessionOptions};
+use crate::submissions::Submissions;
 use crate::training_client::TrainingClient;
 
 /// Creates training and sampling clients. Cheap to clone; clones share one session.
@@ -205,6 +206,8 @@ impl ServiceClientBuilder {
         if let Some(path) = self.ledger {
             self.options.ledger = Some(Arc::new(Ledger::open(&path)?));
         }
+        // Clones of a builder make clients that do not wait for each other.
+        self.options.submissions = Submissions::default();
         Ok(ServiceClient {
             shared: Arc::new(Shared {
                 http,
@@ -381,6 +384,11 @@ impl ServiceClient {
                 session: OnceCell::new(),
             }),
         }
+    }
+
+    /// What the training runs of this client have under way to the server.
+    pub(crate) fn submissions(&self) -> &Submissions {
+        &self.shared.options.submissions
     }
 
     /// Asks whether the server has the model of a run.

@@ -15,6 +15,7 @@ use crate::dispatch::Dispatch;
 use crate::error::{Error, Result};
 use crate::heartbeat::{Heartbeat, INTERVAL};
 use crate::ledger::Ledger;
+use crate::submissions::Submissions;
 
 /// What a session is called and filed under.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub(crate) struct SessionOptions {
     pub(crate) display_name: Option<String>,
     /// Where steps are noted.
     pub(crate) ledger: Option<Arc<Ledger>>,
+    /// What the program's training runs have under way.
+    pub(crate) submissions: Submissions,
 }
 
 impl Default for SessionOptions {
@@ -37,6 +40,7 @@ impl Default for SessionOptions {
             project_id: None,
             display_name: None,
             ledger: None,
+            submissions: Submissions::default(),
         }
     }
 }
@@ -50,6 +54,7 @@ pub(crate) struct Session {
     pub(crate) config: ClientConfig,
     pub(crate) dispatch: Dispatch,
     pub(crate) ledger: Option<Arc<Ledger>>,
+    pub(crate) submissions: Submissions,
     heartbeat: Heartbeat,
     n_models: AtomicU64,
     n_samplers: AtomicU64,
@@ -63,6 +68,7 @@ impl Session {
             .map_err(|_| Error::InvalidRequest("the clients need a tokio runtime".into()))?;
         let interval = options.heartbeat_interval;
         let ledger = options.ledger.clone();
+        let submissions = options.submissions.clone();
         let config = http.config().await?.clone();
         let id = match to_go_on_with(&http, ledger.as_deref()).await? {
             Some(id) => id,
@@ -77,6 +83,7 @@ impl Session {
         http.note_session(id.as_str());
         Ok(Self {
             ledger,
+            submissions,
             ..Self::around(runtime, http, config, id, interval)
         })
     }
@@ -103,6 +110,7 @@ impl Session {
             runtime,
             dispatch: Dispatch::new(&config),
             ledger: None,
+            submissions: Submissions::default(),
             config,
             n_models: AtomicU64::new(0),
             n_samplers: AtomicU64::new(0),

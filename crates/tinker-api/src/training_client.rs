@@ -340,6 +340,7 @@ impl TrainingClient {
         }
         let (promise, future) = ApiFuture::new(operation);
         let turn = self.inner.turns.take();
+        let sending = self.inner.session.submissions.begin();
         let http = self.http().clone();
         let inner = Arc::clone(&self.inner);
         // Not tied to the future: the operation is sent even if nobody waits for it.
@@ -354,7 +355,7 @@ impl TrainingClient {
             };
             let submitted: Result<_> = submission.await;
             // The turn of later operations does not keep the client alive, nor does a result.
-            drop(inner);
+            drop((inner, sending));
             deliver(promise, async {
                 convert(
                     result_of(operation, submitted?, |id, took| retrieve(http, id, took)).await?,
@@ -373,6 +374,7 @@ impl TrainingClient {
         }
         let (promise, future) = ApiFuture::new(operation);
         let turn = self.inner.turns.take();
+        let sending = self.inner.session.submissions.begin();
         let http = self.http().clone();
         let inner = Arc::clone(&self.inner);
         let n_data = data.len();
@@ -382,7 +384,7 @@ impl TrainingClient {
                 submit_chunks(&inner, turn, pass, loss, data).await
             }
             .await;
-            drop(inner);
+            drop((inner, sending));
             deliver(promise, async { sent?.output(&http, n_data).await }).await;
         });
         future

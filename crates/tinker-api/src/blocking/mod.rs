@@ -4,7 +4,11 @@
 //! sampling methods submit at once and return a [`Pending`]; [`Pending::wait`] blocks. Everything
 //! that has no method here, such as the calls of a [`RestClient`](crate::RestClient), runs through
 //! [`ServiceClient::wait_for`]. Blocking is allowed anywhere, also within another runtime, whose
-//! thread it then holds up.
+//! thread it then holds up; only not in an observer of the same client, whose thread brings the results:
+//! there it is an error.
+//!
+//! A training operation that was called is sent, even if nobody waits for its result: dropping the
+//! last of these clients and results takes until all of them are sent, at most 30 s.
 //!
 //! ```no_run
 //! # fn example(data: Vec<tinker_api::Datum>) -> tinker_api::Result<()> {

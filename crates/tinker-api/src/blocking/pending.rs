@@ -34,7 +34,8 @@ impl<T: Send + 'static> Pending<T> {
     /// Blocks until the result is there.
     ///
     /// # Errors
-    /// The operation's errors.
+    /// The operation's errors, and those of
+    /// [`ServiceClient::wait_for`](super::ServiceClient::wait_for).
     pub fn wait(self) -> Result<T> {
         self.background.wait_for(self.future)
     }
@@ -42,7 +43,8 @@ impl<T: Send + 'static> Pending<T> {
     /// Blocks until the result is there, but no longer than `time`.
     ///
     /// # Errors
-    /// The operation's errors, or [`Error::TimedOut`](crate::Error::TimedOut).
+    /// The operation's errors, [`Error::TimedOut`](crate::Error::TimedOut), and those of
+    /// [`ServiceClient::wait_for`](super::ServiceClient::wait_for).
     pub fn timeout(self, time: Duration) -> Result<T> {
         self.background.wait_for(self.future.timeout(time))
     }

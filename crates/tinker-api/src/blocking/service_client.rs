@@ -23,8 +23,8 @@ impl ServiceClient {
     /// # Errors
     /// As [`ServiceClientBuilder::build`], or if the system has no thread left.
     pub fn new(builder: ServiceClientBuilder) -> Result<Self> {
-        let background = Arc::new(Background::start()?);
-        let inner = background.enter(|| builder.build())?;
+        let inner = builder.build()?;
+        let background = Arc::new(Background::start(inner.submissions().clone())?);
         Ok(Self { inner, background })
     }
 
@@ -37,7 +37,9 @@ impl ServiceClient {
     /// Blocks until a future of the async clients ends.
     ///
     /// # Errors
-    /// Those of the future; [`Error::Stopped`](crate::Error::Stopped) if it panics.
+    /// Those of the future; [`Error::Stopped`](crate::Error::Stopped) if it panics, and
+    /// [`Error::InvalidRequest`](crate::Error::InvalidRequest) if an observer of this client calls
+    /// it: hand the work to another thread.
     pub fn wait_for<T: Send + 'static>(
         &self,
         future: impl Future<Output = Result<T>> + Send + 'static,

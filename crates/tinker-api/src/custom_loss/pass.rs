@@ -56,6 +56,7 @@ impl TrainingClient {
         };
         let (promise, future) = ApiFuture::new(OPERATION);
         let turn = inner.turns.take();
+        let sending = inner.session.submissions.begin();
         let http = inner.session.http.clone();
         let n_data = data.len();
         // Not tied to the future: what was called afterwards counts on this gradient.
@@ -65,7 +66,7 @@ impl TrainingClient {
                 submit(&inner, turn, forward, data, loss).await
             }
             .await;
-            drop(inner);
+            drop((inner, sending));
             deliver(promise, async {
                 let (backward, evaluation) = sent?;
                 let output = backward.output(&http, n_data).await?;

@@ -1,5 +1,6 @@
 //! The clients without async: whole runs, order, and use where blocking is not welcome.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tinker_api::blocking::{ServiceClient, TrainingClient};
@@ -99,6 +100,64 @@ async fn it_works_and_ends_within_another_runtime() {
 
     assert_eq!(pass.wait().unwrap().loss_fn_outputs.len(), 1);
     drop(service);
+}
+
+#[test]
+fn what_was_submitted_is_sent_before_the_client_ends() {
+    let (runtime, server, service) = rig();
+    let trainer = trainer(&service);
+
+    drop(trainer.forward_backward(vec![datum()], LossFn::CrossEntropy));
+    drop(trainer.optim_step(AdamParams::default()));
+    drop(trainer.save_state("0001", SaveOptions::default()));
+    drop((trainer, service));
+
+    let sent = runtime.block_on(operations(&server));
+    let sent: Vec<_> = sent.iter().map(|(route, n)| (route.as_str(), *n)).collect();
+    let expected = [
+        ("forward_backward", 1),
+        ("optim_step", 2),
+        ("save_weights", 3),
+    ];
+    assert_eq!(sent, expected);
+}
+
+#[test]
+fn both_halves_of_a_custom_loss_are_sent_before_the_client_ends() {
+    let (runtime, server, service) = rig();
+    let trainer = trainer(&service);
+    let loss = differentiate(|tape, _, x| Ok(tape.concat(x.to_vec()).sum()));
+
+    drop(trainer.forward_backward_custom(vec![datum()], loss));
+    drop((trainer, service));
+
+    assert_eq!(runtime.block_on(operations(&server)).len(), 2);
+}
+
+#[test]
+fn waiting_in_an_observer_is_an_error_that_says_what_to_do() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(server());
+    let nothing = ResponseTemplate::new(503);
+    runtime.block_on(answer_with(&server, "optim_step", Some(1), nothing));
+    let (told, errors) = std::sync::mpsc::channel();
+    let shared: Arc<OnceLock<ServiceClient>> = Arc::default();
+    let own = Arc::downgrade(&shared);
+    let observer = move |_: &tinker_api::Event| {
+        if let Some(service) = own.upgrade() {
+            let service = service.get().unwrap();
+            told.send(service.get_server_capabilities()).unwrap();
+        }
+    };
+    let service = ServiceClient::new(builder(&server).observer(observer)).unwrap();
+    let trainer = trainer(&service);
+    shared.set(service).unwrap();
+
+    trainer.optim_step(AdamParams::default()).wait().unwrap();
+
+    let error = errors.recv().unwrap().unwrap_err();
+    assert!(matches!(error, Error::InvalidRequest(_)), "{error:?}");
+    assert!(error.to_string().contains("another thread"), "{error}");
 }
 
 #[test]
