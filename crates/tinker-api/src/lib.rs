@@ -78,9 +78,9 @@ pub use training_client::TrainingClient;
 pub use uploaded_loss::LossHandle;
 
 pub use tinker_http::{
-    AccessScope, ApiKey, BaseUrl, CredentialSources, Credentials, ErrorKind, Event, FlightState,
-    InFlight, KeyOrigin, Page, PollPolicy, RequestType, RetryPolicy, StoredCredentials, StoredKey,
-    Timeouts,
+    AccessScope, ApiKey, BaseUrl, CredentialOrigin, CredentialSources, Credentials, ErrorKind,
+    Event, FlightState, InFlight, KeyOrigin, Page, PollPolicy, RequestType, RetryPolicy,
+    StoredCredentials, StoredKey, Timeouts,
 };
 pub use tinker_types::{
     AdamParams, ApiKeyInfo, AuditEntry, AuditEventType, AuditLog, BillingUsage, Checkpoint,

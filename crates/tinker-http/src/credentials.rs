@@ -46,57 +46,138 @@ impl fmt::Debug for CredentialSources {
     }
 }
 
-impl CredentialSources {
-    /// Chooses: the key, else the environment's, else the command, else the stored default. A
-    /// malformed key gives way to the command, if there is one; never to a stored key. Reads the
-    /// file only if it comes to it, and runs nothing.
-    ///
-    /// # Errors
-    /// Of kind `Unauthenticated` if there is no credential, or the key is malformed and there is no
-    /// command; of kind `File` if the file cannot be read.
-    pub fn resolve(&self) -> Result<Credentials> {
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let command = given(&self.command).map(CredentialCommand);
-        let key = match given(&self.api_key).or_else(|| given(&self.environment_key)) {
-            Some(text) => match (text.parse::<ApiKey>(), &command) {
-                (Ok(key), _) => Some(key),
-                (Err(_), Some(_)) => None,
-                (Err(error), None) => return Err(error),
-            },
-            None if command.is_some() => None,
-            None => Some(self.stored_key()?),
-        };
-        Ok(Credentials { key, command })
-    }
+/// Where a credential came from; `Display` names it for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CredentialOrigin {
+    /// The program was given it.
+    Given,
+    /// The environment: `TINKER_API_KEY`.
+    Environment,
+    /// What a command printed: `TINKER_CREDENTIAL_CMD`.
+    Command,
+    /// The default key of a file of stored keys.
+    Stored {
+        /// The key's name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
+}
 
-    fn stored_key(&self) -> Result<ApiKey> {
-        let stored = match &self.stored {
-            Some(path) => StoredCredentials::load(path)?,
-            None => StoredCredentials::default(),
-        };
-        match stored.default_key() {
-            Some(record) => record.key.parse(),
-            None => Err(Error::new(
-                ErrorKind::Unauthenticated,
-                "there is no credential: give an API key, set TINKER_API_KEY or \
-                 TINKER_CREDENTIAL_CMD, or store a key",
-            )),
+impl fmt::Display for CredentialOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given => f.write_str("the API key"),
+            Self::Environment => f.write_str("TINKER_API_KEY"),
+            Self::Command => f.write_str("TINKER_CREDENTIAL_CMD"),
+            Self::Stored { name, path } => {
+                write!(f, "the stored key {name:?} in {}", path.display())
+            }
         }
     }
 }
 
-/// A key, a command that prints one, or both: servers may insist on the command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl CredentialSources {
+    /// Chooses as [`find`](Self::find) does.
+    ///
+    /// # Errors
+    /// As `find`, and of kind `Unauthenticated` if there is no credential.
+    pub fn resolve(&self) -> Result<Credentials> {
+        self.find()?.ok_or_else(|| {
+            refused(
+                "there is no credential: give an API key, set TINKER_API_KEY or \
+                 TINKER_CREDENTIAL_CMD, or store a key",
+            )
+        })
+    }
+
+    /// Chooses: the key, else the environment's, else the command, else the stored default, else
+    /// nothing. A malformed key gives way to the command, if there is one; never to a stored key.
+    /// Reads the file only if it comes to it, and runs nothing.
+    ///
+    /// # Errors
+    /// Of kind `Unauthenticated` if the key is malformed and there is no command; of kind `File` if
+    /// the file cannot be read.
+    pub fn find(&self) -> Result<Option<Credentials>> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let command = given(&self.command).map(CredentialCommand);
+        let key = given(&self.api_key).map(|key| (key, CredentialOrigin::Given));
+        let environment = || {
+            let key = given(&self.environment_key)?;
+            Some((key, CredentialOrigin::Environment))
+        };
+        let key = match key.or_else(environment) {
+            Some((text, origin)) => match (parse(&text, &origin), &command) {
+                (Ok(key), _) => Some((key, origin)),
+                (Err(_), Some(_)) => None,
+                (Err(error), None) => return Err(error),
+            },
+            None if command.is_some() => None,
+            None => self.stored_key()?,
+        };
+        let origin = match (&key, &command) {
+            (None, None) => return Ok(None),
+            (Some((_, origin)), _) => origin.clone(),
+            (None, Some(_)) => CredentialOrigin::Command,
+        };
+        Ok(Some(Credentials {
+            key: key.map(|(key, _)| key),
+            command,
+            origin,
+        }))
+    }
+
+    fn stored_key(&self) -> Result<Option<(ApiKey, CredentialOrigin)>> {
+        let Some(path) = &self.stored else {
+            return Ok(None);
+        };
+        let stored = StoredCredentials::load(path)?;
+        let Some(record) = stored.default_key() else {
+            return Ok(None);
+        };
+        let origin = CredentialOrigin::Stored {
+            name: record.name.clone(),
+            path: path.clone(),
+        };
+        Ok(Some((parse(&record.key, &origin)?, origin)))
+    }
+}
+
+/// A key, or an error that says where the text came from.
+fn parse(text: &str, origin: &CredentialOrigin) -> Result<ApiKey> {
+    text.parse()
+        .map_err(|error: Error| match origin {
+            CredentialOrigin::Given => error,
+            origin => refused(&format!("{origin}: {}", error.message())),
+        })
+        .map_err(|error| error.with_credential(origin))
+}
+
+/// A key, a command that prints one, or both: servers may insist on the command. Two are equal if
+/// they authenticate alike, wherever they came from.
+#[derive(Debug, Clone)]
 pub struct Credentials {
     key: Option<ApiKey>,
     command: Option<CredentialCommand>,
+    /// Of the key, if there is one.
+    origin: CredentialOrigin,
 }
+
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key && self.command == other.command
+    }
+}
+
+impl Eq for Credentials {}
 
 impl From<ApiKey> for Credentials {
     fn from(key: ApiKey) -> Self {
         Self {
             key: Some(key),
             command: None,
+            origin: CredentialOrigin::Given,
         }
     }
 }
@@ -107,33 +188,37 @@ impl Credentials {
         self.key.as_ref()
     }
 
+    /// Where the credential for one use comes from; `insists` as for [`current`](Self::current).
+    pub(crate) fn origin(&self, insists: bool) -> &CredentialOrigin {
+        match (&self.key, &self.command) {
+            (Some(key), Some(_)) if insists && !key.is_token() => &CredentialOrigin::Command,
+            _ => &self.origin,
+        }
+    }
+
     /// A credential for one use. `insists`: the server takes nothing but what a command prints,
     /// or a token.
     pub(crate) async fn current(&self, insists: bool, wall_clock: SystemTime) -> Result<String> {
-        match (&self.key, &self.command) {
+        let current = match (&self.key, &self.command) {
             (Some(key), _) if !insists || key.is_token() => {
-                check_expiry(
-                    key,
-                    wall_clock,
-                    "the API key is a token that has expired: give a \
-                     fresh one, or set TINKER_CREDENTIAL_CMD to a command that prints one",
-                )?;
-                Ok(key.expose().to_owned())
+                let origin = &self.origin;
+                let expired = format!(
+                    "{origin} is a token that has expired: give a fresh one, or set \
+                     TINKER_CREDENTIAL_CMD to a command that prints one"
+                );
+                check_expiry(key, wall_clock, &expired).map(|()| key.expose().to_owned())
             }
-            (_, Some(command)) => {
-                let key = command.run().await?;
-                check_expiry(
-                    &key,
-                    wall_clock,
-                    "the credential command printed a token that has expired",
-                )?;
+            (_, Some(command)) => command.run().await.and_then(|key| {
+                let expired = "the credential command printed a token that has expired";
+                check_expiry(&key, wall_clock, expired)?;
                 Ok(key.expose().to_owned())
-            }
+            }),
             (_, None) => Err(refused(
                 "this server wants short-lived credentials: set TINKER_CREDENTIAL_CMD to a \
                  command that prints one",
             )),
-        }
+        };
+        current.map_err(|error| error.with_credential(self.origin(insists)))
     }
 }
 

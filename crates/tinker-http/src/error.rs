@@ -7,6 +7,7 @@ use std::time::Duration;
 use tinker_types::{ErrorBody, ErrorCategory};
 
 use crate::capability::capability;
+use crate::credentials::CredentialOrigin;
 
 /// Result of the transport.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -88,6 +89,7 @@ struct Inner {
     attempts: u32,
     may_have_arrived: bool,
     elapsed: Duration,
+    credential: Option<CredentialOrigin>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -103,6 +105,7 @@ impl Error {
             attempts: 0,
             may_have_arrived: false,
             elapsed: Duration::ZERO,
+            credential: None,
             source: None,
         }))
     }
@@ -152,6 +155,18 @@ impl Error {
 
     pub(crate) fn with_arrival(mut self, may_have_arrived: bool) -> Self {
         self.0.may_have_arrived = may_have_arrived;
+        self
+    }
+
+    /// Says where the credential came from that was refused, if that is what happened.
+    pub(crate) fn with_credential(mut self, origin: &CredentialOrigin) -> Self {
+        let kind = &self.0.kind;
+        if matches!(
+            kind,
+            ErrorKind::Unauthenticated | ErrorKind::PermissionDenied
+        ) {
+            self.0.credential.get_or_insert_with(|| origin.clone());
+        }
         self
     }
 
@@ -205,6 +220,13 @@ impl Error {
         self.0.category.as_ref()
     }
 
+    /// Where the credential came from that was refused (401, 403) or could not be used, if that is
+    /// what happened.
+    #[must_use]
+    pub const fn credential_origin(&self) -> Option<&CredentialOrigin> {
+        self.0.credential.as_ref()
+    }
+
     /// What went wrong, without the call's particulars.
     #[must_use]
     pub fn message(&self) -> &str {
@@ -241,6 +263,10 @@ impl fmt::Display for Error {
         write!(f, " ({method} {route}")?;
         if let Some(status) = inner.status {
             write!(f, ": {status}")?;
+        }
+        match &inner.credential {
+            None | Some(CredentialOrigin::Given) => {}
+            Some(origin) => write!(f, ", credential from {origin}")?,
         }
         if let Some(id) = &inner.request_id {
             write!(f, ", request id {id}")?;

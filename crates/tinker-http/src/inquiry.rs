@@ -224,6 +224,7 @@ impl<'a> Inquiry<'a> {
 
     fn explain(&self, error: Error) -> Error {
         error
+            .with_credential(self.client.credential_origin())
             .with_call("POST", RETRIEVE_FUTURE)
             .with_request_id(Some(self.request_id.to_string()))
             .with_effort(self.n_asks, self.client.now().saturating_sub(self.started))

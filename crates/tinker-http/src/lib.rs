@@ -45,7 +45,7 @@ pub use cassette::{
 };
 pub use client::Client;
 pub use completion_poller::{Completed, CompletionPoller};
-pub use credentials::{CredentialSources, Credentials};
+pub use credentials::{CredentialOrigin, CredentialSources, Credentials};
 pub use download::{
     Download, DownloadEvent, DownloadLimits, DownloadOptions, MANIFEST, Manifest, ManifestEntry,
     RemoteFile, SignedFiles, Source, Unpacked, unpack,

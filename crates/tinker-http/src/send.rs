@@ -98,6 +98,7 @@ impl Client {
             match state.on_failure(self.now(), class, retry_after, Clock::draw()) {
                 Decision::GiveUp => {
                     let error = error
+                        .with_credential(self.credential_origin())
                         .with_call(call.method.as_str(), call.url.path())
                         .with_arrival(may_have_arrived)
                         .with_effort(attempts, self.now().saturating_sub(started));

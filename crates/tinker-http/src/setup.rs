@@ -13,6 +13,7 @@ use crate::builder::PROTOCOL_VERSION;
 use crate::call::Call;
 use crate::client::Client;
 use crate::clock::Clock;
+use crate::credentials::CredentialOrigin;
 use crate::error::Result;
 use crate::limits::ByteGate;
 use crate::machine::RetryPolicy;
@@ -143,6 +144,13 @@ impl Client {
         let inner = self.inner();
         let insists = inner.insists_on_command.load(Ordering::Relaxed);
         inner.credentials.current(insists, Clock::wall()).await
+    }
+
+    /// Where it comes from.
+    pub(crate) fn credential_origin(&self) -> &CredentialOrigin {
+        let inner = self.inner();
+        let insists = inner.insists_on_command.load(Ordering::Relaxed);
+        inner.credentials.origin(insists)
     }
 }
 

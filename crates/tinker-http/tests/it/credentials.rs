@@ -137,7 +137,110 @@ async fn a_malformed_key_gives_way_to_the_command_and_to_nothing_else() {
     sources.command = None;
     let error = used(&sources).await.unwrap_err();
 
-    assert_eq!(error.to_string(), "API key must start with the tml- prefix");
+    assert_eq!(
+        error.to_string(),
+        "TINKER_API_KEY: API key must start with the tml- prefix"
+    );
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_says_where_the_credential_came_from_and_not_what_it_is() {
+    let folder = folder();
+    let file = folder.join("credentials.json");
+    stored("tml-geheim").save(&file).unwrap();
+    let in_file = format!("the stored key \"k\" in {}", file.display());
+    let sources = |api_key, environment_key, command, stored| CredentialSources {
+        api_key,
+        environment_key,
+        command,
+        stored,
+    };
+    let key = || text("tml-geheim");
+    for (sources, origin, said) in [
+        (sources(key(), None, None, None), "the API key", None),
+        (
+            sources(None, key(), None, None),
+            "TINKER_API_KEY",
+            Some("TINKER_API_KEY"),
+        ),
+        (
+            sources(None, None, text("echo tml-geheim"), None),
+            "TINKER_CREDENTIAL_CMD",
+            Some("TINKER_CREDENTIAL_CMD"),
+        ),
+        (
+            sources(None, None, None, Some(file.clone())),
+            &in_file,
+            Some(&in_file),
+        ),
+    ] {
+        for (status_code, kind) in [
+            (401, ErrorKind::Unauthenticated),
+            (403, ErrorKind::PermissionDenied),
+        ] {
+            let server = MockServer::start().await;
+            script(
+                &server,
+                "POST",
+                "/api/v1/client/config",
+                [status(status_code)],
+            )
+            .await;
+            let client = client_with(&server, sources.resolve().unwrap());
+
+            let error = client.config().await.unwrap_err();
+
+            assert_eq!(*error.kind(), kind);
+            assert_eq!(error.credential_origin().unwrap().to_string(), origin);
+            let shown = error.to_string();
+            let said = said.map(|origin| format!("{status_code}, credential from {origin}"));
+            assert_eq!(
+                shown.contains(", credential from "),
+                said.is_some(),
+                "{shown}"
+            );
+            assert!(said.is_none_or(|said| shown.contains(&said)), "{shown}");
+            assert!(
+                !format!("{shown} {error:?}").contains("geheim"),
+                "{error:?}"
+            );
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_insists_refuses_what_the_command_printed() {
+    let flags = json!({"pjwt_auth_enabled": true, "credential_default_source": "credential_cmd"});
+    let server = taking(flags).await;
+    script(&server, "POST", TOKEN, [status(401)]).await;
+    let sources = CredentialSources {
+        environment_key: text("tml-k"),
+        ..commanded("echo tml-command")
+    };
+
+    let client = client_with(&server, sources.resolve().unwrap());
+    let error = client.get_server_capabilities().await.unwrap_err();
+
+    let origin = error.credential_origin().unwrap().to_string();
+    assert_eq!(origin, "TINKER_CREDENTIAL_CMD", "{error}");
+}
+
+#[tokio::test]
+async fn nothing_is_found_where_nothing_is_and_a_broken_file_is_no_absence() {
+    let folder = folder();
+    let file = folder.join("credentials.json");
+    let sources = CredentialSources {
+        stored: Some(file.clone()),
+        ..CredentialSources::default()
+    };
+
+    assert_eq!(sources.find().unwrap(), None);
+    std::fs::write(&file, "{").unwrap();
+    let error = sources.find().unwrap_err();
+
+    assert_eq!(*error.kind(), ErrorKind::File);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
