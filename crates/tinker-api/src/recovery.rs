@@ -195,10 +195,16 @@ impl Recovery {
         let run = run?;
         let is_sign = match error {
             Error::Stopped(_) | Error::RequestFailed { .. } => true,
-            // A refused request may be one of a model whose files are damaged.
+            // A refused request may be one of a model whose files are damaged; some servers speak of
+            // a model that is gone as of an endpoint that they lack.
             error => matches!(
                 error.kind(),
-                Some(ErrorKind::NotFound | ErrorKind::Expired | ErrorKind::InvalidRequest)
+                Some(
+                    ErrorKind::NotFound
+                        | ErrorKind::Expired
+                        | ErrorKind::InvalidRequest
+                        | ErrorKind::Unsupported
+                )
             ),
         };
         (is_sign && self.is_lost(&run).await).then_some(run)
@@ -208,8 +214,9 @@ impl Recovery {
     async fn is_lost(&self, run: &TrainingRunId) -> bool {
         let is_gone =
             |error: &Error| matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::Expired));
-        if let Err(error) = self.service.describe(run).await
-            && is_gone(&error)
+        // Every server can describe a run: a 404 is about the run, in whatever words.
+        if let Err(Error::Transport(error)) = self.service.describe(run).await
+            && matches!(error.status(), Some(404 | 410))
         {
             return true;
         }

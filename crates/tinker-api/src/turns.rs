@@ -24,12 +24,14 @@ pub(crate) enum Fate {
 }
 
 impl Fate {
-    /// The fate of a request whose submission ended so.
-    pub(crate) fn of<T>(outcome: &Result<T, tinker_http::Error>) -> Self {
+    /// The fate of a request for `operation` whose submission ended so.
+    pub(crate) fn of<T>(operation: RequestType, outcome: &Result<T, tinker_http::Error>) -> Self {
         let Err(error) = outcome else {
             return Self::Accepted;
         };
         match error.status() {
+            // Its name is taken. A server looks at the number first, so no attempt was accepted.
+            Some(409) if is_save(operation) => Self::Refused,
             // The last attempt was refused; an earlier one may not have been.
             _ if error.may_have_arrived() => Self::Unknown(error.to_string()),
             Some(_) => Self::Refused,
@@ -38,6 +40,16 @@ impl Fate {
             None => Self::Unknown(error.to_string()),
         }
     }
+}
+
+/// Whether an operation stores weights under a name, which another may have taken.
+pub(crate) fn is_save(operation: RequestType) -> bool {
+    matches!(
+        operation,
+        RequestType::SaveWeights
+            | RequestType::SaveWeightsForSampler
+            | RequestType::SaveWeightsExternal
+    )
 }
 
 /// What one turn leaves to the next.

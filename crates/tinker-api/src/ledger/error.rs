@@ -19,8 +19,8 @@ pub enum LedgerError {
         /// Why it failed.
         source: std::io::Error,
     },
-    /// A line before the last one is not what was written. (A torn last line is repaired: what it
-    /// speaks of was never sent.)
+    /// A line that was on the disk is not what was written. (What a crash or a power cut tears off
+    /// the end is removed: the server is asked for it again.)
     #[error(
         "the ledger {} is damaged in line {line}: {reason}", path.display()
     )]

@@ -1,4 +1,10 @@
-//! The file of a ledger: taken by one process, read from the start, mended if its last line is torn.
+//! The file of a ledger: taken by one process, read from the start, mended where a crash tore it.
+//!
+//! A process that is killed leaves at most a torn last line. A power cut may lose anything that was
+//! written since the last sync, in any order: bytes in the middle of it may be zero, with whole
+//! lines after them. So a ledger says from time to time how much of it is on the disk
+//! ([`Record::Synced`]). A line that is not whole ends the ledger, and what follows it is removed,
+//! unless the ledger says further down that this line was on the disk: then the file is damaged.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -6,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::LedgerError;
-use super::record::{CHECK_LEN, Chain, FORMAT, Record};
+use super::record::{CHECK_LEN, Chain, FORMAT, Fault, Record, synced_by};
 
 /// How often the lock is tried, and how long is waited between: the process before may be about to
 /// end.
@@ -26,6 +32,8 @@ pub(super) struct LedgerFile {
     pub(super) path: PathBuf,
     pub(super) file: File,
     pub(super) chain: Chain,
+    /// Size of the file.
+    pub(super) n_bytes: u64,
     /// Held until dropped; the operating system gives it back when the process dies.
     pub(super) lock: File,
 }
@@ -50,6 +58,7 @@ impl LedgerFile {
             path: path.to_owned(),
             file,
             chain,
+            n_bytes: end,
             lock,
         };
         ledger.cut_to(end)?;
@@ -59,14 +68,14 @@ impl LedgerFile {
         Ok(ledger)
     }
 
-    /// Removes what follows the last whole line, and goes to the end.
+    /// Removes what follows the last line that counts, and goes to the end.
     fn cut_to(&mut self, end: u64) -> Result<(), LedgerError> {
         let io = || LedgerError::io("mend", &self.path);
         let n_bytes = self.file.metadata().map_err(io())?.len();
         if n_bytes > end {
             let n_torn = n_bytes - end;
             let path = self.path.display();
-            tracing::warn!(%path, n_torn, "the ledger's last line is torn and was removed");
+            tracing::warn!(%path, n_torn, "the end of the ledger is torn and was removed");
             self.file.set_len(end).map_err(io())?;
             self.file.sync_all().map_err(io())?;
         }
@@ -83,6 +92,7 @@ impl LedgerFile {
             .map_err(|error| io()(error.into()))?;
         self.file.write_all(&line).map_err(io())?;
         self.file.sync_all().map_err(io())?;
+        self.n_bytes = line.len() as u64;
         // Not every system can open a directory; where it cannot, the file alone must do.
         if cfg!(unix) {
             File::open(directory(&self.path))
@@ -103,28 +113,22 @@ pub(super) fn read_at(path: &Path, place: Place) -> Result<Record, LedgerError> 
     serde_json::from_slice(&json).map_err(|error| io()(error.into()))
 }
 
-/// Reads all lines; where the last whole one ends.
+/// Reads all lines up to the first that is not whole; where the last of them ends.
 fn read(
     path: &Path,
     file: &File,
     chain: &mut Chain,
     found: &mut impl FnMut(Record, Place) -> Result<(), String>,
 ) -> Result<u64, LedgerError> {
-    let n_bytes = file
-        .metadata()
-        .map_err(LedgerError::io("read", path))?
-        .len();
-    let mut reader = BufReader::new(file);
+    let mut lines = Lines {
+        path,
+        reader: BufReader::new(file),
+        line: Vec::new(),
+    };
     let (mut end, mut number) = (0_u64, 0_u64);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let n_read = reader
-            .read_until(b'\n', &mut line)
-            .map_err(LedgerError::io("read", path))? as u64;
-        let is_whole = line.pop_if(|last| *last == b'\n').is_some();
+    while let Some(line) = lines.next()? {
         // Somebody else's file is not mended.
-        if !is_whole && (end > 0 || first_line().starts_with(&line)) {
+        if !line.is_whole && (end > 0 || first_line().starts_with(line.bytes)) {
             return Ok(end);
         }
         number += 1;
@@ -133,22 +137,70 @@ fn read(
             line: number,
             reason,
         };
-        match chain.read(&line) {
+        let n_read = line.n_read();
+        match chain.read(line.bytes) {
             Ok(record) => {
                 check_format(path, number, &record)?;
                 let place = Place {
                     offset: end + CHECK_LEN as u64 + 1,
-                    len: line.len() as u64 - CHECK_LEN as u64 - 1,
+                    len: line.bytes.len() as u64 - CHECK_LEN as u64 - 1,
                 };
                 found(record, place).map_err(damaged)?;
             }
-            // The end of a line may be on the disk before its beginning.
-            Err(super::record::Fault::Check) if end + n_read == n_bytes && number > 1 => {
+            Err(fault @ Fault::Check) => {
+                if number == 1 || lines.say_synced_beyond(end)? {
+                    return Err(damaged(fault.to_string()));
+                }
                 return Ok(end);
             }
-            Err(fault) => return Err(damaged(fault.to_string())),
+            Err(fault @ Fault::Meaning(_)) => return Err(damaged(fault.to_string())),
         }
         end += n_read;
+    }
+    Ok(end)
+}
+
+/// The lines of a ledger from where its reader is.
+struct Lines<'a> {
+    path: &'a Path,
+    reader: BufReader<&'a File>,
+    line: Vec<u8>,
+}
+
+/// A line without its end.
+struct Line<'a> {
+    bytes: &'a [u8],
+    is_whole: bool,
+}
+
+impl Line<'_> {
+    const fn n_read(&self) -> u64 {
+        self.bytes.len() as u64 + self.is_whole as u64
+    }
+}
+
+impl Lines<'_> {
+    fn next(&mut self) -> Result<Option<Line<'_>>, LedgerError> {
+        self.line.clear();
+        let n_read = self
+            .reader
+            .read_until(b'\n', &mut self.line)
+            .map_err(LedgerError::io("read", self.path))?;
+        let is_whole = self.line.pop_if(|last| *last == b'\n').is_some();
+        Ok((n_read > 0).then_some(Line {
+            bytes: &self.line,
+            is_whole,
+        }))
+    }
+
+    /// Whether one of the remaining lines says that the byte at `offset` was on the disk.
+    fn say_synced_beyond(&mut self, offset: u64) -> Result<bool, LedgerError> {
+        while let Some(line) = self.next()? {
+            if synced_by(line.bytes).is_some_and(|n_bytes| n_bytes > offset) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

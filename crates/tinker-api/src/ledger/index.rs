@@ -50,7 +50,7 @@ impl Index {
     /// Adds a record of the file. The error says why it cannot stand there.
     pub(super) fn add(&mut self, record: Record, place: Place) -> Result<(), String> {
         match record {
-            Record::Ledger { .. } => {}
+            Record::Ledger { .. } | Record::Synced { .. } => {}
             Record::Session { session_id } => self.sessions.push_back(session_id),
             Record::Creating {
                 session_id,

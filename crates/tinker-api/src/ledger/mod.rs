@@ -49,7 +49,7 @@ pub(crate) struct Answered {
 }
 
 impl Ledger {
-    /// Takes the ledger at `path`, which need not exist yet. Its last line is mended if it is torn.
+    /// Takes the ledger at `path`, which need not exist yet. Its end is removed if it is torn.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut index = Index::default();
         let file = LedgerFile::open(path, |record, place| index.add(record, place))?;

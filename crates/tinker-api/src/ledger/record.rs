@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tinker_types::{ErrorCategory, RequestId, SessionId, TrainingRunId};
 
-/// The format that is written.
-pub(super) const FORMAT: u32 = 1;
+/// The format that is written; 1 had no [`Record::Synced`].
+pub(super) const FORMAT: u32 = 2;
 /// Hexadecimal digits of a check.
 pub(super) const CHECK_LEN: usize = 16;
 
@@ -40,6 +40,8 @@ impl TryFrom<String> for Digest {
 pub(super) enum Record {
     /// The first line.
     Ledger { format: u32 },
+    /// So many bytes of the file were on the disk before this line was written.
+    Synced { n_bytes: u64 },
     /// A session was opened.
     Session { session_id: SessionId },
     /// A training run will be asked for.
@@ -93,6 +95,16 @@ pub(super) enum Record {
 /// The check that the next line continues.
 #[derive(Debug, Clone)]
 pub(super) struct Chain(String);
+
+/// How many bytes a line says were on the disk, if it is about that. Its check is not looked at:
+/// what it continues may be lost.
+pub(super) fn synced_by(line: &[u8]) -> Option<u64> {
+    let json = line.get(CHECK_LEN..)?.strip_prefix(b" ")?;
+    match serde_json::from_slice(json) {
+        Ok(Record::Synced { n_bytes }) => Some(n_bytes),
+        _ => None,
+    }
+}
 
 /// Why a line does not continue its chain.
 #[derive(Debug, PartialEq, Eq)]

@@ -121,7 +121,7 @@ impl Ticket {
         before: Option<RequestId>,
         outcome: std::result::Result<UntypedFuture, HttpError>,
     ) -> (Fate, std::result::Result<RequestId, Error>) {
-        let fate = Fate::of(&outcome);
+        let fate = Fate::of(self.operation, &outcome);
         let Some(ledger) = &self.ledger else {
             return (
                 fate,
@@ -144,6 +144,13 @@ impl Ticket {
                     })
                     .await;
                 (fate, Ok(request_id))
+            }
+            // The name is taken by this very operation, on a server that does not number saves.
+            (Err(error), Some(before))
+                if fate == Fate::Refused && *error.kind() == ErrorKind::Conflict =>
+            {
+                tracing::info!(operation = %self.operation, %before, %error, "saved before the restart");
+                (Fate::Accepted, Ok(before))
             }
             (Err(error), Some(_)) if fate == Fate::Refused && is_about_the_request(&error) => self
                 .differs(format!(

@@ -14,14 +14,29 @@ pub(crate) async fn check_view(
     ledger: &Ledger,
     run: &TrainingRunId,
 ) -> Result<GetInfoResponse> {
+    let answered = ledger.newest_answered(run)?;
     let info = match http.get_info(run).await {
-        Err(error) if is_unknown(&error) => return Err(differs(run, error.to_string())),
+        // Every server can describe a run, so that an endpoint it does not know is the run itself.
+        Err(error) if is_unknown(&error) || *error.kind() == ErrorKind::Expired => {
+            return Err(differs(run, lost(answered.as_ref(), &error)));
+        }
         info => info?,
     };
-    if let Some(answered) = ledger.newest_answered(run)? {
+    if let Some(answered) = answered {
         check_answer(http, run, answered).await?;
     }
     Ok(info)
+}
+
+/// What is gone with a run.
+fn lost(answered: Option<&Answered>, error: &HttpError) -> String {
+    let results = answered.map_or_else(String::new, |newest| {
+        let Answered {
+            operation, seq_id, ..
+        } = newest;
+        format!(", nor what it answered up to {operation} (seq_id {seq_id})")
+    });
+    format!("it does not have the run any more{results}: {error}")
 }
 
 async fn check_answer(http: &Client, run: &TrainingRunId, answered: Answered) -> Result<()> {
@@ -83,8 +98,10 @@ fn json<T: Serialize>(resolved: Resolved<T>) -> Option<serde_json::Value> {
     }
 }
 
+/// Whether the server knows nothing of what it was asked for; some say so in the words for an
+/// endpoint that they lack.
 fn is_unknown(error: &HttpError) -> bool {
-    *error.kind() == ErrorKind::NotFound
+    error.status() == Some(404)
 }
 
 fn differs(run: &TrainingRunId, detail: String) -> Error {

@@ -1,7 +1,7 @@
 //! The thread that writes a ledger: everything that waits is written and synced together.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io;
 use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
@@ -19,7 +19,7 @@ type Reply = oneshot::Sender<Result<(), Trouble>>;
 
 /// Why nothing is written any more; a line may be torn, so there is no way on in this process.
 #[derive(Debug, Clone)]
-struct Trouble(std::io::ErrorKind, String);
+struct Trouble(io::ErrorKind, String);
 
 struct Job {
     record: Record,
@@ -61,7 +61,7 @@ impl Writer {
             },
             Err(_) => ended(),
         };
-        let error = std::io::Error::new(trouble.0, trouble.1);
+        let error = io::Error::new(trouble.0, trouble.1);
         Err(LedgerError::io("write", &self.path)(error))
     }
 
@@ -77,28 +77,29 @@ impl Writer {
 }
 
 fn ended() -> Trouble {
-    Trouble(
-        std::io::ErrorKind::BrokenPipe,
-        "its writer has ended".into(),
-    )
+    Trouble(io::ErrorKind::BrokenPipe, "its writer has ended".into())
 }
 
 fn write(ledger: LedgerFile, mut queue: mpsc::Receiver<Job>) {
     let LedgerFile {
-        mut file,
-        mut chain,
+        file,
+        chain,
         lock,
         path,
+        n_bytes,
     } = ledger;
+    let mut tail = Tail::new(file, chain, n_bytes);
     let mut trouble: Option<Trouble> = None;
     while let Some(first) = queue.blocking_recv() {
         let more = std::iter::from_fn(|| queue.try_recv().ok());
         let group: Vec<Job> = std::iter::once(first).chain(more).take(MAX_GROUP).collect();
-        if trouble.is_none()
-            && let Err(error) = write_group(&mut file, &mut chain, &group)
-        {
-            tracing::error!(path = %path.display(), %error, "the ledger cannot be written");
-            trouble = Some(Trouble(error.kind(), error.to_string()));
+        if trouble.is_none() {
+            let is_waited_for = group.iter().any(|job| job.synced.is_some());
+            let records = group.iter().map(|job| &job.record);
+            if let Err(error) = tail.append(records, is_waited_for) {
+                tracing::error!(path = %path.display(), %error, "the ledger cannot be written");
+                trouble = Some(Trouble(error.kind(), error.to_string()));
+            }
         }
         let replies = group.into_iter().filter_map(|job| job.synced);
         for reply in replies {
@@ -110,14 +111,65 @@ fn write(ledger: LedgerFile, mut queue: mpsc::Receiver<Job>) {
     drop(lock);
 }
 
-fn write_group(file: &mut File, chain: &mut Chain, group: &[Job]) -> std::io::Result<()> {
-    let mut lines = Vec::new();
-    for job in group {
-        chain.write(&job.record, &mut lines)?;
-    }
-    file.write_all(&lines)?;
-    if group.iter().any(|job| job.synced.is_some()) {
-        file.sync_data()?;
-    }
-    Ok(())
+/// Where lines are put.
+trait Disk {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Returns when all that was written is there to stay.
+    fn sync(&mut self) -> io::Result<()>;
 }
+
+impl Disk for File {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::Write::write_all(self, bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// The end of a ledger.
+struct Tail<D> {
+    disk: D,
+    chain: Chain,
+    /// Size of the file.
+    n_bytes: u64,
+    /// Bytes that were synced and not said to be.
+    n_synced: Option<u64>,
+}
+
+impl<D: Disk> Tail<D> {
+    const fn new(disk: D, chain: Chain, n_bytes: u64) -> Self {
+        Self {
+            disk,
+            chain,
+            n_bytes,
+            n_synced: None,
+        }
+    }
+
+    /// Appends records, after word of the last sync, and syncs if somebody waits for it.
+    fn append<'r>(
+        &mut self,
+        records: impl Iterator<Item = &'r Record>,
+        is_waited_for: bool,
+    ) -> io::Result<()> {
+        let mut lines = Vec::new();
+        if let Some(n_bytes) = self.n_synced.take() {
+            self.chain.write(&Record::Synced { n_bytes }, &mut lines)?;
+        }
+        for record in records {
+            self.chain.write(record, &mut lines)?;
+        }
+        self.disk.write_all(&lines)?;
+        self.n_bytes += lines.len() as u64;
+        if is_waited_for {
+            self.disk.sync()?;
+            self.n_synced = Some(self.n_bytes);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -44,17 +44,17 @@ async fn mount(server: &MockServer, route: &str, responder: impl Respond + 'stat
         .await;
 }
 
-/// Passes have no result while the flag stands.
-async fn withhold_passes(server: &MockServer) -> Arc<AtomicBool> {
+/// Futures of a kind have no result while the flag stands.
+async fn withhold(server: &MockServer, kind: &'static str) -> Arc<AtomicBool> {
     let is_withheld = Arc::new(AtomicBool::new(true));
     let flag = Arc::clone(&is_withheld);
-    let is_pass = move |request: &Request| {
+    let is_of_kind = move |request: &Request| {
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
-        let is_pass = |id: &str| id.starts_with("pass");
-        flag.load(Ordering::Relaxed) && body["request_id"].as_str().is_some_and(is_pass)
+        let id = body["request_id"].as_str();
+        flag.load(Ordering::Relaxed) && id.is_some_and(|id| id.starts_with(kind))
     };
     Mock::given(path("/api/v1/retrieve_future"))
-        .and(is_pass)
+        .and(is_of_kind)
         .respond_with(ResponseTemplate::new(408))
         .with_priority(1)
         .mount(server)
@@ -93,12 +93,25 @@ async fn trainer(server: &MockServer, ledger: &Path) -> Result<TrainingClient> {
 
 /// A process that dies between the answers to a step and to the pass before it.
 async fn step_that_misses_the_pass(server: &MockServer, ledger: &Path) {
-    let withheld = withhold_passes(server).await;
+    dies_before_the_answer(server, ledger, "pass", |trainer| {
+        drop(trainer.forward_backward(vec![datum()], LossFn::CrossEntropy));
+    })
+    .await;
+}
+
+/// A process that dies between the answers to a step and to what was submitted before it, whose
+/// futures are of this kind.
+async fn dies_before_the_answer(
+    server: &MockServer,
+    ledger: &Path,
+    kind: &'static str,
+    submit: impl FnOnce(&TrainingClient) + Send,
+) {
+    let withheld = withhold(server, kind).await;
     let process = async {
         let trainer = trainer(server, ledger).await.unwrap();
-        let missed = trainer.forward_backward(vec![datum()], LossFn::CrossEntropy);
+        submit(&trainer);
         trainer.optim_step(AdamParams::default()).await.unwrap();
-        drop(missed);
     };
     // Its tasks die with its runtime.
     std::thread::scope(|scope| {
@@ -181,6 +194,25 @@ async fn an_answer_that_was_missed_is_fetched() {
     let step = again.optim_step(AdamParams::default());
 
     assert_eq!(pass.await.unwrap().metrics["loss:sum"], 1.0);
+    step.await.unwrap();
+    assert_eq!(requests(&server, "optim_step").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_save_that_was_accepted_and_is_a_conflict_now_is_the_one_that_was_made() {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    dies_before_the_answer(&server, &folder.ledger(), "save", |trainer| {
+        drop(trainer.save_state("a", SaveOptions::default()));
+    })
+    .await;
+    answer_with(&server, "save_weights", None, refusal(409)).await;
+
+    let again = trainer(&server, &folder.ledger()).await.unwrap();
+    let saved = again.save_state("a", SaveOptions::default());
+    let step = again.optim_step(AdamParams::default());
+
+    let path = saved.await.unwrap().to_string();
+    assert_eq!(path, "tinker://S1:train:0/weights/0001");
     step.await.unwrap();
     assert_eq!(requests(&server, "optim_step").await.len(), 1);
 }
@@ -339,9 +371,10 @@ async fn a_ledger_cut_off_anywhere_is_gone_on_with() {
     let (server, folder) = (numbering_server().await, Folder::new());
     let expected = two_steps(&trainer(&server, &folder.ledger()).await.unwrap()).await;
     let whole = content(&server, &folder.ledger());
-    let n_lines = whole.iter().filter(|byte| **byte == b'\n').count();
+    let text = String::from_utf8(whole.clone()).unwrap();
     // Two operations of two steps: noted, accepted, answered; and the start of session and run.
-    assert_eq!(n_lines, 4 + 3 * 4);
+    let is_about_the_run = |line: &&str| !line.contains(r#""what":"synced""#);
+    assert_eq!(text.lines().filter(is_about_the_run).count(), 4 + 3 * 4);
 
     for n_kept in (0..whole.len()).step_by(61) {
         let torn = Folder::new();
@@ -405,21 +438,38 @@ async fn a_file_that_is_no_ledger_is_left_alone() {
 async fn a_server_that_lost_the_run_is_told_apart() {
     let (server, folder) = (numbering_server().await, Folder::new());
     two_steps(&trainer(&server, &folder.ledger()).await.unwrap()).await;
-    answer_with(&server, "get_info", None, ResponseTemplate::new(404)).await;
+    for lost in [
+        ResponseTemplate::new(404),
+        not_found(),
+        ResponseTemplate::new(410),
+    ] {
+        answer_with(&server, "get_info", Some(1), lost).await;
 
+        let error = trainer(&server, &folder.ledger()).await.unwrap_err();
+
+        let message = error.to_string();
+        let expected = "the server's view of S1:train:0 differs from the ledger's: \
+                        it does not have the run any more, nor what it answered up to \
+                        OptimStep (seq_id 4): ";
+        assert!(message.starts_with(expected), "{message}");
+        assert!(error.hint().contains("last checkpoint"), "{}", error.hint());
+    }
+    // Not a word about the run.
+    answer_with(&server, "get_info", Some(1), refusal(403)).await;
     let error = trainer(&server, &folder.ledger()).await.unwrap_err();
+    assert!(matches!(error, Error::Transport(_)), "{error}");
+}
 
-    let error = ledger_error(error);
-    assert!(
-        matches!(error, LedgerError::ServerDiffers { .. }),
-        "{error}"
-    );
+/// What common frameworks say of an endpoint that they lack, and some servers of a run.
+fn not_found() -> ResponseTemplate {
+    ResponseTemplate::new(404).set_body_json(json!({"detail": "Not Found"}))
 }
 
 #[tokio::test]
 async fn a_server_put_back_to_an_older_state_is_told_apart() {
     for newest in [
         ResponseTemplate::new(404),
+        not_found(),
         ok(json!({"metrics": {"grad_norm": 2.0}})),
     ] {
         let (server, folder) = (numbering_server().await, Folder::new());

@@ -100,16 +100,37 @@ async fn step(start: Start) -> Result<Option<String>> {
 
 /// The next step is refused as one of a model that is gone, which it then is.
 async fn lose_the_model(server: &MockServer, n_times: u64) {
-    answer_with(server, "optim_step", Some(n_times), refusal(404)).await;
+    lose_the_model_with(server, n_times, &refusal(404)).await;
+}
+
+/// The same, with these words.
+async fn lose_the_model_with(server: &MockServer, n_times: u64, gone: &ResponseTemplate) {
+    answer_with(server, "optim_step", Some(n_times), gone.clone()).await;
     // Asked for at the start, after the loss, and at the next start.
     let asked = AtomicU32::new(0);
+    let gone = gone.clone();
     let describe = move |request: &Request| match asked.fetch_add(1, Ordering::Relaxed) % 2 {
         0 => ok(json!({
             "model_id": body(request)["model_id"], "model_data": {"model_name": "tinker/nano"},
         })),
-        _ => refusal(404),
+        _ => gone.clone(),
     };
     answer_with(server, "get_info", None, describe).await;
+}
+
+#[tokio::test]
+async fn a_model_is_lost_in_whatever_words() {
+    let bare = ResponseTemplate::new(404).set_body_json(json!({"detail": "Not Found"}));
+    for gone in [bare, ResponseTemplate::new(404), ResponseTemplate::new(410)] {
+        let server = forgetful_server().await;
+        lose_the_model_with(&server, 1, &gone).await;
+        let (recovery, log) = recovery(&server);
+
+        let from = recovery.run(begin, step).await.unwrap();
+
+        assert_eq!(from.as_deref(), Some("tinker://S1:train:0/weights/0003"));
+        assert_eq!(log.lock().unwrap()[0], "lost S1:train:0");
+    }
 }
 
 #[tokio::test]

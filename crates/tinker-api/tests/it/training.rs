@@ -160,6 +160,51 @@ async fn a_refused_operation_leaves_its_number_to_the_next_one() {
 }
 
 #[tokio::test]
+async fn a_save_whose_name_is_taken_fails_and_the_run_goes_on() {
+    for statuses in [vec![409], vec![503, 409]] {
+        let server = server().await;
+        let n_attempts = 4_u64;
+        for (i, status) in statuses.iter().enumerate() {
+            let n = if i + 1 == statuses.len() {
+                n_attempts - i as u64
+            } else {
+                1
+            };
+            answer_with(&server, "save_weights", Some(n), refusal(*status)).await;
+        }
+        let trainer = trainer(&server).await;
+
+        let taken = trainer.save_state("a", SaveOptions::default());
+        let pass = trainer.forward_backward(vec![datum()], LossFn::CrossEntropy);
+        let free = trainer.save_state("b", SaveOptions::default());
+
+        let error = taken.await.unwrap_err();
+        assert!(
+            matches!(error.kind(), Some(tinker_api::ErrorKind::Conflict)),
+            "{error}"
+        );
+        pass.await.unwrap();
+        free.await.unwrap();
+        let arrived = operations(&server).await;
+        let later = names(&arrived[n_attempts as usize..]).to_vec();
+        assert_eq!(later, [("forward_backward", 1), ("save_weights", 2)]);
+    }
+}
+
+#[tokio::test]
+async fn a_conflict_of_another_operation_is_about_its_number_and_stops_the_client() {
+    let server = server().await;
+    answer_with(&server, "optim_step", None, refusal(409)).await;
+    let trainer = trainer(&server).await;
+
+    let step = trainer.optim_step(AdamParams::default()).await;
+    let pass = trainer.forward_backward(vec![datum()], LossFn::CrossEntropy);
+
+    assert!(step.unwrap_err().to_string().contains("409"));
+    assert!(matches!(pass.await.unwrap_err(), Error::Stopped(_)));
+}
+
+#[tokio::test]
 async fn a_submission_that_may_have_arrived_stops_the_client() {
     let server = server().await;
     answer_with(&server, "optim_step", None, refusal(500)).await;
