@@ -86,13 +86,29 @@ pub(crate) struct ListedCheckpoint(Option<Checkpoint>);
 impl<'de> Deserialize<'de> for ListedCheckpoint {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let row = serde_json::Value::deserialize(deserializer)?;
-        let kind = row.get("checkpoint_type").and_then(|kind| kind.as_str());
-        if kind.is_some_and(|kind| CheckpointKind::from_name(kind).is_none()) {
+        if is_of_unknown_kind(&row) {
             return Ok(Self(None));
         }
         let row = Checkpoint::deserialize(row).map_err(serde::de::Error::custom)?;
         Ok(Self(Some(row)))
     }
+}
+
+/// Whether a row says so in one of its fields that name a kind.
+fn is_of_unknown_kind(row: &serde_json::Value) -> bool {
+    let text = |field| row.get(field).and_then(serde_json::Value::as_str);
+    let kind = text("checkpoint_type").map(CheckpointKind::from_name);
+    let segment = text("checkpoint_id").and_then(|id| id.split_once('/'));
+    let segment = segment.map(|(segment, _)| CheckpointKind::from_segment(segment));
+    kind == Some(None) || segment == Some(None)
+}
+
+/// Reads a checkpoint that may be absent, or of a kind that a later version has.
+pub(crate) fn known_or_none<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Checkpoint>, D::Error> {
+    let row = Option::<ListedCheckpoint>::deserialize(deserializer)?;
+    Ok(row.and_then(|row| row.0))
 }
 
 /// The rows of known kinds.
@@ -126,15 +142,38 @@ mod tests {
 
     #[test]
     fn rows_of_kinds_from_the_future_are_left_out_and_counted() {
-        let rows = json!([row("training", "weights"), row("merged", "merged_weights")]);
+        let rows = json!([
+            row("training", "weights"),
+            row("merged", "merged_weights"),
+            row("training", "merged_weights"),
+        ]);
 
         let list: CheckpointsResponse =
             serde_json::from_value(json!({"checkpoints": rows})).unwrap();
         let found: CheckpointSearchResponse =
             serde_json::from_value(json!({"checkpoints": rows})).unwrap();
 
-        assert_eq!((list.checkpoints.len(), list.n_left_out), (1, 1));
+        assert_eq!((list.checkpoints.len(), list.n_left_out), (1, 2));
         assert_eq!(found.checkpoints.len(), 1);
+    }
+
+    #[test]
+    fn a_run_whose_checkpoints_are_of_kinds_from_the_future_is_read_without_them() {
+        let run = json!({
+            "training_run_id": "r",
+            "base_model": "m",
+            "model_owner": "o",
+            "is_lora": true,
+            "last_request_time": "2026-01-01T00:00:00Z",
+            "last_checkpoint": row("merged", "merged_weights"),
+            "last_sampler_checkpoint": row("sampler", "sampler_weights"),
+        });
+
+        let run: crate::TrainingRun = serde_json::from_value(run).unwrap();
+
+        assert_eq!(run.last_checkpoint, None);
+        let sampler = run.last_sampler_checkpoint.unwrap();
+        assert_eq!(sampler.checkpoint_type, CheckpointKind::Sampler);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoints::known_or_none;
 use crate::{Checkpoint, Timestamp, TrainingRunId};
 
 /// A training run.
@@ -25,11 +26,19 @@ pub struct TrainingRun {
     /// Rank of the adapter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_rank: Option<u32>,
-    /// Newest training checkpoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Newest training checkpoint; none if it is of a kind that this version does not know.
+    #[serde(
+        default,
+        deserialize_with = "known_or_none",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub last_checkpoint: Option<Checkpoint>,
-    /// Newest sampler checkpoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Newest sampler checkpoint; none if it is of a kind that this version does not know.
+    #[serde(
+        default,
+        deserialize_with = "known_or_none",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub last_sampler_checkpoint: Option<Checkpoint>,
     /// Annotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]

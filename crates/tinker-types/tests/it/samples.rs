@@ -64,6 +64,7 @@ fn unknown<T: DeserializeOwned + Serialize + Debug>(json: Value) {
 fn kinds_from_the_future_are_kept_whole() {
     unknown::<t::UsageInfo>(json!({"type": "teleport", "n": 1}));
     unknown::<t::SessionStatus>(json!({"type": "asleep", "since": "x"}));
+    unknown::<t::SessionStatus>(json!({"type": "client_finished", "reason": {"type": "bored"}}));
     unknown::<t::SessionFailure>(json!({"type": "moon", "phase": 2}));
     unknown::<t::Completion>(json!({"state": "half_done", "request_id": "r"}));
     unknown::<t::TelemetryEvent>(json!({"event": "DREAM", "event_id": "e"}));
