@@ -1,23 +1,22 @@
 """Trains with losses of its own through the official Python SDK.
 
-    python sdk_custom_loss.py BASE_URL BASE_MODEL      # the key in TINKER_API_KEY
+    python sdk_custom_loss.py BASE_URL BASE_MODEL [--stand-in]   # the key in TINKER_API_KEY
 
-Prints a JSON object: for each loss the metrics of each step and the path of the checkpoint. Empty where
-there is no PyTorch, which the SDK needs for this.
+Prints a JSON object: which PyTorch it was, and for each loss the metrics of each step and the path of the
+checkpoint. Without PyTorch, or with --stand-in, the SDK gets `stand_in/torch.py` in its place.
 """
 
+import importlib.util
 import json
+import pathlib
 import sys
 
-import tinker
-from tinker import types
+if "--stand-in" in sys.argv or importlib.util.find_spec("torch") is None:
+    sys.path.insert(0, str(pathlib.Path(__file__).parent / "stand_in"))
 
-try:
-    import torch
-    import torch.nn.functional as F
-except ImportError:
-    print("{}")
-    sys.exit()
+import tinker
+import torch
+from tinker import types
 
 BASE_URL, BASE_MODEL = sys.argv[1:3]
 ADAM = types.AdamParams(learning_rate=5e-3)
@@ -40,7 +39,7 @@ def squares(data, logprobs):
 def preferences(data, logprobs):
     sums = torch.stack([l.sum() for l in logprobs])
     margins = 0.5 * (sums[0::2] - sums[1::2])
-    return -F.logsigmoid(margins).mean(), {"margin": margins.mean().item()}
+    return -torch.nn.functional.logsigmoid(margins).mean(), {"margin": margins.mean().item()}
 
 
 def train(service, loss):
@@ -57,7 +56,8 @@ def train(service, loss):
 def main():
     with tinker.ServiceClient(base_url=BASE_URL) as service:
         losses = {"squares": squares, "preferences": preferences}
-        print(json.dumps({name: train(service, loss) for name, loss in losses.items()}))
+        trained = {name: train(service, loss) for name, loss in losses.items()}
+        print(json.dumps({"torch": torch.__version__, **trained}))
 
 
 main()

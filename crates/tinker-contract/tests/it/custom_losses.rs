@@ -1,5 +1,7 @@
 //! Losses computed by the client: our run is that of the official SDK.
 
+use std::path::Path;
+
 use serde_json::Value;
 use tinker_api::custom_loss::{CustomLossError, Tape, Var, differentiate};
 use tinker_api::{AdamParams, Datum, LoraConfig, ModelInput, SaveOptions, TensorData, TinkerPath};
@@ -79,36 +81,60 @@ fn assert_close(ours: &Value, theirs: &Value) {
     }
 }
 
+/// What the script trained: with PyTorch, or with what stands in for it where there is none.
+async fn train_with_sdk(python: &Path, target: &Target, more: &[&str]) -> Value {
+    let mut arguments = vec![target.base_url.clone(), target.base_model.clone()];
+    arguments.extend(more.iter().map(ToString::to_string));
+    let (script, key) = ("sdk_custom_loss.py", &target.api_key);
+    let printed = python::run_script(python, script, &arguments, key, target.home());
+    printed.await.summary
+}
+
+fn assert_steps_close(ours: &[Value], theirs: &Value) {
+    let theirs = theirs["steps"].as_array().unwrap();
+    assert_eq!((ours.len(), theirs.len()), (3, 3));
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert_close(ours, theirs);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn custom_losses_train_as_with_the_official_sdk() {
     let Some(python) = python::find() else {
         return;
     };
     let target = Target::start().await;
-    let arguments = [target.base_url.clone(), target.base_model.clone()];
-    let script = "sdk_custom_loss.py";
-    let theirs =
-        python::run_script(&python, script, &arguments, &target.api_key, target.home()).await;
-    if theirs.summary.as_object().unwrap().is_empty() {
-        println!("skipped: this Python has no torch, which the SDK needs for losses of its own");
-        return;
-    }
+    let theirs = train_with_sdk(&python, &target, &[]).await;
 
     let losses: [(&str, Loss); 2] = [("squares", squares), ("preferences", preferences)];
     for (name, loss) in losses {
-        let theirs = &theirs.summary[name];
+        let theirs = &theirs[name];
         let (steps, path) = train(&target, loss).await;
 
-        assert_eq!(steps.len(), 3);
-        for (ours, theirs) in steps.iter().zip(theirs["steps"].as_array().unwrap()) {
-            assert_close(ours, theirs);
-        }
+        assert_steps_close(&steps, theirs);
         if name == "squares" {
             // Twice a 32-bit float is exact, so both sent the same bytes.
             let path_of_theirs = theirs["path"].as_str().unwrap().parse().unwrap();
             let ours = checkpoint_tensors(target.home(), &path);
             assert!(ours == checkpoint_tensors(target.home(), &path_of_theirs));
         }
+    }
+    target.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_in_for_pytorch_differentiates_as_pytorch_does() {
+    let Some(python) = python::find() else {
+        return;
+    };
+    let target = Target::start().await;
+    let stand_in = train_with_sdk(&python, &target, &["--stand-in"]).await;
+    let pytorch = train_with_sdk(&python, &target, &[]).await;
+
+    assert_eq!(stand_in["torch"], "stand-in");
+    for name in ["squares", "preferences"] {
+        let steps = stand_in[name]["steps"].as_array().unwrap();
+        assert_steps_close(steps, &pytorch[name]);
     }
     target.stop().await;
 }
