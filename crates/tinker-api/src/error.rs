@@ -78,6 +78,30 @@ impl Error {
         }
     }
 
+    /// The name of the variant, for reports.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::RequestFailed { .. } => "RequestFailed",
+            Self::Transport(_) => "Transport",
+            Self::InvalidRequest(_) => "InvalidRequest",
+            Self::WrongCheckpointKind { .. } => "WrongCheckpointKind",
+            Self::Protocol(_) => "Protocol",
+            Self::Stopped(_) => "Stopped",
+            Self::Closed => "Closed",
+            Self::Ledger(_) => "Ledger",
+            Self::CustomLoss(_) => "CustomLoss",
+            Self::TimedOut { .. } => "TimedOut",
+        }
+    }
+
+    /// Tells the service that a training run could not be created, or an operation of one failed,
+    /// if the program agreed to reports.
+    pub(crate) fn report(&self, http: &tinker_http::Client) {
+        if http.reports() {
+            http.report_fatal(self.name(), &self.to_string(), self.is_user_error());
+        }
+    }
+
     /// Whether the user's input caused it, as far as is known.
     #[must_use]
     pub fn is_user_error(&self) -> bool {

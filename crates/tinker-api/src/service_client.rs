@@ -284,8 +284,11 @@ impl ServiceClient {
             Ok(resolve(RequestType::CreateModel, id, resolved)?.model_id)
         };
         let number = request.model_seq_id;
-        let run = create_once(&session, number, &request, summary, Box::pin(create)).await?;
-        TrainingClient::open(Arc::clone(&session), run).await
+        open_created(
+            &session,
+            create_once(&session, number, &request, summary, Box::pin(create)),
+        )
+        .await
     }
 
     /// Creates a training run from a training checkpoint, with a new optimizer.
@@ -355,8 +358,11 @@ impl ServiceClient {
             let model_id = loaded.model_id;
             Ok(model_id.unwrap_or_else(|| TrainingRunId::of_session(&session.id, model_seq_id)))
         };
-        let run = create_once(&session, model_seq_id, &request, summary, Box::pin(load)).await?;
-        TrainingClient::open(Arc::clone(&session), run).await
+        open_created(
+            &session,
+            create_once(&session, model_seq_id, &request, summary, Box::pin(load)),
+        )
+        .await
     }
 
     /// Creates a sampler of a base model or of a sampler checkpoint.
@@ -389,6 +395,30 @@ impl ServiceClient {
     /// What the training runs of this client have under way to the server.
     pub(crate) fn submissions(&self) -> &Submissions {
         &self.shared.options.submissions
+    }
+
+    /// What the training runs of this client have under way to the server.
+    pub(crate) fn submissions(&self) -> &Submissions {
+        &self.shared.options.submissions
+    }
+
+    /// A client as of [`with_new_session`](Self::with_new_session) that notes its steps in the ledger
+    /// at `path`; see [`ServiceClientBuilder::ledger`].
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] if the ledger is damaged or in use.
+    pub fn with_ledger(&self, path: impl AsRef<Path>) -> Result<Self> {
+        let ledger = Some(Arc::new(Ledger::open(path.as_ref())?));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                http: self.shared.http.clone(),
+                options: SessionOptions {
+                    ledger,
+                    ..self.shared.options.clone()
+                },
+                session: OnceCell::new(),
+            }),
+        })
     }
 
     /// Asks whether the server has the model of a run.
@@ -516,6 +546,18 @@ impl ServiceClient {
         session.check_open()?;
         Ok(Arc::clone(session))
     }
+}
+
+/// The client of a run that `created` brings.
+async fn open_created(
+    session: &Arc<Session>,
+    created: impl Future<Output = Result<TrainingRunId>>,
+) -> Result<TrainingClient> {
+    let opened = match created.await {
+        Ok(run) => TrainingClient::open(Arc::clone(session), run).await,
+        Err(error) => Err(error),
+    };
+    opened.inspect_err(|error| error.report(&session.http))
 }
 
 /// Creates a training run, unless the ledger has it.

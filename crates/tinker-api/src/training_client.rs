@@ -356,10 +356,9 @@ impl TrainingClient {
             let submitted: Result<_> = submission.await;
             // The turn of later operations does not keep the client alive, nor does a result.
             drop((inner, sending));
-            deliver(promise, async {
-                convert(
-                    result_of(operation, submitted?, |id, took| retrieve(http, id, took)).await?,
-                )
+            deliver(&http, promise, async {
+                let retrieve = |id, took| retrieve(http.clone(), id, took);
+                convert(result_of(operation, submitted?, retrieve).await?)
             })
             .await;
         });
@@ -385,7 +384,7 @@ impl TrainingClient {
             }
             .await;
             drop((inner, sending));
-            deliver(promise, async { sent?.output(&http, n_data).await }).await;
+            deliver(&http, promise, async { sent?.output(&http, n_data).await }).await;
         });
         future
     }
@@ -487,10 +486,17 @@ fn one_output_each(output: ForwardBackwardOutput, n_data: usize) -> Result<Forwa
 }
 
 /// Waits for a result while somebody waits for it here.
-pub(crate) async fn deliver<T>(mut promise: Promise<T>, result: impl Future<Output = Result<T>>) {
+pub(crate) async fn deliver<T>(
+    http: &Client,
+    mut promise: Promise<T>,
+    result: impl Future<Output = Result<T>>,
+) {
     tokio::select! {
         () = promise.closed() => {}
         result = result => {
+            if let Err(error) = &result {
+                error.report(http);
+            }
             // Nobody listens any more if this fails.
             promise.send(result).ok();
         }

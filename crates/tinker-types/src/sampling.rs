@@ -1,6 +1,6 @@
 //! Samplers and samples.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::tags::{type_tag, wire_enum};
 use crate::{ModelInput, SamplingParams, SamplingSessionId, SessionId, TensorData, TinkerPath};
@@ -43,9 +43,18 @@ pub struct SamplerInfo {
     pub sampler_id: SamplingSessionId,
     /// Its base model.
     pub base_model: String,
-    /// Its checkpoint, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Its checkpoint, if it has one of a kind that this version knows.
+    #[serde(
+        default,
+        deserialize_with = "known_path",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub model_path: Option<TinkerPath>,
+}
+
+fn known_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TinkerPath>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| text.parse().ok()))
 }
 
 /// Request of `POST /api/v1/asample`; answered by a future of [`SampleResponse`].

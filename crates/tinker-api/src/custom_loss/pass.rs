@@ -67,7 +67,7 @@ impl TrainingClient {
             }
             .await;
             drop((inner, sending));
-            deliver(promise, async {
+            deliver(&http, promise, async {
                 let (backward, evaluation) = sent?;
                 let output = backward.output(&http, n_data).await?;
                 surrogate::relabel(output, evaluation.loss, evaluation.metrics)

@@ -39,6 +39,8 @@ pub(crate) struct Telemetry {
 struct State {
     queue: Queue,
     session_id: String,
+    /// In the client's time; none before there is a session.
+    session_began: Option<Duration>,
     is_running: bool,
     /// Reports under way.
     n_sending: u32,
@@ -50,6 +52,7 @@ impl Default for Telemetry {
             state: Mutex::new(State {
                 queue: Queue::new(),
                 session_id: format!("sessionless-{}", Uuid::new_v4()),
+                session_began: None,
                 is_running: false,
                 n_sending: 0,
             }),
@@ -71,12 +74,21 @@ impl Telemetry {
 }
 
 impl Client {
+    /// Whether the program agreed to reports.
+    #[must_use]
+    pub fn reports(&self) -> bool {
+        self.inner().telemetry.is_some()
+    }
+
     /// Says in which session reports are made from now on, if any are, and that it began.
     pub fn note_session(&self, session_id: &str) {
         let Some(telemetry) = &self.inner().telemetry else {
             return;
         };
-        session_id.clone_into(&mut telemetry.state().session_id);
+        let mut state = telemetry.state();
+        session_id.clone_into(&mut state.session_id);
+        state.session_began = Some(self.now());
+        drop(state);
         self.push(Severity::Info, |head| TelemetryEvent::SessionStart { head });
     }
 
@@ -90,22 +102,35 @@ impl Client {
         });
     }
 
-    /// Reports a failure that ends the program's work, and that the session ends with it.
-    pub fn report_fatal(&self, error: &(dyn std::error::Error + 'static)) {
-        let message = short(&error.to_string());
-        self.push(Severity::Critical, |head| {
-            TelemetryEvent::UnhandledException {
+    /// Reports that an operation of a training run, or its creation, ends with this error, as the
+    /// official client does: as the end of the session, if there is one, since few programs go on.
+    /// Calls that only look something up are not reported so.
+    pub fn report_fatal(&self, error_type: &str, message: &str, is_user_error: bool) {
+        let Some(telemetry) = &self.inner().telemetry else {
+            return;
+        };
+        let message = short(message);
+        if is_user_error {
+            let data = json!({"error_type": error_type, "message": message});
+            self.report(Severity::Warning, "user_error", object(data));
+        } else {
+            let error_type = error_type.to_owned();
+            self.push(Severity::Error, |head| TelemetryEvent::UnhandledException {
                 head,
-                error_type: type_of(error).to_owned(),
+                error_type,
                 error_message: message,
                 traceback: None,
-            }
-        });
-        let age = duration(self.now());
-        self.push(Severity::Error, |head| TelemetryEvent::SessionEnd {
-            head,
-            duration: Some(age),
-        });
+            });
+        }
+        let began = telemetry.state().session_began;
+        if let Some(began) = began {
+            let age = duration(self.now().saturating_sub(began));
+            self.push(Severity::Info, |head| TelemetryEvent::SessionEnd {
+                head,
+                duration: Some(age),
+            });
+        }
+        telemetry.wake.notify_one();
     }
 
     /// Waits until all reports are sent, at most half a minute.
@@ -313,13 +338,6 @@ fn object(value: Value) -> Map<String, Value> {
 
 fn short(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
-}
-
-fn type_of(error: &(dyn std::error::Error + 'static)) -> &'static str {
-    match error.is::<Error>() {
-        true => "tinker_http::Error",
-        false => "Error",
-    }
 }
 
 /// The system as Python's `platform.system()` calls it.

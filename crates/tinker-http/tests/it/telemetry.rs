@@ -174,15 +174,31 @@ async fn a_fatal_failure_ends_the_session_in_the_reports() {
     let server = accepting().await;
     let client = reporting(&server).await;
 
-    client.report_fatal(&std::io::Error::other("out of luck"));
+    client.note_session("S1");
+    client.report_fatal("RequestFailed", "out of luck", false);
     client.drain_reports().await;
 
     let events = events(&server).await;
-    assert_eq!(events[0]["event"], "UNHANDLED_EXCEPTION");
-    assert_eq!(events[0]["error_message"], "out of luck");
-    assert_eq!(events[1]["event"], "SESSION_END");
-    let duration = events[1]["duration"].as_str().unwrap();
+    assert_eq!(events[1]["event"], "UNHANDLED_EXCEPTION");
+    assert_eq!(events[1]["error_type"], "RequestFailed");
+    assert_eq!(events[1]["error_message"], "out of luck");
+    assert_eq!(events[2]["event"], "SESSION_END");
+    let duration = events[2]["duration"].as_str().unwrap();
     assert!(duration.starts_with("0:00:0"), "{duration}");
+}
+
+#[tokio::test]
+async fn a_users_mistake_without_a_session_is_reported_as_that_alone() {
+    let server = accepting().await;
+    let client = reporting(&server).await;
+
+    client.report_fatal("InvalidRequest", "no data", true);
+    client.drain_reports().await;
+
+    let events = events(&server).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["event_name"], "user_error");
+    assert_eq!(events[0]["event_data"]["error_type"], "InvalidRequest");
     let session = reports(&server).await[0]["session_id"].clone();
     assert!(session.as_str().unwrap().starts_with("sessionless-"));
 }

@@ -73,6 +73,22 @@ fn kinds_from_the_future_are_kept_whole() {
 }
 
 #[test]
+fn a_sampler_of_a_kind_from_the_future_is_known_by_its_base_model() {
+    let json = json!({
+        "sampler_id": "S1:sample:0",
+        "base_model": "m",
+        "model_path": "tinker://r/merged_weights/a",
+    });
+
+    let sampler = decode::<t::SamplerInfo>(&json);
+
+    assert_eq!(
+        (sampler.base_model.as_str(), sampler.model_path),
+        ("m", None)
+    );
+}
+
+#[test]
 fn the_end_of_a_ttl_is_sent_as_null() {
     let request = t::SetTtlRequest { ttl_seconds: None };
 
