@@ -49,14 +49,15 @@ mod options;
 mod recovery;
 mod resolve;
 mod rest_client;
+mod sample_numbers;
 mod sample_queue;
 mod sampler;
 mod sampler_handle;
 mod sampling_client;
 mod service_client;
 mod session;
-mod training_client;
 mod submissions;
+mod training_client;
 mod turns;
 mod uploaded_loss;
 

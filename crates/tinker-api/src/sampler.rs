@@ -1,6 +1,5 @@
 //! One sampler at work: submits a sample, waits for its result, and submits anew what was forgotten.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +14,8 @@ use tokio::sync::Semaphore;
 use crate::cancel::Canceller;
 use crate::error::{Error, Result};
 use crate::resolve::resolve;
+use crate::sample_numbers::{MAX_RESUBMISSIONS, SampleNumbers};
 use crate::session::Session;
-
-/// How often a sample that the server forgot is submitted anew.
-const MAX_RESUBMISSIONS: u32 = 10;
-/// Numbers of samples that one client of a sampler has to itself.
-pub(crate) const NUMBERS_PER_CLIENT: u64 = 1_000_000_000;
 
 /// Connections for submissions, and for announced results, where each call takes one of its own:
 /// unencrypted servers speak HTTP/1.1. Such calls are answered at once, so that more would only
@@ -32,7 +27,7 @@ const MAX_CONNECTIONS: usize = 64;
 pub(crate) struct Sampler {
     pub(crate) session: Arc<Session>,
     pub(crate) id: SamplingSessionId,
-    next_seq_id: AtomicU64,
+    numbers: SampleNumbers,
     max_resubmissions: u32,
     retry: RetryPolicy,
     poller: Option<CompletionPoller>,
@@ -70,7 +65,7 @@ impl Sampler {
         Self {
             submissions: Semaphore::new(n_calls),
             fetches: Semaphore::new(n_calls),
-            next_seq_id: AtomicU64::new(client_number.saturating_mul(NUMBERS_PER_CLIENT)),
+            numbers: SampleNumbers::of_client(client_number),
             max_resubmissions,
             retry,
             poller: config.sample_use_retrieve_futures.then(start),
@@ -82,8 +77,8 @@ impl Sampler {
     }
 
     /// The number of the next sample.
-    pub(crate) fn next_number(&self) -> u64 {
-        self.next_seq_id.fetch_add(1, Ordering::Relaxed)
+    pub(crate) fn next_number(&self) -> Result<u64> {
+        self.numbers.next_call()
     }
 
     /// Most samples in flight.
@@ -155,7 +150,7 @@ impl Sampler {
                         && n_resubmissions < self.max_resubmissions =>
                 {
                     n_resubmissions += 1;
-                    request.seq_id = Some(self.next_number());
+                    request.seq_id = request.seq_id.map(SampleNumbers::anew);
                     tracing::debug!(request.id = %id, "the server forgot a sample; submitting anew");
                 }
                 Err(error) => return Err(error.into()),

@@ -12,8 +12,9 @@ use tinker_types::{
 use crate::api_future::ApiFuture;
 use crate::error::{Error, Result};
 use crate::options::{SampleOptions, SamplingSource};
+use crate::sample_numbers::NUMBERS_PER_CLIENT;
 use crate::sample_queue::{Job, SampleQueue};
-use crate::sampler::{NUMBERS_PER_CLIENT, Sampler};
+use crate::sampler::Sampler;
 use crate::sampler_handle::{Holder, SamplerHandle};
 use crate::session::Session;
 
@@ -158,11 +159,10 @@ impl SamplingClient {
         options: SampleOptions,
     ) -> ApiFuture<SampleResponse> {
         let operation = RequestType::Sample;
-        let open = self.inner.sampler.session.check_open();
-        if let Err(error) = open.and_then(|()| check(&prompt, &params, &options)) {
-            return ApiFuture::refused(operation, error);
-        }
-        let request = self.request(prompt, params, options);
+        let request = match self.request(prompt, params, options) {
+            Ok(request) => request,
+            Err(error) => return ApiFuture::refused(operation, error),
+        };
         let (promise, future) = ApiFuture::new(operation);
         self.inner.queue.push(Job { request, promise });
         future
@@ -213,18 +213,21 @@ impl SamplingClient {
         future.aborting(task.abort_handle())
     }
 
+    /// The request, checked and numbered: what is refused takes no number.
     fn request(
         &self,
         prompt: ModelInput,
         sampling_params: SamplingParams,
         options: SampleOptions,
-    ) -> SampleRequest {
-        SampleRequest {
+    ) -> Result<SampleRequest> {
+        self.inner.sampler.session.check_open()?;
+        check(&prompt, &sampling_params, &options)?;
+        Ok(SampleRequest {
             num_samples: options.num_samples,
             prompt,
             sampling_params,
             sampling_session_id: Some(self.inner.sampler.id.clone()),
-            seq_id: Some(self.inner.sampler.next_number()),
+            seq_id: Some(self.inner.sampler.next_number()?),
             prompt_logprobs: Some(options.prompt_logprobs),
             topk_prompt_logprobs: options.topk_prompt_logprobs,
             topk_sample_logprobs: options.topk_sample_logprobs,
@@ -236,7 +239,7 @@ impl SamplingClient {
             base_model: None,
             model_path: None,
             tag: SampleTag,
-        }
+        })
     }
 }
 

@@ -1,11 +1,14 @@
 //! Samples: numbers, back-pressure, forgotten futures, abandonment.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
 use tinker_api::{
-    Error, Event, ModelInput, SampleOptions, SamplingClient, SamplingParams, SamplingSource,
+    Error, Event, LoraConfig, ModelInput, SampleOptions, SamplingClient, SamplingParams,
+    SamplingSource,
 };
 use wiremock::{MockServer, Request, ResponseTemplate};
 
@@ -104,21 +107,91 @@ async fn a_failed_submission_is_repeated_under_its_number() {
 }
 
 #[tokio::test]
-async fn a_forgotten_sample_is_submitted_anew_under_a_new_number() {
+async fn a_forgotten_sample_is_submitted_anew_under_numbers_that_no_call_has() {
     let server = server().await;
     answer_with(&server, "retrieve_future", Some(2), refusal(410)).await;
     let sampler = sampler(&server).await;
 
-    sampler
-        .sample(
-            prompt(),
-            SamplingParams::default(),
-            SampleOptions::default(),
-        )
-        .await
-        .unwrap();
+    for _ in 0..2 {
+        sampler
+            .sample(
+                prompt(),
+                SamplingParams::default(),
+                SampleOptions::default(),
+            )
+            .await
+            .unwrap();
+    }
 
-    assert_eq!(seq_ids(&requests(&server, "asample").await), [0, 1, 2]);
+    let sent = seq_ids(&requests(&server, "asample").await);
+    assert_eq!(sent, [0, 90_909_090, 181_818_180, 1]);
+}
+
+/// Takes a number for one request only, as servers do, and forgets one sample that it had taken.
+fn strict_about_numbers() -> impl Fn(&Request) -> ResponseTemplate {
+    let known = Mutex::new(HashMap::new());
+    move |request: &Request| {
+        let seq_id = body(request)["seq_id"].clone();
+        let number = seq_id.as_u64().unwrap();
+        let mut known = known.lock().unwrap();
+        let first = known.entry(number).or_insert_with(|| request.body.clone());
+        if *first != request.body {
+            return ResponseTemplate::new(422)
+                .set_body_json(json!({"detail": format!("{number} is of another request")}));
+        }
+        ok(json!({"request_id": format!("sample-{seq_id}")}))
+    }
+}
+
+/// A program that draws a sample of each of the prompts, which differ, and has a ledger.
+async fn draw_each(server: &MockServer, ledger: &Path, prompts: std::ops::Range<u32>) {
+    let service = builder(server).ledger(ledger).build().unwrap();
+    let run = service.create_lora_training_client("tinker/nano", LoraConfig::default());
+    let _run = run.await.unwrap();
+    let source = SamplingSource::BaseModel("tinker/nano".into());
+    let sampler = service.create_sampling_client(source).await.unwrap();
+    for token in prompts {
+        let prompt = ModelInput::from_tokens(vec![token]);
+        let (params, options) = (SamplingParams::default(), SampleOptions::default());
+        let sample = sampler.sample(prompt, params, options);
+        sample
+            .await
+            .unwrap_or_else(|error| panic!("prompt {token}: {error}"));
+    }
+}
+
+/// Runs a program on a runtime of its own, with which all that it began ends.
+fn process(program: impl Future<Output = ()> + Send) {
+    std::thread::scope(|scope| {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.unwrap().block_on(program);
+        };
+        scope.spawn(run).join().unwrap();
+    });
+}
+
+#[tokio::test]
+async fn a_restarted_program_samples_on_after_one_was_submitted_anew() {
+    let (server, folder) = (server().await, tempfile::TempDir::new().unwrap());
+    answer_with(&server, "asample", None, strict_about_numbers()).await;
+    let forgets = |request: &Request| body(request)["request_id"] == "sample-1";
+    wiremock::Mock::given(wiremock::matchers::path("/api/v1/retrieve_future"))
+        .and(forgets)
+        .respond_with(refusal(410))
+        .with_priority(1)
+        .mount(&server)
+        .await;
+    let ledger = folder.path().join("ledger.jsonl");
+
+    process(draw_each(&server, &ledger, 0..2));
+    process(draw_each(&server, &ledger, 0..4));
+
+    let sent = seq_ids(&requests(&server, "asample").await);
+    let anew = 90_909_091;
+    assert_eq!(sent, [0, 1, anew, 0, 1, anew, 2, 3]);
 }
 
 #[tokio::test]
