@@ -69,6 +69,7 @@ impl Dispatch {
                     self.pause().pause(http.now(), wait);
                     if let Some(limit) = http.sample_gate().refuse(http.now()) {
                         tracing::info!(limit, "at most {limit} samples in flight from now on");
+                        http.tell(&Event::SamplingLimit { limit });
                     }
                     http.tell(&Event::SamplingPaused { wait, reason });
                 }

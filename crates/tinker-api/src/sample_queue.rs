@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tinker_http::Place;
+use tinker_http::{Event, Place};
 use tinker_types::{SampleRequest, SampleResponse};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -71,8 +71,11 @@ async fn draw(sampler: Arc<Sampler>, job: Job, place: Place, slot: OwnedSemaphor
         () = promise.closed() => return,
         result = sampler.draw(request) => result,
     };
-    if result.is_ok() {
-        place.succeed();
+    if result.is_ok()
+        && let Some(limit) = place.succeed()
+    {
+        let http = &sampler.session.http;
+        http.tell(&Event::SamplingLimit { limit });
     }
     drop(slot);
     // Nobody listens any more if this fails.

@@ -65,7 +65,7 @@ impl AdaptiveGate {
             if self.shared.lock().try_enter() {
                 return Place {
                     shared: Arc::clone(&self.shared),
-                    has_succeeded: false,
+                    is_left: false,
                 };
             }
             freed.await;
@@ -74,8 +74,7 @@ impl AdaptiveGate {
 
     /// Notes that the server refused a sample; the new limit if it shrank.
     pub fn refuse(&self, now: Duration) -> Option<u32> {
-        let mut limit = self.shared.lock();
-        limit.refuse(now).then(|| limit.limit())
+        self.shared.lock().refuse(now)
     }
 
     /// Most samples at once, now.
@@ -102,25 +101,23 @@ impl Shared {
 #[must_use = "the place is given back when this is dropped"]
 pub struct Place {
     shared: Arc<Shared>,
-    has_succeeded: bool,
+    is_left: bool,
 }
 
 impl Place {
-    /// Gives the place back after a result, from which the limit learns.
-    pub fn succeed(mut self) {
-        self.has_succeeded = true;
+    /// Gives the place back after a result, from which the limit learns; the new limit if it has
+    /// grown enough to tell.
+    pub fn succeed(mut self) -> Option<u32> {
+        self.is_left = true;
+        self.shared.lock().succeed()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut limit = self.shared.lock();
-        if self.has_succeeded {
-            limit.succeed();
-        } else {
-            limit.leave();
+        if !self.is_left {
+            self.shared.lock().leave();
         }
-        drop(limit);
         self.shared.freed.notify_waiters();
     }
 }
@@ -144,7 +141,7 @@ mod tests {
         let first = gate.enter().await;
         let waiting = tokio::spawn({
             let gate = gate.clone();
-            async move { gate.enter().await.succeed() }
+            async move { drop(gate.enter().await.succeed()) }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());

@@ -1,19 +1,23 @@
 //! One poll for all samples of a sampler: does what [`CompletionPoll`] says and wakes those who wait.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tinker_types::{
     Completion, CompletionsTarget, RequestId, RetrieveFuturesRequest, RetrieveFuturesResponse,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::client::Client;
 use crate::clock::Clock;
+use crate::completion_table::{CompletionTable, Entry, Overdue};
 use crate::error::{Error, ErrorKind};
-use crate::machine::{CompletionEvent, CompletionPoll, CompletionStep};
+use crate::machine::{CompletionEvent, CompletionPoll, CompletionStep, Missed};
+
+/// Samples asked for by themselves at once, beside the poll.
+const QUESTIONS: usize = 16;
 
 /// What a poll says of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,19 +40,18 @@ pub struct CompletionPoller {
 
 #[derive(Debug)]
 struct Shared {
+    client: Client,
     state: Mutex<State>,
     /// There is something new to wait for or to report.
     news: Notify,
+    /// A sample may have to be asked for sooner than was known.
+    overdue: Notify,
 }
 
 #[derive(Debug)]
 struct State {
     machine: CompletionPoll,
-    waiting: HashMap<RequestId, oneshot::Sender<Completed>>,
-    /// Completions that came before their submission was answered here.
-    early: HashMap<RequestId, Completed>,
-    /// Samples given up before they were done.
-    abandoned: HashSet<RequestId>,
+    table: CompletionTable,
     has_ended: bool,
 }
 
@@ -56,17 +59,19 @@ impl CompletionPoller {
     /// Starts the poll on a runtime. It sends nothing until somebody waits.
     #[must_use]
     pub fn start(runtime: &Handle, client: Client, target: CompletionsTarget) -> Self {
+        let policy = client.poll_policy();
+        let state = State {
+            machine: CompletionPoll::new(policy.clone()),
+            table: CompletionTable::new(policy.unheard_interval),
+            has_ended: false,
+        };
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                machine: CompletionPoll::new(client.poll_policy().clone()),
-                waiting: HashMap::new(),
-                early: HashMap::new(),
-                abandoned: HashSet::new(),
-                has_ended: false,
-            }),
+            client,
+            state: Mutex::new(state),
             news: Notify::new(),
+            overdue: Notify::new(),
         });
-        let task = runtime.spawn(poll(client, target, Arc::clone(&shared)));
+        let task = runtime.spawn(run(target, Arc::clone(&shared)));
         Self {
             shared,
             task: task.abort_handle(),
@@ -75,17 +80,22 @@ impl CompletionPoller {
 
     /// Waits until a sample is done. Dropped before, it gives the sample up.
     pub async fn completed(&self, request_id: &RequestId) -> Completed {
-        let (sender, done) = oneshot::channel();
-        {
+        let done = {
             let mut state = self.shared.lock();
             if state.has_ended {
                 return Completed::AskSingly;
             }
-            if let Some(completed) = state.early.remove(request_id) {
-                return completed;
+            match state.table.wait(self.shared.client.now(), request_id) {
+                Entry::Done(completed) => return completed,
+                Entry::Waits(done) => {
+                    // Whoever comes later is due later.
+                    if state.table.n_waiting() == 1 {
+                        self.shared.overdue.notify_one();
+                    }
+                    done
+                }
             }
-            state.waiting.insert(request_id.clone(), sender);
-        }
+        };
         self.shared.news.notify_one();
         let mut interest = Interest {
             shared: &self.shared,
@@ -120,10 +130,7 @@ impl Drop for Interest<'_> {
         let Some(request_id) = self.request_id else {
             return;
         };
-        let mut state = self.shared.lock();
-        if state.waiting.remove(request_id).is_some() {
-            state.abandoned.insert(request_id.clone());
-        }
+        self.shared.lock().table.abandon(request_id);
     }
 }
 
@@ -135,10 +142,7 @@ impl Shared {
     /// Sorts an answer: wakes those whose samples are done.
     fn answered(&self, answer: RetrieveFuturesResponse) -> CompletionEvent {
         let mut state = self.lock();
-        if state.machine.is_restart(answer.cursor) {
-            tracing::warn!("the server forgot which samples are done; asking for each");
-            state.wake_all();
-        }
+        let missed = state.machine.missed(answer.cursor);
         let n_completions = answer.completions.len();
         for completion in answer.completions {
             match completion {
@@ -165,6 +169,18 @@ impl Shared {
                 other => tracing::debug!(?other, "a completion was not understood"),
             }
         }
+        match missed {
+            Missed::Nothing => {}
+            // What it told of just now was not missed.
+            Missed::Perhaps => {
+                state.table.suspect_all(self.client.now());
+                self.overdue.notify_one();
+            }
+            Missed::Surely => {
+                tracing::warn!("the server forgot which samples are done; asking for each");
+                state.table.wake_all();
+            }
+        }
         CompletionEvent::Answered {
             cursor: answer.cursor,
             n_completions,
@@ -172,44 +188,78 @@ impl Shared {
     }
 
     /// The next step, with everybody told to ask singly if it is the last one.
-    fn on(&self, client: &Client, event: CompletionEvent) -> CompletionStep {
+    fn on(&self, event: CompletionEvent) -> CompletionStep {
         let mut state = self.lock();
-        let n_waiting = state.waiting.len();
-        let step = state
-            .machine
-            .on(client.now(), n_waiting, event, Clock::draw());
+        let (now, n_waiting) = (self.client.now(), state.table.n_waiting());
+        let step = state.machine.on(now, n_waiting, event, Clock::draw());
         if step == CompletionStep::Finish {
             state.has_ended = true;
-            state.wake_all();
+            state.table.wake_all();
         }
         step
+    }
+
+    /// Asks once for each of these samples by itself; those that have an outcome are told so.
+    async fn ask(&self, samples: Vec<(RequestId, Duration)>) {
+        let mut questions = JoinSet::new();
+        for (request_id, patience) in samples {
+            let client = self.client.clone();
+            questions.spawn(async move {
+                let has_outcome = client.has_outcome(&request_id, patience).await;
+                (request_id, has_outcome)
+            });
+        }
+        while let Some(answer) = questions.join_next().await {
+            // A question that panicked has no answer; its sample stays due.
+            let Ok((request_id, has_outcome)) = answer else {
+                continue;
+            };
+            let mut state = self.lock();
+            if has_outcome {
+                tracing::debug!(request.id = %request_id, "no poll told that this sample is done");
+                state.table.found(&request_id);
+            } else {
+                state.table.left_open(self.client.now(), &request_id);
+            }
+        }
     }
 }
 
 impl State {
     fn complete(&mut self, request_id: RequestId, completed: Completed) {
-        if self.abandoned.remove(&request_id) {
-            // Nobody will fetch it.
+        if self.table.complete(&request_id, completed) {
             self.machine.fetched(request_id);
-        } else if let Some(waiting) = self.waiting.remove(&request_id) {
-            // Whoever waited may have gone in this moment; the result then stays with the server.
-            waiting.send(completed).ok();
-        } else {
-            self.early.insert(request_id, completed);
-        }
-    }
-
-    fn wake_all(&mut self) {
-        for (_, waiting) in self.waiting.drain() {
-            waiting.send(Completed::AskSingly).ok();
         }
     }
 }
 
-async fn poll(client: Client, target: CompletionsTarget, shared: Arc<Shared>) {
+async fn run(target: CompletionsTarget, shared: Arc<Shared>) {
+    tokio::select! {
+        () = poll(target, &shared) => {}
+        () = ask_overdue(&shared) => {}
+    }
+}
+
+/// Asks for those samples by themselves of which the poll tells nothing; never ends.
+async fn ask_overdue(shared: &Shared) {
+    loop {
+        let overdue = shared.lock().table.overdue(shared.client.now(), QUESTIONS);
+        match overdue {
+            Overdue::Ask(samples) => shared.ask(samples).await,
+            Overdue::Nothing => shared.overdue.notified().await,
+            Overdue::In(time) => tokio::select! {
+                () = shared.client.sleep(time) => {}
+                () = shared.overdue.notified() => {}
+            },
+        }
+    }
+}
+
+async fn poll(target: CompletionsTarget, shared: &Shared) {
+    let client = &shared.client;
     let mut event = CompletionEvent::Look;
     loop {
-        event = match shared.on(&client, event) {
+        event = match shared.on(event) {
             CompletionStep::Poll {
                 prev_cursor,
                 hold,

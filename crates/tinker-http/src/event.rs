@@ -68,6 +68,13 @@ pub enum Event {
         /// Why, if the server says so.
         reason: Option<String>,
     },
+    /// The limit on samples in flight changed, which all clients of this process with the same
+    /// server and key share: it shrank since the server held samples back, or has grown to twice
+    /// what was told last, or to its maximum.
+    SamplingLimit {
+        /// Most samples at once from now on.
+        limit: u32,
+    },
     /// The session cannot be kept alive; it may expire.
     HeartbeatFailing {
         /// How long no heartbeat has succeeded.

@@ -13,6 +13,7 @@ mod cassette;
 mod client;
 mod clock;
 mod completion_poller;
+mod completion_table;
 mod credentials;
 mod document;
 mod download;

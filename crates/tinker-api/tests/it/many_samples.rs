@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tinker_api::{
-    ApiFuture, Error, FlightState, ModelInput, PollPolicy, SampleOptions, SampleResponse,
+    ApiFuture, Error, Event, FlightState, ModelInput, PollPolicy, SampleOptions, SampleResponse,
     SamplingClient, SamplingParams, SamplingSource,
 };
 use wiremock::{MockServer, Request, ResponseTemplate};
@@ -140,12 +140,30 @@ async fn no_more_samples_are_in_flight_than_the_server_allows() {
 async fn refused_samples_lower_the_limit_that_all_samplers_share() {
     let server = server().await;
     answer_with(&server, "asample", Some(1), refusal(429)).await;
-    let (first, second) = (sampler(&server).await, sampler(&server).await);
+    let limits = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&limits);
+    let first = builder(&server)
+        .observer(move |event| {
+            if let Event::SamplingLimit { limit } = event {
+                heard.lock().unwrap().push(*limit);
+            }
+        })
+        .build()
+        .unwrap();
+    let (first, second) = (sampler_of(&first).await, sampler(&server).await);
     assert_eq!(second.concurrency_limit(), 10_000);
 
     ask(&first, 1).await.unwrap();
-
     assert_eq!(second.concurrency_limit(), 4);
+    for sample in [ask(&first, 2), ask(&first, 3)] {
+        sample.await.unwrap();
+    }
+
+    let limits = limits.lock().unwrap().clone();
+    assert!(
+        limits.len() == 2 && limits[0] == 4 && limits[1] >= 8,
+        "{limits:?}"
+    );
 }
 
 #[tokio::test]
@@ -227,6 +245,55 @@ async fn a_server_that_forgot_its_list_is_asked_for_each_sample() {
     ask(&sampler(&server).await, 1).await.unwrap();
 
     assert_eq!(requests(&server, "retrieve_future").await.len(), 1);
+}
+
+/// A list that has grown beyond the cursor of its client, and tells only what is new in it.
+async fn list_that_grew(server: &MockServer) {
+    answer_with(server, "client/config", None, session_poller()).await;
+    let grown = |request: &Request| {
+        let cursor = body(request)["prev_cursor"].as_u64().unwrap();
+        ok(json!({"completions": [], "cursor": if cursor == 0 { 3 } else { 5 }}))
+    };
+    answer_with(server, "retrieve_futures", None, grown).await;
+}
+
+#[tokio::test]
+async fn a_server_that_lost_its_list_unseen_while_it_was_away_loses_no_answer() {
+    let server = server().await;
+    let is_second = |request: &Request| body(request)["prev_cursor"] == 3;
+    wiremock::Mock::given(wiremock::matchers::path("/api/v1/retrieve_futures"))
+        .and(is_second)
+        .respond_with(refusal(502))
+        .up_to_n_times(1)
+        .with_priority(1)
+        .mount(&server)
+        .await;
+    list_that_grew(&server).await;
+
+    ask(&sampler(&server).await, 1).await.unwrap();
+
+    // Once to learn that it is done, once for the result.
+    assert_eq!(requests(&server, "retrieve_future").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_sample_that_no_poll_tells_of_is_asked_for_again_and_again() {
+    let server = server().await;
+    list_that_grew(&server).await;
+    let not_yet = ResponseTemplate::new(408);
+    answer_with(&server, "retrieve_future", Some(3), not_yet).await;
+    let service = builder(&server)
+        .poll_policy(PollPolicy {
+            min_interval: Duration::from_millis(1),
+            unheard_interval: Duration::from_millis(1),
+            ..PollPolicy::default()
+        })
+        .build()
+        .unwrap();
+
+    ask(&sampler_of(&service).await, 1).await.unwrap();
+
+    assert_eq!(requests(&server, "retrieve_future").await.len(), 5);
 }
 
 #[tokio::test]

@@ -7,10 +7,10 @@ use prost::Message;
 use serde::de::DeserializeOwned;
 use tinker_types::{
     CANCEL_FUTURE, CancelFutureRequest, CreateCustomLossResponse, CreateModelResponse,
-    ForwardBackwardOutput, LoadWeightsResponse, OptimStepResponse, PROTOBUF, RETRIEVE_FUTURES,
-    RequestId, RetrieveFuturesRequest, RetrieveFuturesResponse, SampleResponse,
-    SaveWeightsExternalResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse, TypeError,
-    UnloadModelResponse, proto,
+    ForwardBackwardOutput, FutureReply, LoadWeightsResponse, OptimStepResponse, PROTOBUF,
+    RETRIEVE_FUTURE, RETRIEVE_FUTURES, RequestId, RetrieveFutureRequest, RetrieveFuturesRequest,
+    RetrieveFuturesResponse, SampleResponse, SaveWeightsExternalResponse,
+    SaveWeightsForSamplerResponse, SaveWeightsResponse, TypeError, UnloadModelResponse, proto,
 };
 
 use crate::call::{Answer, Call, JSON};
@@ -173,6 +173,30 @@ impl Client {
             call = call.timeout(ACKNOWLEDGE_TIMEOUT);
         }
         self.send(call).await?.json()
+    }
+
+    /// Asks once whether a sample has an outcome: a result, a failure, or that the server does not
+    /// know it. No answer within `patience` is none.
+    pub(crate) async fn has_outcome(&self, request_id: &RequestId, patience: Duration) -> bool {
+        let request = RetrieveFutureRequest {
+            request_id: request_id.clone(),
+            allow_metadata_only: true,
+        };
+        let call = Call::post(self, TrafficClass::Retrieve, RETRIEVE_FUTURE, &request);
+        let Ok(call) = call else { return true };
+        let call = call
+            .retry(RetryPolicy::never())
+            .accept(PROTOBUF)
+            .header("x-tinker-request-type", RequestType::Sample.as_str())
+            .timeout(patience);
+        match self.send(call).await {
+            Ok(answer) if answer.is_protobuf() => true,
+            Ok(answer) => {
+                let reply = FutureReply::from_json(&answer.body);
+                !matches!(reply, Ok(FutureReply::TryAgain(_)))
+            }
+            Err(error) => !error.is_retryable() && error.status() != Some(408),
+        }
     }
 
     /// Tells the server that nobody waits for a future any more: one attempt.

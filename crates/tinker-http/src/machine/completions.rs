@@ -62,6 +62,18 @@ pub enum CompletionStep {
     Finish,
 }
 
+/// Whether an answer may leave out samples that are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// It does not.
+    Nothing,
+    /// The server was away or failing before. If it was started again, with an empty list that has
+    /// grown beyond the cursor of this client by now, then the answer lacks what came before.
+    Perhaps,
+    /// The list is shorter than before: the server has forgotten it.
+    Surely,
+}
+
 /// The state of one loop.
 #[derive(Debug, Clone)]
 pub struct CompletionPoll {
@@ -72,6 +84,8 @@ pub struct CompletionPoll {
     fetched: BTreeSet<RequestId>,
     in_poll: Vec<RequestId>,
     sent_at: Option<Duration>,
+    /// The server was away or failing since the last answer.
+    was_away: bool,
     n_bad_requests: u32,
     n_troubles: u32,
     trouble_since: Option<Duration>,
@@ -89,6 +103,7 @@ impl CompletionPoll {
             fetched: BTreeSet::new(),
             in_poll: Vec::new(),
             sent_at: None,
+            was_away: false,
             n_bad_requests: 0,
             n_troubles: 0,
             trouble_since: None,
@@ -101,10 +116,17 @@ impl CompletionPoll {
         self.fetched.insert(request_id);
     }
 
-    /// Whether an answer with this cursor comes from a server that has forgotten the earlier ones.
+    /// Whether an answer with this cursor may leave something out. To be asked before the answer is
+    /// taken note of.
     #[must_use]
-    pub const fn is_restart(&self, cursor: u64) -> bool {
-        cursor < self.cursor
+    pub const fn missed(&self, cursor: u64) -> Missed {
+        if cursor < self.cursor {
+            Missed::Surely
+        } else if self.was_away {
+            Missed::Perhaps
+        } else {
+            Missed::Nothing
+        }
     }
 
     /// Takes note of an event at `now`, with so many waiting, and says what to do.
@@ -136,7 +158,10 @@ impl CompletionPoll {
             }
             CompletionEvent::TimedOut => self.look_after(self.policy.min_interval, now, n_waiting),
             CompletionEvent::Unusable => CompletionStep::Finish,
-            CompletionEvent::ConnectionLost => self.on_trouble(now, None, draw),
+            CompletionEvent::ConnectionLost => {
+                self.was_away = true;
+                self.on_trouble(now, None, draw)
+            }
             CompletionEvent::Status { code, retry_after } => {
                 self.on_status(now, code, retry_after, draw)
             }
@@ -164,7 +189,11 @@ impl CompletionPoll {
                 CompletionStep::Wait(self.next_delay(retry_after, draw))
             }
             501 | 505 => CompletionStep::Finish,
-            408 | 409 | 429 | 500.. => self.on_trouble(now, retry_after, draw),
+            408 | 409 | 429 => self.on_trouble(now, retry_after, draw),
+            500.. => {
+                self.was_away = true;
+                self.on_trouble(now, retry_after, draw)
+            }
             _ => CompletionStep::Finish,
         }
     }
@@ -217,6 +246,7 @@ impl CompletionPoll {
     }
 
     const fn calm_down(&mut self) {
+        self.was_away = false;
         self.n_bad_requests = 0;
         self.n_troubles = 0;
         self.trouble_since = None;
@@ -367,15 +397,38 @@ mod tests {
     fn a_cursor_that_went_back_is_a_server_that_forgot() {
         let mut machine = new();
         check(&mut machine, &[(0, 1, Look, poll(0, true, &[]))]);
-        assert!(!machine.is_restart(9));
+        assert_eq!(machine.missed(9), Missed::Nothing);
         check(&mut machine, &[(50, 1, answered(9, 2), poll(9, true, &[]))]);
 
-        assert!(machine.is_restart(0));
+        assert_eq!(machine.missed(0), Missed::Surely);
 
         check(
             &mut machine,
             &[(900, 1, answered(0, 0), poll(0, true, &[]))],
         );
+    }
+
+    #[test]
+    fn a_server_that_was_away_may_have_left_something_out_of_its_next_answer_only() {
+        for (event, missed) in [
+            (ConnectionLost, Missed::Perhaps),
+            (status(502), Missed::Perhaps),
+            (status(429), Missed::Nothing),
+            (TimedOut, Missed::Nothing),
+        ] {
+            let mut machine = new();
+            let first = [
+                (0, 1, Look, poll(0, true, &[])),
+                (900, 1, answered(5, 2), poll(5, true, &[])),
+            ];
+            check(&mut machine, &first);
+
+            machine.on(Duration::from_secs(1), 1, event, 0.0);
+            assert_eq!(machine.missed(5), missed, "{event:?}");
+            assert_eq!(machine.missed(20), missed, "{event:?}");
+            machine.on(Duration::from_secs(2), 1, answered(20, 3), 0.0);
+            assert_eq!(machine.missed(20), Missed::Nothing, "{event:?}");
+        }
     }
 
     proptest! {

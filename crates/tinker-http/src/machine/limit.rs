@@ -107,6 +107,8 @@ pub struct AimdLimit {
     limit: f64,
     in_flight: u32,
     shrunk_at: Option<Duration>,
+    /// The limit that a change was last told of.
+    told: u32,
 }
 
 impl AimdLimit {
@@ -115,6 +117,7 @@ impl AimdLimit {
     pub fn new(policy: AimdPolicy) -> Self {
         Self {
             limit: f64::from(policy.max),
+            told: policy.max,
             policy,
             in_flight: 0,
             shrunk_at: None,
@@ -130,13 +133,22 @@ impl AimdLimit {
         is_open
     }
 
-    /// Gives a place back after a result: the limit grows if it was what held others back.
-    pub fn succeed(&mut self) {
+    /// Gives a place back after a result: the limit grows if it was what held others back. The new
+    /// one if it has doubled since a change was told, or has reached its maximum.
+    pub fn succeed(&mut self) -> Option<u32> {
         if self.in_flight.saturating_mul(2) >= self.limit() {
             let grown = self.limit + self.policy.increase / self.limit.max(1.0);
             self.limit = grown.min(f64::from(self.policy.max));
         }
         self.leave();
+        let limit = self.limit();
+        let is_news = limit >= self.told.saturating_mul(2) || limit == self.policy.max;
+        (is_news && limit != self.told).then(|| self.tell())
+    }
+
+    const fn tell(&mut self) -> u32 {
+        self.told = self.limit();
+        self.told
     }
 
     /// Gives a place back without having learned anything.
@@ -144,18 +156,19 @@ impl AimdLimit {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// Notes that the server refused one of those in flight; whether the limit shrank.
-    pub fn refuse(&mut self, now: Duration) -> bool {
+    /// Notes that the server refused one of those in flight; the new limit unless that counted
+    /// already.
+    pub fn refuse(&mut self, now: Duration) -> Option<u32> {
         let is_same_burst = self
             .shrunk_at
             .is_some_and(|at| now < at.saturating_add(self.policy.cooldown));
         if is_same_burst {
-            return false;
+            return None;
         }
         self.shrunk_at = Some(now);
         let used = self.limit.min(f64::from(self.in_flight));
         self.limit = (used * self.policy.decrease).max(f64::from(self.policy.min));
-        true
+        Some(self.tell())
     }
 
     /// Most at once, now.
@@ -272,17 +285,17 @@ mod tests {
         let mut limit = limit(100);
         assert_eq!(fill(&mut limit), 100);
 
-        // (second, shrank, limit)
-        for (now, shrank, expected) in [
-            (0, true, 50),
-            (0, false, 50),
-            (1, true, 25),
-            (2, true, 12),
-            (3, true, 6),
-            (4, true, 4),
-            (5, true, 4),
+        // (second, told, limit)
+        for (now, told, expected) in [
+            (0, Some(50), 50),
+            (0, None, 50),
+            (1, Some(25), 25),
+            (2, Some(12), 12),
+            (3, Some(6), 6),
+            (4, Some(4), 4),
+            (5, Some(4), 4),
         ] {
-            assert_eq!(limit.refuse(at(now)), shrank, "at {now} s");
+            assert_eq!(limit.refuse(at(now)), told, "at {now} s");
             assert_eq!(limit.limit(), expected, "at {now} s");
         }
         assert!(!limit.try_enter());
@@ -319,6 +332,23 @@ mod tests {
             fill(&mut limit);
         }
         assert_eq!((limit.limit(), limit.in_flight()), (100, 100));
+    }
+
+    #[test]
+    fn growth_is_told_when_the_limit_has_doubled_and_when_it_is_whole_again() {
+        let mut limit = limit(100);
+        fill(&mut limit);
+        limit.refuse(at(0));
+        limit.refuse(at(1));
+        assert_eq!(limit.refuse(at(2)), Some(12));
+        let mut told = Vec::new();
+
+        for _ in 0..1000 {
+            told.extend(limit.succeed());
+            fill(&mut limit);
+        }
+
+        assert_eq!(told, [24, 48, 96, 100]);
     }
 
     #[test]
@@ -361,7 +391,7 @@ mod tests {
             for (now, event) in (0..).zip(events) {
                 match event {
                     0 => { limit.try_enter(); }
-                    1 => limit.succeed(),
+                    1 => { limit.succeed(); }
                     2 => limit.leave(),
                     _ => { limit.refuse(at(now)); }
                 }

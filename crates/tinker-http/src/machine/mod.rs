@@ -9,12 +9,14 @@ mod limit;
 mod link;
 mod poll;
 mod retry;
+mod unheard;
 
 pub use backoff::Backoff;
-pub use completions::{CompletionEvent, CompletionPoll, CompletionStep};
+pub use completions::{CompletionEvent, CompletionPoll, CompletionStep, Missed};
 pub use limit::{AimdLimit, AimdPolicy, ByteBudget, ProgressWatch, SharedPause};
 pub use link::Link;
 pub use poll::{
     FuturePoll, PollEnd, PollEvent, PollPolicy, PollStep, QueueWatch, SilenceNews, SilenceWatch,
 };
 pub use retry::{Class, Decision, Failure, RetryPolicy, RetryState, classify, parse_retry_after};
+pub use unheard::Unheard;

@@ -30,6 +30,10 @@ pub struct PollPolicy {
     /// How long the samples of a sampler wait while none of them gets a result. Default 2 hours, as
     /// the official client's; servers may turn it off. There is no deadline beside this.
     pub progress_timeout: Duration,
+    /// Where one poll waits for all samples: time after which a sample that it tells nothing of is
+    /// asked for by itself, at first; the time grows to 16 times this. Default 60 s: most samples
+    /// are done by then, and a lost word of one delays it by no more.
+    pub unheard_interval: Duration,
 }
 
 impl Default for PollPolicy {
@@ -45,6 +49,7 @@ impl Default for PollPolicy {
             billing_pause: Duration::from_secs(3600),
             max_bad_requests: 3,
             progress_timeout: Duration::from_secs(7200),
+            unheard_interval: Duration::from_secs(60),
         }
     }
 }
