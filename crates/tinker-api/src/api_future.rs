@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tinker_http::RequestType;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -59,8 +60,15 @@ impl<T> ApiFuture<T> {
     /// Waits for the result, but no longer than `time`.
     ///
     /// # Errors
-    /// The operation's errors, or [`Error::TimedOut`].
+    /// The operation's errors, or [`Error::TimedOut`]; [`Error::InvalidRequest`] outside of a tokio
+    /// runtime.
     pub async fn timeout(self, time: Duration) -> Result<T> {
+        // There is no clock without one.
+        if Handle::try_current().is_err() {
+            return Err(Error::InvalidRequest(
+                "waiting for some time needs a tokio runtime: await it from within one".into(),
+            ));
+        }
         let operation = self.operation;
         match tokio::time::timeout(time, self).await {
             Ok(result) => result,
@@ -79,7 +87,10 @@ impl<T> Future for ApiFuture<T> {
         let operation = self.operation;
         Pin::new(&mut self.result).poll(cx).map(|received| {
             received.unwrap_or_else(|_| {
-                Err(Error::Stopped(format!("the task of {operation} has ended")))
+                Err(Error::Abandoned(format!(
+                    "nothing brings the result of {operation} any more: its task has ended without \
+                     one, or with its runtime"
+                )))
             })
         })
     }

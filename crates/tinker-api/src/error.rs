@@ -49,6 +49,10 @@ pub enum Error {
     /// An earlier operation may or may not have reached the server, so no later one can be sent.
     #[error("the training client has stopped: {0}; create a new one from the last checkpoint")]
     Stopped(String),
+    /// Nothing brings the result any more: the runtime that the client was created on has ended, or a
+    /// task panicked. The operation may have been sent.
+    #[error("{0}")]
+    Abandoned(String),
     /// The session was ended by [`ServiceClient::close`](crate::ServiceClient::close).
     #[error("the session is closed: create a new service client")]
     Closed,
@@ -87,6 +91,7 @@ impl Error {
             Self::WrongCheckpointKind { .. } => "WrongCheckpointKind",
             Self::Protocol(_) => "Protocol",
             Self::Stopped(_) => "Stopped",
+            Self::Abandoned(_) => "Abandoned",
             Self::Closed => "Closed",
             Self::Ledger(_) => "Ledger",
             Self::CustomLoss(_) => "CustomLoss",

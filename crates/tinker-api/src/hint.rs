@@ -20,6 +20,10 @@ impl Error {
             Self::CustomLoss(_) => "correct the loss, and continue from the last checkpoint",
             Self::Protocol(_) => "update the server, or report it with its version",
             Self::Stopped(_) => "create a new client from the last checkpoint",
+            Self::Abandoned(_) => {
+                "keep the runtime that the client is created on for as long as the client, and look \
+                 for a panic in the log"
+            }
             Self::Closed => "create a new service client",
             Self::TimedOut { .. } => "wait longer: the operation goes on",
             Self::Ledger(error) => error.hint(),

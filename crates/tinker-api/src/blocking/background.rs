@@ -38,7 +38,7 @@ impl Background {
     }
 
     fn with_patience(submissions: Submissions, patience: Duration) -> Result<Self> {
-        let failed = |error| Error::Stopped(format!("no runtime could be started ({error})"));
+        let failed = |error| Error::Abandoned(format!("no runtime could be started ({error})"));
         let runtime = Builder::new_current_thread()
             .enable_all()
             .on_thread_start(|| IS_OURS.set(true))
@@ -78,7 +78,7 @@ impl Background {
             // Nobody waits any more if this fails.
             sender.send(future.await).ok();
         });
-        let ended = |_| Err(Error::Stopped("the task has ended without a result".into()));
+        let ended = |_| Err(Error::Abandoned("the future has panicked".into()));
         receiver.recv().unwrap_or_else(ended)
     }
 }

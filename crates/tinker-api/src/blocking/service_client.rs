@@ -37,7 +37,7 @@ impl ServiceClient {
     /// Blocks until a future of the async clients ends.
     ///
     /// # Errors
-    /// Those of the future; [`Error::Stopped`](crate::Error::Stopped) if it panics, and
+    /// Those of the future; [`Error::Abandoned`](crate::Error::Abandoned) if it panics, and
     /// [`Error::InvalidRequest`](crate::Error::InvalidRequest) if an observer of this client calls
     /// it: hand the work to another thread.
     pub fn wait_for<T: Send + 'static>(

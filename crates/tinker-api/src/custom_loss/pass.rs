@@ -156,7 +156,7 @@ where
     task.await.unwrap_or_else(|error| {
         Err(match error.try_into_panic() {
             Ok(payload) => CustomLossError::panicked(&*payload).into(),
-            Err(_) => Error::Stopped("the runtime was shut down".into()),
+            Err(_) => Error::Abandoned("the runtime ended before the loss was computed".into()),
         })
     })
 }

@@ -88,7 +88,7 @@ fn a_future_that_panics_is_an_error() {
 
     let result: tinker_api::Result<()> = service.wait_for(async { panic!("no reason") });
 
-    assert!(matches!(result, Err(Error::Stopped(_))));
+    assert!(matches!(result, Err(Error::Abandoned(_))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

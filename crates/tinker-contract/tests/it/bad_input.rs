@@ -14,9 +14,10 @@ use tinker_api::{
 use tinker_contract::mock::{Mock, Reply, empty, failed, json as reply, refusal};
 use tinker_http::machine::parse_retry_after;
 use tinker_types::{
-    ASAMPLE, AUTH_TOKEN, CREATE_MODEL, CREATE_SESSION, FORWARD_BACKWARD, OPTIM_STEP,
-    RETRIEVE_FUTURE, TensorValues, loss_input,
+    ASAMPLE, AUTH_TOKEN, CREATE_MODEL, CREATE_SAMPLING_SESSION, CREATE_SESSION, FORWARD_BACKWARD,
+    OPTIM_STEP, RETRIEVE_FUTURE, TensorValues, loss_input,
 };
+use tokio::runtime::Runtime;
 
 use crate::support::{KEY, datum, service, trainer};
 
@@ -38,6 +39,10 @@ fn client(mock: &Mock) -> ServiceClient {
 async fn create(service: &ServiceClient) -> Result<TrainingClient, Error> {
     let lora = LoraConfig::default();
     service.create_lora_training_client("test/base", lora).await
+}
+
+fn source() -> SamplingSource {
+    SamplingSource::BaseModel("test/base".into())
 }
 
 /// Creating a run meets this answer at this path.
@@ -137,6 +142,27 @@ async fn an_unknown_base_model_is_the_users_error_however_it_is_told() {
         (RETRIEVE_FUTURE, failed("no base model no/such", "user")),
     ] {
         let error = run_refused(path, answer).await;
+
+        assert!(error.is_user_error(), "{error}");
+        assert!(error.to_string().contains("no/such"), "{error}");
+        assert!(!error.hint().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_model_of_a_sampler_is_the_users_error() {
+    for code in [400, 404, 422] {
+        let mock = Mock::start().await;
+        mock.script(
+            CREATE_SAMPLING_SESSION,
+            [refusal(code, "no base model no/such")],
+        );
+        let unknown = SamplingSource::BaseModel("no/such".into());
+
+        let error = client(&mock)
+            .create_sampling_client(unknown)
+            .await
+            .unwrap_err();
 
         assert!(error.is_user_error(), "{error}");
         assert!(error.to_string().contains("no/such"), "{error}");
@@ -295,8 +321,10 @@ async fn a_datum_above_the_limit_is_sent_alone_and_its_refusal_names_the_size() 
 #[tokio::test]
 async fn samples_out_of_range_are_refused_before_they_take_a_number() {
     let mock = Mock::start().await;
-    let source = SamplingSource::BaseModel("test/base".into());
-    let sampler = client(&mock).create_sampling_client(source).await.unwrap();
+    let sampler = client(&mock)
+        .create_sampling_client(source())
+        .await
+        .unwrap();
     let with = |change: fn(&mut SamplingParams)| {
         let mut params = SamplingParams::default();
         change(&mut params);
@@ -348,7 +376,6 @@ async fn a_closed_client_says_that_it_is_closed() {
     let mock = Mock::start().await;
     let service = client(&mock);
     let trainer = create(&service).await.unwrap();
-    let source = || SamplingSource::BaseModel("test/base".into());
     let sampler = service.create_sampling_client(source()).await.unwrap();
     service.close(FinishReason::Success, None).await.unwrap();
     mock.forget();
@@ -388,23 +415,61 @@ async fn what_was_submitted_before_a_close_still_brings_its_result() {
 
 #[test]
 fn a_runtime_that_is_gone_is_an_error_of_the_call() {
-    let (trainer, _mock) = {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (trainer, sampler, _mock) = {
+        let runtime = Runtime::new().unwrap();
         let made = runtime.block_on(async {
             let mock = Mock::start().await;
-            (trainer(&mock).await, mock)
+            let sampler = client(&mock).create_sampling_client(source()).await;
+            (trainer(&mock).await, sampler.unwrap(), mock)
         });
         runtime.shutdown_background();
         made
     };
-    let other = tokio::runtime::Runtime::new().unwrap();
+    let other = Runtime::new().unwrap();
 
-    let error = other
-        .block_on(trainer.optim_step(AdamParams::default()))
-        .unwrap_err();
+    let step = trainer.optim_step(AdamParams::default());
+    let pass = trainer.forward_backward(vec![datum(1, 2)], CE);
+    let logprobs = sampler.compute_logprobs(ModelInput::from_tokens(vec![1, 2]));
 
-    assert!(matches!(error, Error::Stopped(_)), "{error}");
-    assert!(!error.hint().is_empty());
+    for error in [
+        other.block_on(step).unwrap_err(),
+        other.block_on(pass).unwrap_err(),
+        other.block_on(logprobs).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Abandoned(_)), "{error}");
+        assert!(error.hint().contains("runtime"));
+    }
+}
+
+#[test]
+fn a_client_outlives_the_runtime_that_used_it_first() {
+    let lasting = Runtime::new().unwrap();
+    let config = json!({ "pjwt_auth_enabled": true });
+    let mock = lasting.block_on(Mock::with_config(config));
+    let service = client(&mock);
+    // Each runtime takes its connections, and the task that keeps the token fresh, with it.
+    for _ in 0..3 {
+        let runtime = Runtime::new().unwrap();
+
+        runtime.block_on(service.get_server_capabilities()).unwrap();
+    }
+    lasting.block_on(create(&service)).unwrap();
+
+    assert_eq!(mock.seen_at(AUTH_TOKEN).len(), 1);
+}
+
+#[test]
+fn waiting_for_some_time_without_a_runtime_is_an_error_and_no_panic() {
+    let runtime = Runtime::new().unwrap();
+    let (trainer, _mock) = runtime.block_on(async {
+        let mock = Mock::start().await;
+        (trainer(&mock).await, mock)
+    });
+
+    let step = trainer.optim_step(AdamParams::default());
+    let waited = poll_once(step.timeout(Duration::from_secs(1))).expect("an answer at once");
+
+    assert!(waited.unwrap_err().to_string().contains("tokio runtime"));
 }
 
 /// Polls a future once, outside of any runtime.
