@@ -1,7 +1,7 @@
 //! The entry: where the server is, who asks, and what to create there.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -395,6 +395,25 @@ impl ServiceClient {
     /// What the training runs of this client have under way to the server.
     pub(crate) fn submissions(&self) -> &Submissions {
         &self.shared.options.submissions
+    }
+
+    /// A client as of [`with_new_session`](Self::with_new_session) that notes its steps in the ledger
+    /// at `path`; see [`ServiceClientBuilder::ledger`].
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] if the ledger is damaged or in use.
+    pub fn with_ledger(&self, path: impl AsRef<Path>) -> Result<Self> {
+        let ledger = Some(Arc::new(Ledger::open(path.as_ref())?));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                http: self.shared.http.clone(),
+                options: SessionOptions {
+                    ledger,
+                    ..self.shared.options.clone()
+                },
+                session: OnceCell::new(),
+            }),
+        })
     }
 
     /// Asks whether the server has the model of a run.

@@ -221,6 +221,35 @@ impl Error {
         matches!(self, Self::LossNotFinite { .. } | Self::Diverged { .. })
     }
 
+    /// Whether the run is as whole on the server as it was, so that a resumed one goes on with it
+    /// there instead of a checkpoint: the server could not be reached, or not be asked with this
+    /// key, or the run folder could not be written.
+    pub fn leaves_run_in_place(&self) -> bool {
+        use tinker_api::{Error as ApiError, ErrorKind, LedgerError};
+        match self {
+            Self::Runs(_) => true,
+            Self::Service { source, .. } => {
+                source.is_server_lost()
+                    || matches!(
+                        source,
+                        ApiError::Stopped(_)
+                            | ApiError::Abandoned(_)
+                            | ApiError::Ledger(LedgerError::Io { .. })
+                    )
+                    || matches!(
+                        source.kind(),
+                        Some(
+                            ErrorKind::Unauthenticated
+                                | ErrorKind::PermissionDenied
+                                | ErrorKind::BillingPaused
+                                | ErrorKind::RateLimited { .. }
+                        )
+                    )
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the data or the settings are at fault, rather than a server or the disk.
     pub fn is_bad_input(&self) -> bool {
         matches!(

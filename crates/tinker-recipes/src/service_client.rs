@@ -1,17 +1,28 @@
 //! The client library as the service that recipes train on.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tinker_api::{
-    ApiFuture, Error, ErrorKind, LossFn, SaveOptions, ServiceClient, StateOptions, TrainingClient,
+    ApiFuture, Error, ErrorKind, LossFn, Result, SaveOptions, ServiceClient, StateOptions,
+    TrainingClient,
 };
 use tinker_types::{
-    AdamParams, Datum, ErrorCategory, ForwardBackwardOutput, OptimStepResponse, TinkerPath,
+    AdamParams, Datum, ErrorCategory, FinishReason, ForwardBackwardOutput, OptimStepResponse,
+    TinkerPath,
 };
 
 use crate::trainer::{Pending, Restored, Service, Trainer, TrainerSpec};
 
 impl Service for ServiceClient {
+    fn with_ledger(&self, path: &Path) -> Result<Box<dyn Service>> {
+        Ok(Box::new(Self::with_ledger(self, path)?))
+    }
+
+    fn close(&self, reason: FinishReason) -> Pending<'_, ()> {
+        Box::pin(Self::close(self, reason, None))
+    }
+
     fn create<'a>(&'a self, spec: &'a TrainerSpec) -> Pending<'a, Box<dyn Trainer>> {
         Box::pin(async move {
             let client = match &spec.weights {

@@ -5,11 +5,13 @@
 
 use std::fmt;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 
 use tinker_api::Result;
 use tinker_types::{
-    AdamParams, Datum, ForwardBackwardOutput, LoraConfig, OptimStepResponse, TinkerPath,
+    AdamParams, Datum, FinishReason, ForwardBackwardOutput, LoraConfig, OptimStepResponse,
+    TinkerPath,
 };
 
 /// The result of an operation, when it is there. Dropping it forgets the result, not the operation.
@@ -28,6 +30,15 @@ pub struct TrainerSpec {
 
 /// Starts training runs and goes on with saved ones.
 pub trait Service: Send + Sync {
+    /// The same service in a session of its own, whose operations are noted in the ledger at `path`.
+    ///
+    /// With the ledger of a process that was killed, the same calls as that process made bring the
+    /// same training run and the same answers, and nothing is done twice.
+    fn with_ledger(&self, path: &Path) -> Result<Box<dyn Service>>;
+
+    /// Ends the session, if there is one.
+    fn close(&self, reason: FinishReason) -> Pending<'_, ()>;
+
     /// Starts a training run.
     fn create<'a>(&'a self, spec: &'a TrainerSpec) -> Pending<'a, Box<dyn Trainer>>;
 

@@ -15,6 +15,10 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const METRICS: &str = "metrics.jsonl";
 /// One row per checkpoint.
 pub(crate) const CHECKPOINTS: &str = "checkpoints.jsonl";
+/// Where a run that is under way stands on its server.
+pub(crate) const UNFINISHED: &str = "unfinished.json";
+/// What was sent to the server, and its answers.
+const LEDGER: &str = "ledger.jsonl";
 
 /// A folder on disk that holds a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,15 +74,25 @@ impl RunFolder {
     pub fn read_config<T: DeserializeOwned>(&self) -> Result<T> {
         let path = self.path.join(CONFIG);
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            Error::BadLine {
-                path,
-                line,
-                column,
-                reason: reason_of(&error),
-            }
-        })
+        parse(path, &bytes)
+    }
+
+    /// What the last writer left of a run that did not come to an end; none if it did.
+    ///
+    /// # Errors
+    /// The file cannot be read or does not hold a `T`.
+    pub fn read_unfinished<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        let path = self.path.join(UNFINISHED);
+        match std::fs::read(&path) {
+            Ok(bytes) => parse(path, &bytes).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", &path)(error)),
+        }
+    }
+
+    /// Where the step ledger of the run is, if its writer keeps one.
+    pub fn ledger_path(&self) -> PathBuf {
+        self.path.join(LEDGER)
     }
 
     /// The metrics in step order, one row per step; none if nothing was measured yet.
@@ -110,4 +124,16 @@ impl RunFolder {
         rows.reverse();
         Ok(rows)
     }
+}
+
+fn parse<T: DeserializeOwned>(path: PathBuf, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        Error::BadLine {
+            path,
+            line,
+            column,
+            reason: reason_of(&error),
+        }
+    })
 }

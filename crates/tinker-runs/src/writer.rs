@@ -1,7 +1,7 @@
 //! Writing a run folder: one process at a time, held by a lock file.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::checkpoints::CheckpointRow;
 use crate::durable::replace_file;
 use crate::error::{Error, Result};
-use crate::folder::{CHECKPOINTS, CONFIG, METRICS, RunFolder};
+use crate::folder::{CHECKPOINTS, CONFIG, METRICS, RunFolder, UNFINISHED};
 use crate::jsonl::{Durability, LineWriter};
 use crate::metrics::MetricsRow;
 
@@ -78,8 +78,38 @@ impl RunWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn write_config(&self, config: &impl Serialize) -> Result<()> {
-        let path = self.folder.path().join(CONFIG);
-        let mut bytes = serde_json::to_vec_pretty(config).map_err(|source| Error::Encode {
+        self.replace(CONFIG, config)
+    }
+
+    /// Replaces what a later writer goes on with if this one does not come to an end, durably and
+    /// at once.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_unfinished(&self, state: &impl Serialize) -> Result<()> {
+        self.replace(UNFINISHED, state)
+    }
+
+    /// Notes that a later writer has nothing to go on with: the run has ended, or its checkpoints
+    /// must do.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn remove_unfinished(&self) -> Result<()> {
+        remove(&self.folder.path().join(UNFINISHED))
+    }
+
+    /// Removes the step ledger, so that another one can be begun in its place.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn remove_ledger(&self) -> Result<()> {
+        remove(&self.folder.ledger_path())
+    }
+
+    fn replace(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.folder.path().join(name);
+        let mut bytes = serde_json::to_vec_pretty(value).map_err(|source| Error::Encode {
             path: path.clone(),
             source,
         })?;
@@ -140,6 +170,14 @@ impl RunWriter {
         // The open file is the one that was replaced.
         self.metrics = LineWriter::open(path, Durability::Process)?;
         Ok(dropped.len())
+    }
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ mod evaluate;
 mod observe;
 mod prepare;
 mod resume;
+mod segment;
 mod step_metrics;
 mod stop;
 mod train;

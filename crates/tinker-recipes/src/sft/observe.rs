@@ -42,6 +42,11 @@ pub enum Event<'a> {
         /// Steps measured after the checkpoint, which are done again.
         n_dropped: usize,
     },
+    /// The run goes on where an earlier process left it: the server has all that it did.
+    Rejoined {
+        /// The next step to report; the server may have begun it.
+        step: u64,
+    },
     /// A step's gradient was applied.
     Step(&'a StepReport),
     /// The held-out rows were scored.

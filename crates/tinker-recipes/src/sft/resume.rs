@@ -1,22 +1,27 @@
-//! Going on with a run from its last checkpoint that still exists.
+//! Going on with a run: where a killed process left it on the server, or else from its last
+//! checkpoint that still exists.
 
+use tinker_api::{ErrorKind, LedgerError};
 use tinker_runs::CheckpointRow;
-use tinker_types::TinkerPath;
+use tinker_types::{FinishReason, TinkerPath};
 
 use super::checkpoints::next_step;
 use super::observe::Event;
-use super::train::{Loop, Outcome, SftJob, failed};
+use super::segment::Segment;
+use super::train::{Loop, Opened, Outcome, SftJob, failed};
 use crate::error::{Error, Result};
-use crate::trainer::{Restored, Trainer};
+use crate::trainer::Restored;
 
 /// Goes on with the run in the job's folder, whose configuration is `job.config`.
 ///
-/// Takes the newest checkpoint that the server still has, with its optimizer, and drops the
-/// metrics measured after it. A run that saved none starts over, from the same seed.
+/// If the process before did not come to an end and the server still has the training run, nothing
+/// is computed again. Otherwise takes the newest checkpoint that the server still has, with its
+/// optimizer, and drops the metrics measured after it. A run that saved none starts over, from the
+/// same seed.
 ///
 /// # Errors
 /// As [`super::train()`]; [`Error::AlreadyComplete`] if the run ended as planned,
-/// [`Error::NoUsableCheckpoint`] if the server can load none of its checkpoints any more.
+/// [`Error::NoUsableCheckpoint`] if the server has none of its checkpoints.
 pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
     job.plan();
     let candidates = job.writer.folder().resume_candidates()?;
@@ -27,6 +32,17 @@ pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
         let (run, n_steps) = (job.writer.folder().name(), plan.n_steps());
         return Err(Error::AlreadyComplete { run, n_steps });
     }
+    let has_ended = candidates.first().is_some_and(|newest| newest.is_final);
+    let unfinished: Option<Segment> = job.writer.folder().read_unfinished()?;
+    if let Some(segment) = unfinished.filter(|_| !has_ended)
+        && let Some(opened) = rejoin(&mut job, &segment).await?
+    {
+        let rows = job.writer.folder().read_metrics()?;
+        let segment = segment.rejoined(&rows, plan.n_steps());
+        let step = segment.first_unrecorded;
+        job.observer.on(Event::Rejoined { step });
+        return Loop::new(job, opened, segment).carry().await;
+    }
     let n_tried = candidates.len();
     for (row, state) in candidates
         .iter()
@@ -35,8 +51,8 @@ pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
         let Some(step) = next_step(row, &plan) else {
             continue;
         };
-        if let Some(trainer) = restore(&mut job, state).await? {
-            return go_on(job, trainer, Some((row, state)), step).await;
+        if let Some(opened) = restore(&mut job, state).await? {
+            return go_on(job, opened, Some((row, state)), step).await;
         }
     }
     if n_tried > 0 {
@@ -45,16 +61,68 @@ pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
             n_tried,
         });
     }
-    let trainer = job.create_trainer().await?;
-    go_on(job, trainer, None, 0).await
+    let opened = job.create().await?;
+    go_on(job, opened, None, 0).await
+}
+
+/// The training run that an earlier process left, or a notice why it cannot be gone on with.
+async fn rejoin(job: &mut SftJob<'_>, segment: &Segment) -> Result<Option<Opened>> {
+    let ledger = job.writer.folder().ledger_path();
+    let why = match job.service.with_ledger(&ledger) {
+        Ok(service) => {
+            let found = match &segment.from {
+                None => service.create(&job.spec()).await.map(Restored::Trainer),
+                Some(state) => service.restore(state).await,
+            };
+            let why = match found {
+                Ok(Restored::Trainer(trainer)) => return Ok(Some(Opened { service, trainer })),
+                Ok(Restored::Unusable(why)) => why,
+                Err(error) => reason_not_to(error)?,
+            };
+            leave(&*service).await;
+            why
+        }
+        Err(error) => reason_not_to(error)?,
+    };
+    job.observer.on(Event::Notice(format!(
+        "the run cannot go on where it was ({why}); going on from its last checkpoint"
+    )));
+    Ok(None)
+}
+
+/// Why the training run is not to be gone on with, if that is what the error says: it is gone from
+/// the server, or the ledger cannot vouch for it.
+fn reason_not_to(error: tinker_api::Error) -> Result<String> {
+    let is_gone = match &error {
+        tinker_api::Error::Ledger(error) => {
+            !matches!(error, LedgerError::Io { .. } | LedgerError::InUse { .. })
+        }
+        tinker_api::Error::RequestFailed { .. } => true,
+        error => matches!(
+            error.kind(),
+            Some(
+                ErrorKind::NotFound
+                    | ErrorKind::Expired
+                    | ErrorKind::InvalidRequest
+                    | ErrorKind::Unsupported
+            )
+        ),
+    };
+    if is_gone {
+        Ok(error.to_string())
+    } else {
+        Err(failed("going on with the training run")(error))
+    }
 }
 
 /// The training run saved at `state`, or a notice why there is none.
-async fn restore(job: &mut SftJob<'_>, state: &TinkerPath) -> Result<Option<Box<dyn Trainer>>> {
-    let restored = job.service.restore(state).await;
+async fn restore(job: &mut SftJob<'_>, state: &TinkerPath) -> Result<Option<Opened>> {
+    let service = job.open_service()?;
+    let restored = service.restore(state).await;
     match restored.map_err(failed(format!("restoring `{state}`")))? {
-        Restored::Trainer(trainer) => Ok(Some(trainer)),
+        Restored::Trainer(trainer) => Ok(Some(Opened { service, trainer })),
         Restored::Unusable(why) => {
+            leave(&*service).await;
             let text =
                 format!("checkpoint `{state}` cannot be used ({why}); trying an earlier one");
             job.observer.on(Event::Notice(text));
@@ -63,9 +131,16 @@ async fn restore(job: &mut SftJob<'_>, state: &TinkerPath) -> Result<Option<Box<
     }
 }
 
+/// Ends a session in which nothing was trained. The server finds out by itself if it cannot be told.
+async fn leave(service: &dyn crate::trainer::Service) {
+    if let Err(error) = service.close(FinishReason::Errored).await {
+        tracing::debug!(%error, "the session was not ended");
+    }
+}
+
 async fn go_on(
     job: SftJob<'_>,
-    trainer: Box<dyn Trainer>,
+    opened: Opened,
     from: Option<(&CheckpointRow, &TinkerPath)>,
     step: u64,
 ) -> Result<Outcome> {
@@ -75,7 +150,7 @@ async fn go_on(
         step,
         n_dropped,
     });
-    Loop::new(job, trainer)
-        .run(step, from.map(|(_, state)| state.clone()))
-        .await
+    let segment = Segment::new(from.map(|(_, state)| state.clone()), step);
+    job.writer.write_unfinished(&segment)?;
+    Loop::new(job, opened, segment).carry().await
 }

@@ -2,12 +2,13 @@
 //!
 //! Step `n + 1` is submitted before step `n` is awaited, so the server never waits for us. What
 //! the server executes is the order of submission alone: evaluation of the weights so far, forward
-//! and backward, optimizer step, checkpoint. A resumed run submits the same from its step on.
+//! and backward, optimizer step, checkpoint. A resumed run submits the same: from the start of what
+//! the ledger has, where it only finds out what it was answered, or from a checkpoint on.
 
 use std::fmt;
 
 use tinker_runs::{CheckpointRow, RunWriter};
-use tinker_types::{ForwardBackwardOutput, OptimStepResponse, TinkerPath};
+use tinker_types::{FinishReason, ForwardBackwardOutput, OptimStepResponse, TinkerPath};
 
 use super::batches::BatchPlan;
 use super::checkpoints::{FINAL, name_of, row_of};
@@ -16,6 +17,7 @@ use super::datum::Example;
 use super::evaluate::mean_nll;
 use super::observe::{Event, Observer, StepReport};
 use super::prepare::Prepared;
+use super::segment::Segment;
 use super::step_metrics::{TEST_NLL, final_row, step_row};
 use super::stop::StopSignal;
 use crate::clock::Stopwatch;
@@ -73,17 +75,20 @@ pub enum Outcome {
 pub async fn train(mut job: SftJob<'_>) -> Result<Outcome> {
     job.writer.write_config(job.config)?;
     job.plan();
-    let trainer = match job.create_trainer().await {
-        Ok(trainer) => trainer,
+    let opened = match job.create().await {
+        Ok(opened) => opened,
         Err(error) => {
             // A run that can never begin does not take a name.
             if error.is_refusal() {
                 job.writer.remove_config()?;
+                job.writer.remove_ledger()?;
             }
             return Err(error);
         }
     };
-    Loop::new(job, trainer).run(0, None).await
+    let segment = Segment::new(None, 0);
+    job.writer.write_unfinished(&segment)?;
+    Loop::new(job, opened, segment).carry().await
 }
 
 impl fmt::Debug for SftJob<'_> {
@@ -132,17 +137,38 @@ impl SftJob<'_> {
         }
     }
 
-    pub(super) async fn create_trainer(&self) -> Result<Box<dyn Trainer>> {
-        let spec = TrainerSpec {
+    /// The training run to start.
+    pub(super) fn spec(&self) -> TrainerSpec {
+        TrainerSpec {
             base_model: self.config.model_name.clone(),
             lora: self.config.lora(),
             weights: self.config.load_checkpoint_path.clone(),
-        };
-        self.service
-            .create(&spec)
-            .await
-            .map_err(failed("creating the training run"))
+        }
     }
+
+    /// Starts a training run.
+    pub(super) async fn create(&self) -> Result<Opened> {
+        let service = self.open_service()?;
+        let trainer = service.create(&self.spec()).await;
+        let trainer = trainer.map_err(failed("creating the training run"))?;
+        Ok(Opened { service, trainer })
+    }
+
+    /// The service with a ledger that has nothing in it, in the place of another.
+    pub(super) fn open_service(&self) -> Result<Box<dyn Service>> {
+        // In this order: a record without its ledger would be gone on with.
+        self.writer.remove_unfinished()?;
+        self.writer.remove_ledger()?;
+        self.service
+            .with_ledger(&self.writer.folder().ledger_path())
+            .map_err(failed("beginning the ledger of the run"))
+    }
+}
+
+/// A training run on the server and the session it lives in.
+pub(super) struct Opened {
+    pub(super) service: Box<dyn Service>,
+    pub(super) trainer: Box<dyn Trainer>,
 }
 
 /// A step that was submitted and not yet awaited.
@@ -155,36 +181,67 @@ struct InFlight {
     save: Option<Pending<'static, TinkerPath>>,
 }
 
+/// A checkpoint and the step that follows it.
+type SavedAt = (u64, TinkerPath);
+
 /// A run under way.
 pub(super) struct Loop<'a> {
     job: SftJob<'a>,
+    service: Box<dyn Service>,
     trainer: Box<dyn Trainer>,
+    segment: Segment,
     plan: BatchPlan,
     watch: Stopwatch,
     seconds: f64,
 }
 
 impl<'a> Loop<'a> {
-    pub(super) fn new(job: SftJob<'a>, trainer: Box<dyn Trainer>) -> Self {
+    pub(super) fn new(job: SftJob<'a>, opened: Opened, segment: Segment) -> Self {
         let plan = job.batch_plan();
+        let Opened { service, trainer } = opened;
         Self {
             job,
+            service,
             trainer,
+            segment,
             plan,
             watch: Stopwatch::start(),
             seconds: 0.0,
         }
     }
 
-    /// Trains from step `start`, whose state is `saved` if it is in a checkpoint already.
-    pub(super) async fn run(mut self, start: u64, saved: Option<TinkerPath>) -> Result<Outcome> {
-        let mut saved_at = saved.map(|path| (start, path));
+    /// Trains the segment to its end, and takes leave of the server unless a resumed run can go on
+    /// with what it has.
+    pub(super) async fn carry(mut self) -> Result<Outcome> {
+        let outcome = self.run().await;
+        let reason = match &outcome {
+            Ok(Outcome::Finished { .. }) => FinishReason::Success,
+            Ok(Outcome::Interrupted { .. }) => FinishReason::Interrupted,
+            Err(error) if error.leaves_run_in_place() => return outcome,
+            Err(_) => FinishReason::Errored,
+        };
+        let removed = self.job.writer.remove_unfinished();
+        // A server that cannot be told finds out by the missing heartbeat.
+        if let Err(error) = self.service.close(reason).await {
+            tracing::debug!(%error, "the session was not ended");
+        }
+        let outcome = outcome?;
+        removed?;
+        Ok(outcome)
+    }
+
+    async fn run(&mut self) -> Result<Outcome> {
+        let first = self.segment.first_step;
+        let mut saved_at = self.segment.from.clone().map(|path| (first, path));
+        if self.segment.stops.contains(&first) {
+            saved_at = Some(self.save_for_stop(first).await?);
+        }
         let mut in_flight: Option<InFlight> = None;
-        let mut next = start;
-        while next < self.plan.n_steps() && !self.job.stop.is_requested() {
+        let mut next = first;
+        while next < self.plan.n_steps() && !self.may_stop_at(next) {
             let submitted = self.submit(next);
             if let Some(earlier) = in_flight.replace(submitted) {
-                saved_at = self.finish(earlier, start).await?.or(saved_at);
+                saved_at = self.finish(earlier).await?.or(saved_at);
             }
             next += 1;
         }
@@ -193,13 +250,17 @@ impl<'a> Loop<'a> {
             self.job.observer.on(Event::Stopping { next_step: next });
         }
         if let Some(last) = in_flight {
-            saved_at = self.finish(last, start).await?.or(saved_at);
+            saved_at = self.finish(last).await?.or(saved_at);
         }
         if is_done {
             self.end().await
         } else {
             self.interrupt(next, saved_at).await
         }
+    }
+
+    fn may_stop_at(&self, next: u64) -> bool {
+        self.job.stop.is_requested() && next >= self.segment.first_free
     }
 
     /// Submits everything that belongs to `step`, in the order the server executes it.
@@ -220,8 +281,8 @@ impl<'a> Loop<'a> {
             .trainer
             .optim_step(config.adam(step, self.plan.n_steps()));
         let next = step + 1;
-        let is_save_due = is_due(next, config.save_every) && next < self.plan.n_steps();
-        let save = is_save_due.then(|| self.trainer.save_state(&name_of(next), config.ttl_seconds));
+        let is_save_due = is_due(next, config.save_every) || self.segment.stops.contains(&next);
+        let save = (is_save_due && next < self.plan.n_steps()).then(|| self.submit_save(next));
         InFlight {
             step,
             rows,
@@ -238,8 +299,38 @@ impl<'a> Loop<'a> {
         (!test.is_empty()).then(|| self.trainer.forward(data()))
     }
 
-    /// Awaits and records `step`; returns the checkpoint after it, if one was due.
-    async fn finish(&mut self, flight: InFlight, start: u64) -> Result<Option<(u64, TinkerPath)>> {
+    fn submit_save(&mut self, next: u64) -> Pending<'static, TinkerPath> {
+        let ttl_seconds = self.job.config.ttl_seconds;
+        self.trainer.save_state(&name_of(next), ttl_seconds)
+    }
+
+    /// Awaits and records a step, unless that was done; returns the checkpoint after it, if one was
+    /// due.
+    async fn finish(&mut self, flight: InFlight) -> Result<Option<SavedAt>> {
+        let step = flight.step;
+        let save = if step < self.segment.first_unrecorded {
+            self.pass_by(flight).await?
+        } else {
+            self.record_step(flight).await?
+        };
+        let Some(save) = save else { return Ok(None) };
+        let doing = format!("saving the checkpoint after step {step}");
+        self.finish_save(save, step + 1, doing).await.map(Some)
+    }
+
+    /// Waits until a step that was recorded before is done; returns its save.
+    async fn pass_by(&mut self, flight: InFlight) -> Result<Option<Pending<'static, TinkerPath>>> {
+        let optim = flight.optim.await;
+        optim.map_err(|source| self.failed_at(flight.step, source))?;
+        self.watch.lap();
+        Ok(flight.save)
+    }
+
+    /// Awaits and records a step; returns its save.
+    async fn record_step(
+        &mut self,
+        flight: InFlight,
+    ) -> Result<Option<Pending<'static, TinkerPath>>> {
         let step = flight.step;
         let test_nll = match flight.test {
             Some(pending) => Some(self.score_test(pending, step).await?),
@@ -251,7 +342,7 @@ impl<'a> Loop<'a> {
         let loss = mean_nll(examples, &answer)?;
         let optim = flight.optim.await;
         let optim = optim.map_err(|source| self.failed_at(step, source))?;
-        let report = self.report(step, start, &flight.rows, loss);
+        let report = self.report(step, &flight.rows, loss);
         self.job
             .writer
             .append_metrics(&step_row(&report, optim.metrics.as_ref(), test_nll))?;
@@ -263,15 +354,25 @@ impl<'a> Loop<'a> {
                 learning_rate: report.learning_rate,
             });
         }
-        let Some(save) = flight.save else {
-            return Ok(None);
-        };
-        let next = step + 1;
-        let path = save
-            .await
-            .map_err(failed(format!("saving the checkpoint after step {step}")))?;
-        self.record(&row_of(name_of(next), path.clone(), &self.plan, next))?;
-        Ok(Some((next, path)))
+        Ok(flight.save)
+    }
+
+    /// Awaits a save and records it, unless that was done.
+    async fn finish_save(
+        &mut self,
+        save: Pending<'static, TinkerPath>,
+        next: u64,
+        doing: String,
+    ) -> Result<SavedAt> {
+        let path = save.await.map_err(failed(doing))?;
+        let rows = self.job.writer.folder().read_checkpoints()?;
+        if !rows
+            .iter()
+            .any(|row| row.state_path.as_ref() == Some(&path))
+        {
+            self.record(&row_of(name_of(next), path.clone(), &self.plan, next))?;
+        }
+        Ok((next, path))
     }
 
     async fn score_test(
@@ -293,11 +394,12 @@ impl<'a> Loop<'a> {
         Error::of_request(doing, self.job.config.learning_rate, source)
     }
 
-    fn report(&mut self, step: u64, start: u64, rows: &[usize], loss: f64) -> StepReport {
+    fn report(&mut self, step: u64, rows: &[usize], loss: f64) -> StepReport {
         let n_steps = self.plan.n_steps();
         let seconds = self.watch.lap();
         self.seconds += seconds;
-        let (n_done, n_left) = (step + 1 - start, n_steps - step - 1);
+        let n_done = step + 1 - self.segment.first_unrecorded;
+        let n_left = n_steps - step - 1;
         let examples = || examples_of(self.job.prepared, rows);
         StepReport {
             step,
@@ -320,7 +422,7 @@ impl<'a> Loop<'a> {
     }
 
     /// Evaluates and saves the final weights.
-    async fn end(mut self) -> Result<Outcome> {
+    async fn end(&mut self) -> Result<Outcome> {
         let n_steps = self.plan.n_steps();
         let test = self.submit_test();
         let state = self.trainer.save_state(FINAL, None);
@@ -359,30 +461,27 @@ impl<'a> Loop<'a> {
     }
 
     /// Makes sure that the state before step `next` is in a checkpoint.
-    async fn interrupt(
-        mut self,
-        next: u64,
-        saved_at: Option<(u64, TinkerPath)>,
-    ) -> Result<Outcome> {
-        let n_steps = self.plan.n_steps();
-        if let Some((_, state)) = saved_at.filter(|(step, _)| *step == next) {
-            return Ok(Outcome::Interrupted {
-                resume_from: next,
-                n_steps,
-                state,
-            });
-        }
-        let name = name_of(next);
-        let save = self.trainer.save_state(&name, self.job.config.ttl_seconds);
-        let state = save
-            .await
-            .map_err(failed("saving the checkpoint to resume from"))?;
-        self.record(&row_of(name, state.clone(), &self.plan, next))?;
+    async fn interrupt(&mut self, next: u64, saved_at: Option<SavedAt>) -> Result<Outcome> {
+        let (resume_from, state) = match saved_at.filter(|(step, _)| *step == next) {
+            Some(saved) => saved,
+            None => {
+                // A process that is killed now is followed by one that must save here, too.
+                self.segment.stops.push(next);
+                self.job.writer.write_unfinished(&self.segment)?;
+                self.save_for_stop(next).await?
+            }
+        };
         Ok(Outcome::Interrupted {
-            resume_from: next,
-            n_steps,
+            resume_from,
+            n_steps: self.plan.n_steps(),
             state,
         })
+    }
+
+    async fn save_for_stop(&mut self, next: u64) -> Result<SavedAt> {
+        let save = self.submit_save(next);
+        let doing = "saving the checkpoint to resume from".to_owned();
+        self.finish_save(save, next, doing).await
     }
 }
 

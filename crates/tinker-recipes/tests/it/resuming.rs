@@ -1,10 +1,10 @@
 //! Interrupted and resumed equals uninterrupted, wherever the cut is.
 
 use tinker_recipes::Error;
-use tinker_recipes::sft::{Outcome, StopSignal};
+use tinker_recipes::sft::{Outcome, SftOptions, StopSignal};
 
 use crate::fake::FakeService;
-use crate::support::{Log, Run};
+use crate::support::{Log, Run, small_options};
 
 const N_STEPS: u64 = 6;
 
@@ -198,4 +198,192 @@ async fn a_complete_run_can_be_extended_by_more_epochs() {
 
     assert!(matches!(outcome, Outcome::Finished { n_steps: 9, .. }));
     assert_eq!(log.lines[1], "resumed Some(\"final\") at 6, dropped 1");
+}
+
+/// Where the killed process left off, by what the observer was told.
+fn rejoined(log: &Log) -> bool {
+    log.lines.iter().any(|line| line.starts_with("rejoined"))
+}
+
+#[tokio::test]
+async fn killed_at_any_operation_and_resumed_does_nothing_twice() {
+    let (run, service) = (Run::small(), FakeService::default());
+    let outcome = run.train(&service, &mut Log::default()).await.unwrap();
+    let (expected, operations) = (result(&run, &service, &outcome), service.operations());
+    for n in 0..operations.len() {
+        let (run, service, mut log) = (Run::small(), FakeService::default(), Log::default());
+        service.leave_after(n);
+        run.train(&service, &mut Log::default()).await.unwrap_err();
+        service.fail_after(None);
+
+        let outcome = run.resume(&service, &mut log).await.unwrap();
+
+        assert_eq!(result(&run, &service, &outcome), expected, "{n} done");
+        assert_eq!(service.operations(), operations, "{n} done");
+        assert!(rejoined(&log), "{n} done: {:?}", log.lines);
+        let rows = run.folder().read_checkpoints().unwrap();
+        let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["000002", "000004", "final"], "{n} done");
+    }
+}
+
+#[tokio::test]
+async fn killed_again_and_again_does_nothing_twice() {
+    let (run, service) = (Run::small(), FakeService::default());
+    let outcome = run.train(&service, &mut Log::default()).await.unwrap();
+    let (expected, operations) = (result(&run, &service, &outcome), service.operations());
+    let (run, service) = (Run::small(), FakeService::default());
+    service.leave_after(0);
+
+    let mut outcome = run.train(&service, &mut Log::default()).await;
+    while outcome.is_err() {
+        service.leave_after(1);
+        outcome = run.resume(&service, &mut Log::default()).await;
+    }
+
+    assert_eq!(result(&run, &service, &outcome.unwrap()), expected);
+    assert_eq!(service.operations(), operations);
+}
+
+#[tokio::test]
+async fn a_segment_from_a_checkpoint_is_rejoined_too() {
+    let expected = undisturbed().await;
+    let (run, service, mut log) = (Run::small(), FakeService::default(), Log::default());
+    run.train(&service, &mut stopping_after(0)).await.unwrap();
+    let n_before = service.operations().len();
+    service.leave_after(5);
+    run.resume(&service, &mut Log::default()).await.unwrap_err();
+    service.fail_after(None);
+
+    let outcome = run.resume(&service, &mut log).await.unwrap();
+
+    assert_eq!(result(&run, &service, &outcome), expected);
+    assert!(rejoined(&log), "{:?}", log.lines);
+    let steps = service.operations();
+    let n_steps = |operations: &[String]| operations.iter().filter(|o| *o == "optim_step").count();
+    assert_eq!(n_steps(&steps), N_STEPS as usize);
+    assert!(steps.len() > n_before);
+}
+
+#[tokio::test]
+async fn metrics_that_a_power_cut_took_are_recorded_again() {
+    let expected = undisturbed().await;
+    let (run, service) = (Run::small(), FakeService::default());
+    service.leave_after(12);
+    run.train(&service, &mut Log::default()).await.unwrap_err();
+    service.fail_after(None);
+    let path = run.path().join("metrics.jsonl");
+    let rows = std::fs::read_to_string(&path).unwrap();
+    let kept: Vec<_> = rows.lines().take(1).collect();
+    assert!(kept.len() < rows.lines().count(), "{rows}");
+    std::fs::write(&path, kept.join("\n") + "\n").unwrap();
+
+    let outcome = run.resume(&service, &mut Log::default()).await.unwrap();
+
+    assert_eq!(result(&run, &service, &outcome), expected);
+}
+
+/// Six steps without checkpoints between: a stop after step 2 saves before step 4.
+fn without_checkpoints() -> Run {
+    let options = SftOptions {
+        save_every: 0,
+        ..small_options()
+    };
+    Run::new(&options, 10)
+}
+
+/// Operations of such a run before the checkpoint of the stop.
+const N_BEFORE_STOP: usize = 10;
+
+async fn check_goes_on_after_a_stop(run: &Run, service: &FakeService) {
+    let (expected, _) = undisturbed().await;
+    let mut log = Log::default();
+
+    let outcome = run.resume(service, &mut log).await.unwrap();
+
+    assert!(rejoined(&log), "{:?}", log.lines);
+    let Outcome::Finished { state, .. } = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!(service.weights_at(&state), expected);
+    assert_eq!(service.operations()[N_BEFORE_STOP], "save_state 000004");
+    let rows = run.folder().read_checkpoints().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["000004", "final"]);
+}
+
+#[tokio::test]
+async fn killed_before_the_checkpoint_of_a_stop_the_run_saves_it_and_goes_on() {
+    let (run, service) = (without_checkpoints(), FakeService::default());
+    service.leave_after(N_BEFORE_STOP);
+    let stopped = run.train(&service, &mut stopping_after(2)).await;
+    assert_eq!(
+        stopped.unwrap_err().to_string(),
+        "saving the checkpoint to resume from failed"
+    );
+    service.fail_after(None);
+
+    check_goes_on_after_a_stop(&run, &service).await;
+}
+
+#[tokio::test]
+async fn killed_after_the_checkpoint_of_a_stop_the_run_records_it_and_goes_on() {
+    let (run, service) = (without_checkpoints(), FakeService::default());
+    run.train(&service, &mut stopping_after(2)).await.unwrap();
+    // As a process that is killed before it records what was saved leaves it.
+    let unfinished = r#"{"from": null, "first_step": 0, "stops": [4]}"#;
+    std::fs::write(run.path().join("unfinished.json"), unfinished).unwrap();
+    std::fs::write(run.path().join("checkpoints.jsonl"), "").unwrap();
+
+    check_goes_on_after_a_stop(&run, &service).await;
+}
+
+#[tokio::test]
+async fn a_stop_while_a_run_is_rejoined_waits_for_what_was_submitted() {
+    let expected = undisturbed().await;
+    let (run, service) = (Run::small(), FakeService::default());
+    service.leave_after(4);
+    run.train(&service, &mut Log::default()).await.unwrap_err();
+    service.fail_after(None);
+    let mut log = Log::default();
+    log.stop.request();
+
+    let outcome = run.resume(&service, &mut log).await.unwrap();
+    assert!(
+        matches!(outcome, Outcome::Interrupted { .. }),
+        "{outcome:?}"
+    );
+    let outcome = run.resume(&service, &mut Log::default()).await.unwrap();
+
+    assert_eq!(result(&run, &service, &outcome), expected);
+}
+
+#[tokio::test]
+async fn a_run_that_the_server_lost_goes_on_from_its_checkpoint() {
+    let expected = undisturbed().await;
+    let (run, service, mut log) = (Run::small(), FakeService::default(), Log::default());
+    service.leave_after(10);
+    run.train(&service, &mut Log::default()).await.unwrap_err();
+    service.fail_after(None);
+    service.forget_runs();
+
+    let outcome = run.resume(&service, &mut log).await.unwrap();
+
+    assert_eq!(result(&run, &service, &outcome), expected);
+    assert!(
+        log.lines[1].starts_with("notice: the run cannot go on where it was (the server's view"),
+        "{:?}",
+        log.lines
+    );
+    assert_eq!(log.lines[2], "resumed Some(\"000002\") at 2, dropped 1");
+}
+
+#[tokio::test]
+async fn a_run_that_ended_has_left_the_server() {
+    let (run, service) = (Run::small(), FakeService::default());
+
+    run.train(&service, &mut Log::default()).await.unwrap();
+
+    assert_eq!(service.n_open_sessions(), 0);
+    assert!(!run.path().join("unfinished.json").exists());
 }

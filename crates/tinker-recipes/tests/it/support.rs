@@ -83,6 +83,7 @@ impl Observer for Log {
                 let name = checkpoint.map(|row| row.name.clone());
                 format!("resumed {name:?} at {step}, dropped {n_dropped}")
             }
+            Event::Rejoined { step } => format!("rejoined at {step}"),
             Event::Step(report) => {
                 if self.stop_after == Some(report.step) {
                     self.stop.request();

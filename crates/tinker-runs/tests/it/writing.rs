@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinker_runs::{CheckpointRow, Error, MetricsRow, RunFolder, RunWriter};
 
@@ -212,4 +212,33 @@ fn a_folder_that_cannot_be_made_is_named() {
 
     assert!(error.to_string().starts_with("cannot create `"), "{error}");
     assert!(!error.is_disk_full());
+}
+
+#[test]
+fn what_is_unfinished_is_found_until_it_is_removed() {
+    let dir = TempDir::new().unwrap();
+    let writer = RunWriter::create(dir.path().join("run")).unwrap();
+    writer.write_config(&json!({})).unwrap();
+    let read = || -> Option<Value> { writer.folder().read_unfinished().unwrap() };
+    assert_eq!(read(), None);
+
+    writer.write_unfinished(&json!({"first_step": 3})).unwrap();
+
+    assert_eq!(read(), Some(json!({"first_step": 3})));
+    writer.remove_unfinished().unwrap();
+    writer.remove_unfinished().unwrap();
+    assert_eq!(read(), None);
+}
+
+#[test]
+fn a_ledger_can_be_begun_anew() {
+    let dir = TempDir::new().unwrap();
+    let writer = RunWriter::create(dir.path().join("run")).unwrap();
+    let ledger = writer.folder().ledger_path();
+    std::fs::write(&ledger, "old").unwrap();
+
+    writer.remove_ledger().unwrap();
+    writer.remove_ledger().unwrap();
+
+    assert!(!ledger.exists());
 }

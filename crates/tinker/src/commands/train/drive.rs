@@ -20,8 +20,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) struct Ended {
     /// The job's outcome, or why it was given up.
     pub(super) outcome: Result<Outcome>,
-    /// Whether it makes sense to tell the server: it can be reached, and nobody is in a hurry.
-    pub(super) can_close: bool,
     /// Whether going on from the last checkpoint may end otherwise.
     pub(super) can_resume: bool,
 }
@@ -69,17 +67,12 @@ fn look_after(keeper: &mut Keeper, connection: &Connection) -> Result<()> {
 
 impl Ended {
     fn by_itself(outcome: tinker_recipes::Result<Outcome>) -> Self {
-        let is_lost = matches!(
-            &outcome,
-            Err(tinker_recipes::Error::Service { source, .. }) if source.is_server_lost()
-        );
         // The same steps would fail again.
         let is_final = outcome
             .as_ref()
             .is_err_and(tinker_recipes::Error::is_divergence);
         Self {
             outcome: outcome.map_err(Failure::from),
-            can_close: !is_lost,
             can_resume: !is_final,
         }
     }
@@ -87,7 +80,6 @@ impl Ended {
     fn given_up(failure: Failure) -> Self {
         Self {
             outcome: Err(failure),
-            can_close: false,
             can_resume: true,
         }
     }

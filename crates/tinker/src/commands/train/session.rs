@@ -184,7 +184,6 @@ impl Session {
         let mut interrupts = Interrupts::watch()?;
         let Ended {
             outcome,
-            can_close,
             can_resume,
         } = drive::drive(job, stop, &connection, keeper, &mut interrupts, &ctx.ui).await;
         drop(watcher);
@@ -197,14 +196,7 @@ impl Session {
             }
             _ => failure,
         });
-        let result = outcome.and_then(|outcome| report(ctx, &facts, outcome));
-        if can_close {
-            tokio::select! {
-                () = connection.close_after(&result) => {}
-                () = interrupts.next() => {}
-            }
-        }
-        result
+        outcome.and_then(|outcome| report(ctx, &facts, outcome))
     }
 
     fn facts(&self, ctx: &Ctx, connection: &Connection, folder: &RunFolder) -> Facts {

@@ -74,6 +74,9 @@ impl Observer for Watcher {
                 self.ui
                     .note(format_args!("resuming from {from} at step {step}{again}"));
             }
+            Event::Rejoined { step } => self.ui.note(format_args!(
+                "going on at step {step}, where the server has the run; no step is done again"
+            )),
             Event::Step(report) => self.step(report),
             Event::Evaluated { nll, .. } => self.held_out = Some(nll),
             Event::Stopping { next_step } => {
