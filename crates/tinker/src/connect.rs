@@ -61,20 +61,23 @@ impl Connection {
             Target::Embedded => Some(local::ensure(&ctx.settings.home, &ctx.ui).await?),
             Target::Remote { .. } => None,
         };
-        let (base_url, key) = match (&target, &embedded) {
-            (Target::Remote { base_url, api_key }, _) => (base_url.clone(), api_key.clone()),
-            (Target::Embedded, Some(server)) => (server.base_url(), key_of(server)?),
+        let (base_url, credentials) = match (&target, &embedded) {
+            (Target::Embedded, Some(server)) => (server.base_url(), key_of(server)?.into()),
             (Target::Embedded, None) => return Err(Failure::usage("there is no server")),
+            (
+                Target::Remote {
+                    base_url,
+                    credentials,
+                },
+                _,
+            ) => (base_url.clone(), credentials.clone()),
         };
-        let mut builder = ServiceClient::builder(base_url)
-            .api_key(key)
+        let builder = ServiceClient::builder(base_url)
+            .credentials(credentials)
             .user_agent(concat!("tinker/", env!("CARGO_PKG_VERSION")))
             .wait_for_server(patience)
             .observer(teller(&ctx.ui));
-        if let Some(interval) = ctx.settings.heartbeat {
-            builder = builder.heartbeat_interval(interval);
-        }
-        let service = builder.build()?;
+        let service = ctx.settings.configure(&target, builder).build()?;
         Ok(Self {
             rest: service.rest_client(),
             service,

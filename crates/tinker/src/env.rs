@@ -25,7 +25,7 @@ impl Variable {
 /// The key of the service; with `tinker serve`, the key that the server asks for.
 pub(crate) const TINKER_API_KEY: Variable = Variable {
     name: "TINKER_API_KEY",
-    doc: "API key of the service; in the environment of `tinker serve`, the key it asks for",
+    doc: "API key of the service; of `tinker serve`, the key it asks for",
 };
 
 /// Which server to talk to.
@@ -34,10 +34,46 @@ pub(crate) const TINKER_BASE_URL: Variable = Variable {
     doc: "address of the service, as --base-url",
 };
 
+/// A credential that is made when it is needed.
+pub(crate) const TINKER_CREDENTIAL_CMD: Variable = Variable {
+    name: "TINKER_CREDENTIAL_CMD",
+    doc: "shell command that prints a key or a token, run for each use",
+};
+
+/// Whose the sessions are.
+pub(crate) const TINKER_PROJECT_ID: Variable = Variable {
+    name: "TINKER_PROJECT_ID",
+    doc: "project to file new sessions under",
+};
+
+/// Labels of sessions.
+pub(crate) const TINKER_TAGS: Variable = Variable {
+    name: "TINKER_TAGS",
+    doc: "labels of new sessions, separated by commas",
+};
+
+/// Whether failures are reported to the service.
+pub(crate) const TINKER_TELEMETRY: Variable = Variable {
+    name: "TINKER_TELEMETRY",
+    doc: "`1`: report failures to the service, without data [default: 0]",
+};
+
+/// The first half of what a Cloudflare gateway asks for.
+pub(crate) const CLOUDFLARE_ACCESS_CLIENT_ID: Variable = Variable {
+    name: "CLOUDFLARE_ACCESS_CLIENT_ID",
+    doc: "client id for a Cloudflare Access gateway before the service",
+};
+
+/// The second half.
+pub(crate) const CLOUDFLARE_ACCESS_CLIENT_SECRET: Variable = Variable {
+    name: "CLOUDFLARE_ACCESS_CLIENT_SECRET",
+    doc: "its secret",
+};
+
 /// How often a session is kept alive.
 pub(crate) const TINKER_HEARTBEAT: Variable = Variable {
     name: "TINKER_HEARTBEAT",
-    doc: "time between two signs of life of a session, such as 5s [default: 10s]",
+    doc: "time between two signs of life of a session [default: 10s]",
 };
 
 /// Where data is kept.
@@ -52,16 +88,22 @@ pub(crate) const NO_COLOR: Variable = Variable {
     doc: "any value turns colours off",
 };
 
+/// What is logged, in the words of the official client.
+pub(crate) const TINKER_LOG: Variable = Variable {
+    name: "TINKER_LOG",
+    doc: "`debug` or `info`: what is logged, where RUST_LOG does not say",
+};
+
 /// What is logged.
 pub(crate) const RUST_LOG: Variable = Variable {
     name: "RUST_LOG",
-    doc: "what is logged on standard error, such as `debug` or `tinker_http=trace`",
+    doc: "what is logged, such as `debug` or `tinker_http=trace`",
 };
 
 /// Where Python's Hugging Face libraries keep models.
 pub(crate) const HF_HUB_CACHE: Variable = Variable {
     name: "HF_HUB_CACHE",
-    doc: "Hugging Face cache in which `tinker serve` puts its tokenizers for Python clients",
+    doc: "Hugging Face cache; `tinker serve` puts its tokenizers there",
 };
 
 /// The directory above that cache.
@@ -71,19 +113,40 @@ pub(crate) const HF_HOME: Variable = Variable {
 };
 
 /// All of them, for the help.
-pub(crate) const ALL: [Variable; 8] = [
+pub(crate) const ALL: [Variable; 15] = [
     TINKER_API_KEY,
+    TINKER_CREDENTIAL_CMD,
     TINKER_BASE_URL,
+    TINKER_PROJECT_ID,
+    TINKER_TAGS,
+    CLOUDFLARE_ACCESS_CLIENT_ID,
+    CLOUDFLARE_ACCESS_CLIENT_SECRET,
+    TINKER_TELEMETRY,
     TINKER_HOME,
     TINKER_HEARTBEAT,
     HF_HUB_CACHE,
     HF_HOME,
     NO_COLOR,
+    TINKER_LOG,
     RUST_LOG,
 ];
 
-/// The section of the help that lists them.
+/// Those that a process started for somebody else must not inherit: they are for the service.
+pub(crate) const FOR_THE_SERVICE: [Variable; 5] = [
+    TINKER_API_KEY,
+    TINKER_CREDENTIAL_CMD,
+    TINKER_BASE_URL,
+    CLOUDFLARE_ACCESS_CLIENT_ID,
+    CLOUDFLARE_ACCESS_CLIENT_SECRET,
+];
+
+/// The section of the help that lists them, and says which credential is used.
 pub(crate) fn help() -> String {
-    let lines = ALL.map(|v| format!("  {:<17}{}", v.name, v.doc));
-    format!("Environment:\n{}", lines.join("\n"))
+    let lines = ALL.map(|v| format!("  {:<33}{}", v.name, v.doc));
+    format!(
+        "Environment:\n{}\n\n\
+         A server is shown TINKER_API_KEY, else what TINKER_CREDENTIAL_CMD prints, else the default key in\n\
+         ~/.tinker/credentials.json, where the official client stores keys.",
+        lines.join("\n")
+    )
 }

@@ -3,6 +3,10 @@
 use std::fmt::{self, Display};
 use std::process::ExitCode;
 
+use tinker_api::{CredentialOrigin, ErrorKind, LedgerError};
+
+use crate::settings::hint_for;
+
 /// The exit codes of `tinker`; 0 is success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FailureKind {
@@ -58,6 +62,8 @@ pub(crate) struct Failure {
     error: anyhow::Error,
     /// What to do next.
     hint: Option<String>,
+    /// What to do next where nobody who knows more has said it.
+    general_hint: Option<String>,
 }
 
 impl Failure {
@@ -67,6 +73,7 @@ impl Failure {
             kind,
             error: anyhow::Error::msg(what.into()),
             hint: None,
+            general_hint: None,
         }
     }
 
@@ -94,7 +101,7 @@ impl Failure {
     /// The same failure with advice to follow after what is advised already.
     pub(crate) fn then(mut self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
-        self.hint = Some(match self.hint {
+        self.hint = Some(match self.hint.or_else(|| self.general_hint.take()) {
             Some(first) => format!("{first}\nhint: {hint}"),
             None => hint,
         });
@@ -121,7 +128,7 @@ impl Display for Failure {
                 said = cause;
             }
         }
-        match &self.hint {
+        match self.hint.as_ref().or(self.general_hint.as_ref()) {
             Some(hint) => write!(f, "\nhint: {hint}"),
             None => Ok(()),
         }
@@ -133,7 +140,8 @@ impl From<anyhow::Error> for Failure {
         let api = error.chain().find_map(|cause| cause.downcast_ref());
         Self {
             kind: api.map_or(FailureKind::General, kind_of_api),
-            hint: api.and_then(hint_of_api).map(str::to_owned),
+            hint: None,
+            general_hint: api.map(hint_of_api),
             error,
         }
     }
@@ -146,29 +154,52 @@ impl From<tinker_api::Error> for Failure {
 }
 
 fn kind_of_api(error: &tinker_api::Error) -> FailureKind {
-    use tinker_api::ErrorKind;
-    match error.kind() {
-        Some(ErrorKind::Unsupported) => FailureKind::Unsupported,
-        Some(ErrorKind::Unauthenticated | ErrorKind::PermissionDenied) => FailureKind::Credentials,
-        Some(ErrorKind::NotFound) => FailureKind::NotFound,
-        Some(ErrorKind::Conflict) => FailureKind::Conflict,
-        Some(ErrorKind::InvalidRequest) => FailureKind::Usage,
-        Some(ErrorKind::RateLimited { .. } | ErrorKind::BillingPaused) => FailureKind::Capacity,
-        None if error.is_user_error() => FailureKind::Usage,
+    use tinker_api::Error;
+    match error {
+        Error::Transport(error) => kind_of_call(error.kind()),
+        Error::Ledger(error) => kind_of_ledger(error),
+        Error::InvalidRequest(_) | Error::WrongCheckpointKind { .. } => FailureKind::Usage,
+        Error::RequestFailed { .. } if error.is_user_error() => FailureKind::Usage,
         _ => FailureKind::General,
     }
 }
 
-fn hint_of_api(error: &tinker_api::Error) -> Option<&'static str> {
-    use tinker_api::ErrorKind;
-    match error.kind()? {
-        ErrorKind::Unauthenticated => Some("check TINKER_API_KEY, or use --local"),
-        ErrorKind::Connect => {
-            Some("check the address and whether the server runs; --local uses the embedded one")
+const fn kind_of_call(kind: &ErrorKind) -> FailureKind {
+    match kind {
+        ErrorKind::Unauthenticated | ErrorKind::PermissionDenied => FailureKind::Credentials,
+        ErrorKind::NotFound => FailureKind::NotFound,
+        ErrorKind::Conflict => FailureKind::Conflict,
+        ErrorKind::InvalidRequest => FailureKind::Usage,
+        ErrorKind::RateLimited { .. } | ErrorKind::BillingPaused => FailureKind::Capacity,
+        ErrorKind::Unsupported => FailureKind::Unsupported,
+        // Expired, Timeout, Connect, Decode, Server, File, Untrusted: neither the command nor its
+        // input is wrong, and there is no code of their own.
+        _ => FailureKind::General,
+    }
+}
+
+/// Somebody else has the ledger, or it is of something else.
+const fn kind_of_ledger(error: &LedgerError) -> FailureKind {
+    match error {
+        LedgerError::InUse { .. } | LedgerError::OtherRun { .. } | LedgerError::Diverged { .. } => {
+            FailureKind::Conflict
         }
-        ErrorKind::BillingPaused => Some("settle the account's bill, then run it again"),
-        ErrorKind::RateLimited { .. } => Some("wait a little, then run it again"),
-        _ => None,
+        _ => FailureKind::General,
+    }
+}
+
+fn hint_of_api(error: &tinker_api::Error) -> String {
+    let tinker_api::Error::Transport(call) = error else {
+        return error.hint().to_owned();
+    };
+    match (call.kind(), call.credential_origin()) {
+        (ErrorKind::Unauthenticated, Some(origin)) => hint_for(origin),
+        (ErrorKind::Unauthenticated, None) => hint_for(&CredentialOrigin::Given),
+        (ErrorKind::Connect, _) => {
+            "check the address and whether the server runs; --local uses the embedded one"
+                .to_owned()
+        }
+        _ => call.hint().to_owned(),
     }
 }
 
@@ -294,6 +325,114 @@ mod tests {
         let failure = Failure::usage("x").then("first").then("second");
 
         assert_eq!(failure.to_string(), "error: x\nhint: first\nhint: second");
+    }
+
+    #[test]
+    fn what_a_command_advises_stands_before_what_is_said_in_general() {
+        let failure = || Failure::from(tinker_api::Error::Stopped("x".to_owned()));
+        let general = "hint: create a new client from the last checkpoint";
+
+        assert!(failure().to_string().ends_with(general));
+        assert!(failure().hint("near").to_string().ends_with("\nhint: near"));
+        let then = failure().then("tinker resume x").to_string();
+        assert!(
+            then.ends_with(&format!("{general}\nhint: tinker resume x")),
+            "{then}"
+        );
+    }
+
+    /// Calls that fail on the way are in the tests of the binary.
+    #[test]
+    fn every_error_of_the_library_has_an_exit_code_and_a_hint() {
+        use std::time::Duration;
+        use tinker_api::{Error, ErrorCategory, RequestType};
+
+        let failed = |category| Error::RequestFailed {
+            operation: RequestType::ForwardBackward,
+            category,
+            message: "m".to_owned(),
+            request_id: "r".parse().unwrap(),
+        };
+        let path = || Box::new("tinker://r/weights/a".parse().unwrap());
+        let ledger = || std::path::PathBuf::from("run.ledger");
+        let source = std::io::ErrorKind::StorageFull.into();
+        for (error, code) in [
+            (failed(ErrorCategory::User), 2),
+            (failed(ErrorCategory::Server), 1),
+            (failed(ErrorCategory::Unknown("new".to_owned())), 1),
+            (Error::InvalidRequest("x".to_owned()), 2),
+            (
+                Error::WrongCheckpointKind {
+                    path: path(),
+                    needed: "sampler",
+                    twin: path(),
+                },
+                2,
+            ),
+            (Error::Protocol("x".to_owned()), 1),
+            (Error::Stopped("x".to_owned()), 1),
+            (Error::Abandoned("x".to_owned()), 1),
+            (Error::Closed, 1),
+            (
+                Error::TimedOut {
+                    operation: RequestType::OptimStep,
+                    after: Duration::from_secs(1),
+                },
+                1,
+            ),
+            (
+                LedgerError::InUse {
+                    path: ledger(),
+                    pid: None,
+                }
+                .into(),
+                4,
+            ),
+            (
+                LedgerError::OtherRun {
+                    path: ledger(),
+                    number: 0,
+                    recorded: "a".to_owned(),
+                    asked: "b".to_owned(),
+                }
+                .into(),
+                4,
+            ),
+            (
+                LedgerError::Diverged {
+                    run: "r".parse().unwrap(),
+                    seq_id: 1,
+                    recorded: "a".to_owned(),
+                    asked: "b".to_owned(),
+                }
+                .into(),
+                4,
+            ),
+            (
+                LedgerError::Damaged {
+                    path: ledger(),
+                    line: 3,
+                    reason: "r".to_owned(),
+                }
+                .into(),
+                1,
+            ),
+            (
+                LedgerError::Io {
+                    doing: "write",
+                    path: ledger(),
+                    source,
+                }
+                .into(),
+                1,
+            ),
+        ] {
+            let text = format!("{error:?}");
+            let failure = Failure::from(error);
+
+            assert_eq!(failure.kind.code(), code, "{text}");
+            assert!(failure.to_string().contains("\nhint: "), "{failure}");
+        }
     }
 
     #[test]

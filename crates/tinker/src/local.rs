@@ -106,13 +106,14 @@ pub(crate) fn start(home: &Path, earlier: Option<&LockInfo>) -> Result<Child> {
     command
         .args(["serve", "--detached", "--idle-timeout", IDLE_TIMEOUT])
         .env(env::TINKER_HOME.name, home)
-        // A key for the hosted service is not to become the key of this server.
-        .env_remove(env::TINKER_API_KEY.name)
-        .env_remove(env::TINKER_BASE_URL.name)
         .current_dir(home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(open_log(home)?);
+    // A key for the hosted service is not to become the key of this server.
+    for variable in env::FOR_THE_SERVICE {
+        command.env_remove(variable.name);
+    }
     match earlier {
         None => _ = command.args(["--port", "0"]),
         Some(earlier) => replace(&mut command, earlier),

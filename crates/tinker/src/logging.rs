@@ -6,9 +6,15 @@ use tracing_subscriber::EnvFilter;
 
 use crate::env;
 
-/// Logs what `RUST_LOG` asks for, else `default`; nothing where both are silent.
+/// Logs what `RUST_LOG` asks for, else `TINKER_LOG`, else `default`; nothing where all are silent.
 pub(crate) fn init(default: Option<&str>) {
-    let directives = env::RUST_LOG.get();
+    // Other levels mean nothing to the official client either.
+    let level = || {
+        env::TINKER_LOG
+            .get()
+            .filter(|level| matches!(level.as_str(), "debug" | "info"))
+    };
+    let directives = env::RUST_LOG.get().or_else(level);
     let Some(directives) = directives.as_deref().or(default) else {
         return;
     };

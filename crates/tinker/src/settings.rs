@@ -1,16 +1,19 @@
-//! Which server a command talks to and where data lives: flag, then environment, then default.
+//! Which server a command talks to, how, and where data lives: flag, then environment, then default.
+
+mod credential;
+mod layer;
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
 
 use etcetera::BaseStrategy as _;
+use tinker_api::{ApiKey, BaseUrl, CredentialSources, Credentials, ServiceClientBuilder};
 use tinker_recipes::sft::TrainedOn;
 
+use self::credential::BadCredential;
+pub(crate) use self::credential::hint_for;
+use self::layer::Layer;
 use crate::env;
 use crate::failure::{Failure, FailureKind, Result};
-use crate::human::parse_duration;
-use tinker_api::{ApiKey, BaseUrl};
 
 /// Where Thinking Machines serves the API.
 pub(crate) const HOSTED_URL: &str = "https://tinker.thinkingmachines.dev/services/tinker-prod";
@@ -41,16 +44,15 @@ pub(crate) struct ServerFlags {
 }
 
 /// What flags and environment say, before a command asks.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Settings {
     /// Data directory.
     pub(crate) home: PathBuf,
     flags: ServerFlags,
-    env_base_url: Option<String>,
-    /// Time between two heartbeats of a session, if it is not the client library's own.
-    pub(crate) heartbeat: Option<Duration>,
-    /// Or what is wrong with it, which matters only to commands that need it.
-    api_key: Option<std::result::Result<ApiKey, String>>,
+    /// What lies beneath the flags.
+    environment: Layer,
+    /// Chosen among all layers. What is wrong with it matters only to commands that need one.
+    credentials: std::result::Result<Option<Credentials>, BadCredential>,
 }
 
 /// The server of a command.
@@ -62,8 +64,8 @@ pub(crate) enum Target {
     Remote {
         /// Its address.
         base_url: String,
-        /// The key to show it.
-        api_key: ApiKey,
+        /// What to show it.
+        credentials: Credentials,
     },
 }
 
@@ -83,13 +85,22 @@ impl Settings {
     /// # Errors
     /// There is no home directory to keep data in, or a variable holds what it cannot.
     pub(crate) fn load(flags: &ServerFlags) -> Result<Self> {
-        Ok(Self {
-            home: home()?,
-            flags: flags.clone(),
-            env_base_url: env::TINKER_BASE_URL.get(),
-            heartbeat: heartbeat()?,
-            api_key: env::TINKER_API_KEY.get().map(|key| parse(&key)),
-        })
+        Ok(Self::new(home()?, flags.clone(), Layer::of_environment()?))
+    }
+
+    fn new(home: PathBuf, flags: ServerFlags, environment: Layer) -> Self {
+        let sources = CredentialSources {
+            api_key: None,
+            environment_key: environment.api_key.clone(),
+            command: environment.credential_command.clone(),
+            stored: environment.stored_credentials.clone(),
+        };
+        Self {
+            home,
+            flags,
+            environment,
+            credentials: sources.find().map_err(BadCredential::new),
+        }
     }
 
     /// The server for a command about `model`, where it names one.
@@ -100,11 +111,11 @@ impl Settings {
         if self.flags.local {
             return Ok(Target::Embedded);
         }
-        let url = self.flags.base_url.as_ref().or(self.env_base_url.as_ref());
+        let url = self.base_url();
         // A directory can only be read by a server on this machine.
         let is_embedded =
             model.is_some_and(|name| name.starts_with(EMBEDDED_PREFIX) || Path::new(name).is_dir());
-        match (url, self.api_key.is_some()) {
+        match (url, self.has_credential()) {
             (Some(url), has_key) => {
                 check_address(url)?;
                 if has_key {
@@ -135,13 +146,12 @@ impl Settings {
             },
             TrainedOn::BaseUrl(url) => {
                 let flag = format!("--base-url {url}");
-                let given = self.flags.base_url.as_ref().or(self.env_base_url.as_ref());
-                match given {
+                match self.base_url() {
                     _ if self.flags.local => Err(other_server("the embedded server", url, &flag)),
                     Some(given) if given.trim_end_matches('/') != url => {
                         Err(other_server(given, url, &flag))
                     }
-                    _ if self.api_key.is_none() => Err(no_key_for(url)),
+                    _ if !self.has_credential() => Err(no_key_for(url)),
                     _ => self.remote(url),
                 }
             }
@@ -165,20 +175,62 @@ impl Settings {
     ///
     /// # Errors
     /// It cannot be a key.
-    pub(crate) fn api_key(&self) -> Result<Option<ApiKey>> {
-        match &self.api_key {
-            None => Ok(None),
-            Some(Ok(key)) => Ok(Some(key.clone())),
-            Some(Err(what)) => Err(Failure::new(FailureKind::Credentials, what)
-                .hint("correct TINKER_API_KEY, or unset it to use the embedded server")),
+    pub(crate) fn serve_key(&self) -> Result<Option<ApiKey>> {
+        let Some(text) = &self.environment.api_key else {
+            return Ok(None);
+        };
+        match text.parse::<ApiKey>() {
+            Ok(key) => Ok(Some(key)),
+            Err(error) => {
+                let what = format!("{}: {}", env::TINKER_API_KEY.name, error.message());
+                Err(Failure::new(FailureKind::Credentials, what)
+                    .hint("correct it, or unset it: the server then makes a key of its own"))
+            }
         }
     }
 
+    /// Puts what the settings say of sessions and of the way to `target` into a client.
+    pub(crate) fn configure(
+        &self,
+        target: &Target,
+        mut builder: ServiceClientBuilder,
+    ) -> ServiceClientBuilder {
+        let layer = &self.environment;
+        builder = builder.tags(layer.tags.iter().cloned());
+        if let Some(project) = &layer.project {
+            builder = builder.project(project.clone());
+        }
+        if let Some(interval) = layer.heartbeat {
+            builder = builder.heartbeat_interval(interval);
+        }
+        match target {
+            Target::Embedded => builder,
+            Target::Remote { .. } => layer
+                .gateway
+                .headers()
+                .fold(builder, |builder, (name, value)| {
+                    builder.header(name, value)
+                })
+                .telemetry(layer.telemetry),
+        }
+    }
+
+    /// The address that was asked for.
+    fn base_url(&self) -> Option<&String> {
+        let below = self.environment.base_url.as_ref();
+        self.flags.base_url.as_ref().or(below)
+    }
+
+    /// Whether there is a credential, be it one that cannot be used.
+    const fn has_credential(&self) -> bool {
+        !matches!(self.credentials, Ok(None))
+    }
+
     fn remote(&self, base_url: &str) -> Result<Target> {
-        let no_key = || Failure::new(FailureKind::Credentials, "there is no API key");
+        let credentials = self.credentials.clone()?;
         Ok(Target::Remote {
             base_url: base_url.trim_end_matches('/').to_owned(),
-            api_key: self.api_key()?.ok_or_else(no_key)?,
+            credentials: credentials.ok_or_else(|| no_key_for(base_url))?,
         })
     }
 }
@@ -193,7 +245,7 @@ fn check_address(url: &str) -> Result<()> {
 
 fn no_key_for(url: &str) -> Failure {
     Failure::new(FailureKind::Credentials, format!("no API key for {url}"))
-        .hint("set TINKER_API_KEY; some servers accept any value that starts with tml-")
+        .hint("set TINKER_API_KEY or TINKER_CREDENTIAL_CMD; some servers accept any value that starts with tml-")
 }
 
 fn other_server(given: &str, recorded: &str, flag: &str) -> Failure {
@@ -201,24 +253,6 @@ fn other_server(given: &str, recorded: &str, flag: &str) -> Failure {
     Failure::new(FailureKind::Conflict, what).hint(format!(
         "its checkpoints are there: resume with {flag}, or begin a new run"
     ))
-}
-
-fn parse(key: &str) -> std::result::Result<ApiKey, String> {
-    key.parse()
-        .map_err(|error: <ApiKey as FromStr>::Err| error.to_string())
-}
-
-/// `$TINKER_HEARTBEAT`.
-fn heartbeat() -> Result<Option<Duration>> {
-    let Some(text) = env::TINKER_HEARTBEAT.get() else {
-        return Ok(None);
-    };
-    let what = match parse_duration(&text) {
-        Ok(time) if !time.is_zero() => return Ok(Some(time)),
-        Ok(_) => "it must be more than nothing".to_owned(),
-        Err(what) => what,
-    };
-    Err(Failure::usage(format!("TINKER_HEARTBEAT={text}: {what}")))
 }
 
 /// `$TINKER_HOME`, else the platform's data directory.
@@ -235,141 +269,4 @@ fn home() -> Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(local: bool, flag_url: Option<&str>, env_url: Option<&str>, key: bool) -> Settings {
-        Settings {
-            home: PathBuf::new(),
-            flags: ServerFlags {
-                local,
-                base_url: flag_url.map(str::to_owned),
-            },
-            env_base_url: env_url.map(str::to_owned),
-            heartbeat: None,
-            api_key: key.then(|| parse("tml-k")),
-        }
-    }
-
-    fn url_of(settings: &Settings, model: &str) -> String {
-        match settings.target(Some(model)).unwrap() {
-            Target::Embedded => "embedded".to_owned(),
-            Target::Remote { base_url, .. } => base_url,
-        }
-    }
-
-    #[test]
-    fn flag_beats_environment_beats_default() {
-        let check = |local, flag, env, key, model, expected| {
-            assert_eq!(url_of(&settings(local, flag, env, key), model), expected);
-        };
-
-        check(false, None, None, false, "Qwen/Qwen3-8B", "embedded");
-        check(false, None, None, true, "Qwen/Qwen3-8B", HOSTED_URL);
-        check(false, None, None, true, "tinker/nano", "embedded");
-        check(
-            false,
-            None,
-            Some("http://e/"),
-            true,
-            "tinker/nano",
-            "http://e",
-        );
-        check(
-            false,
-            Some("http://f"),
-            Some("http://e"),
-            true,
-            "x",
-            "http://f",
-        );
-        check(true, None, Some("http://e"), true, "x", "embedded");
-    }
-
-    #[test]
-    fn remote_without_a_key_is_a_credentials_failure() {
-        let failure = settings(false, Some("http://f"), None, false)
-            .target(None)
-            .unwrap_err();
-
-        assert_eq!(failure.kind, FailureKind::Credentials);
-        assert!(failure.to_string().contains("TINKER_API_KEY"));
-    }
-
-    #[test]
-    fn a_malformed_key_matters_only_where_it_is_needed() {
-        let bad_key = |local| Settings {
-            api_key: Some(parse("secret")),
-            ..settings(local, None, None, false)
-        };
-
-        assert_eq!(bad_key(true).target(None).unwrap(), Target::Embedded);
-        assert_eq!(
-            bad_key(false).target(Some("tinker/nano")).unwrap(),
-            Target::Embedded
-        );
-        let failure = bad_key(false).target(None).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Credentials);
-        assert!(!failure.to_string().contains("secret"));
-    }
-
-    #[test]
-    fn a_run_goes_on_where_it_was_trained() {
-        let check = |settings: Settings, server: TrainedOn, expected: Option<&str>| {
-            let kind = match settings.target_of_run(Some(&server), "tinker/nano") {
-                Ok(Target::Embedded) => Some("embedded".to_owned()),
-                Ok(Target::Remote { base_url, .. }) => Some(base_url),
-                Err(failure) => {
-                    assert_eq!(failure.kind, FailureKind::Conflict, "{failure}");
-                    None
-                }
-            };
-            assert_eq!(kind.as_deref(), expected);
-        };
-        let there = || TrainedOn::BaseUrl("http://f".to_owned());
-
-        check(settings(false, None, None, true), there(), Some("http://f"));
-        check(
-            settings(false, Some("http://f/"), None, true),
-            there(),
-            Some("http://f"),
-        );
-        check(settings(true, None, None, true), there(), None);
-        check(settings(false, None, Some("http://e"), true), there(), None);
-        check(
-            settings(false, None, Some("http://e"), true),
-            TrainedOn::Embedded,
-            Some("embedded"),
-        );
-        check(
-            settings(false, Some("http://f"), None, true),
-            TrainedOn::Embedded,
-            None,
-        );
-    }
-
-    #[test]
-    fn next_command_repeats_the_flags_it_needs() {
-        let check = |settings: Settings, model, expected| {
-            let target = settings.target(Some(model)).unwrap();
-            assert_eq!(settings.server_flags_to_repeat(&target), expected);
-        };
-
-        check(settings(false, None, None, false), "tinker/nano", "");
-        check(settings(false, None, None, true), "tinker/nano", " --local");
-        check(settings(true, None, None, false), "x", " --local");
-        check(
-            settings(false, Some("http://f"), None, true),
-            "x",
-            " --base-url http://f",
-        );
-        check(settings(false, None, Some("http://e"), true), "x", "");
-        let there = TrainedOn::BaseUrl("http://f".to_owned());
-        let resumed = settings(false, None, None, true);
-        let target = resumed.target_of_run(Some(&there), "x").unwrap();
-        assert_eq!(
-            resumed.server_flags_to_repeat(&target),
-            " --base-url http://f"
-        );
-    }
-}
+mod tests;

@@ -294,7 +294,11 @@ fn malformed_key() {
     let finished = crate::support::finish(command);
 
     assert!(!finished.stderr.contains("secret-key"), "{finished:?}");
-    finished.failed(3, "API key must start with the tml- prefix", "unset it");
+    finished.failed(
+        3,
+        "TINKER_API_KEY: API key must start with the tml- prefix",
+        "hint: check TINKER_API_KEY, or use --local",
+    );
 }
 
 #[test]

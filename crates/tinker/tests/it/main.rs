@@ -8,7 +8,9 @@
 
 mod bad_input;
 mod chatting;
+mod connecting;
 mod disk_full;
+mod double;
 mod help;
 mod interrupting;
 mod listing;

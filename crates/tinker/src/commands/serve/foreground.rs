@@ -78,7 +78,7 @@ async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Outpu
 }
 
 fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
-    let key = ctx.settings.api_key()?;
+    let key = ctx.settings.serve_key()?;
     if !args.host.is_loopback() && key.is_none() {
         return Err(Failure::usage(format!(
             "--host {} opens the server to other machines, and it has no key of your choosing",
