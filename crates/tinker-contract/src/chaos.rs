@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
             .args([&self.proxy.base_url(), &self.server.api_key])
             .args([&self.model, &self.home.path().join("ledger.jsonl")])
             .arg(self.n_steps.to_string())
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()

@@ -1,8 +1,11 @@
 //! Servers to test against: our own with a tiny base model, or one anywhere.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -19,6 +22,9 @@ pub const BASE_URL: &str = "TINKER_CONTRACT_BASE_URL";
 pub const API_KEY: &str = "TINKER_CONTRACT_API_KEY";
 /// Variable that names the base model to train there; the first one that it lists if absent.
 pub const BASE_MODEL: &str = "TINKER_CONTRACT_BASE_MODEL";
+
+/// Servers start and stop in less than a second; this long only where the machine is overloaded.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server: in this process with a data directory of its own, both of which end with it, or
 /// anywhere.
@@ -105,8 +111,9 @@ impl Target {
     pub async fn stop(mut self) {
         drop(self.stop.take());
         if let Some(running) = self.running.take() {
-            running
+            tokio::time::timeout(PATIENCE, running)
                 .await
+                .expect("a server that stops")
                 .expect("the server's task")
                 .expect("an orderly end");
         }
@@ -133,6 +140,9 @@ async fn first_model(base_url: &str, api_key: &str) -> String {
 }
 
 /// A server in a process of its own, which can be killed and started again at the same address.
+///
+/// It ends with this value, and with this process however that ends: its standard input is a pipe
+/// from here.
 #[derive(Debug)]
 pub struct ServerProcess {
     /// Where it listens, without a trailing slash.
@@ -143,33 +153,36 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts the `contract-server` at `program` and waits until it listens; port 0 takes any.
+    /// Starts the `contract-server` at `program` and waits until it listens; port 0 takes one that
+    /// stays free while the server is away.
     ///
     /// # Panics
     /// If it does not start.
     #[must_use]
     pub fn start(program: &Path, home: &Path, model: &Path, port: u16, threads: usize) -> Self {
+        let port = if port == 0 { lasting_port() } else { port };
         let mut child = Command::new(program)
             .args([home, model])
             .args([port.to_string(), threads.to_string()])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-        let mut line = String::new();
         let stdout = child.stdout.take().expect("a pipe");
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("a line of text");
+        // Made before anything can fail, so that the process ends in any case.
+        let mut server = Self {
+            base_url: String::new(),
+            api_key: String::new(),
+            child,
+        };
+        let line = first_line(stdout);
         let (base_url, api_key) = line
             .trim()
             .split_once(' ')
             .unwrap_or_else(|| panic!("the server said {line:?}"));
-        Self {
-            base_url: base_url.to_owned(),
-            api_key: api_key.to_owned(),
-            child,
-        }
+        server.base_url = base_url.to_owned();
+        server.api_key = api_key.to_owned();
+        server
     }
 
     /// Kills it with signal 9 and waits for its end.
@@ -196,6 +209,45 @@ impl Drop for ServerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The first line that a starting server prints.
+fn first_line(stdout: ChildStdout) -> String {
+    let (told, line) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        // Nobody listens any more if this took too long.
+        let _ = told.send(read.map(|_| line));
+    });
+    let line = line.recv_timeout(PATIENCE).expect("a server that starts");
+    line.expect("a line of text")
+}
+
+/// A free port that nothing else takes while its server is away: below those that systems give to
+/// whoever does not name one, and given out once by each process.
+fn lasting_port() -> u16 {
+    const RANGE: std::ops::Range<u32> = 20_000..32_000;
+    static N_GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Processes begin at different places.
+    let first = std::process::id().wrapping_mul(97);
+    let mut ports = std::iter::repeat_with(|| {
+        let n = first.wrapping_add(N_GIVEN.fetch_add(1, Ordering::Relaxed));
+        (RANGE.start + n % (RANGE.end - RANGE.start)) as u16
+    });
+    ports
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("a free port")
+}
+
+/// Ends this process when the one that started it ends or lets go of our standard input.
+#[expect(clippy::exit, reason = "nothing is left that waits for an orderly end")]
+pub fn end_with_parent() {
+    std::thread::spawn(|| {
+        // Nothing is ever written to it. An error ends it too.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(1);
+    });
 }
 
 /// The safetensors files of a checkpoint in a server's data directory, by name, in its order.

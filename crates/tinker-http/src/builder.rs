@@ -140,13 +140,38 @@ impl ClientBuilder {
     /// Checks the settings. Sends nothing.
     ///
     /// # Errors
-    /// If the base URL, the key, a header or the proxy is malformed, or the key is missing.
+    /// If the base URL, the key, a header or the proxy is malformed, the key is missing, or a policy
+    /// leaves no attempt or an answer no time.
     pub fn build(self) -> Result<Client> {
+        self.check_policies()?;
         let base_url: BaseUrl = self.base_url.parse()?;
         if base_url.is_exposed() {
             tracing::warn!(base_url = %base_url, "the API key travels unencrypted to {base_url}");
         }
         Client::from_builder(self, base_url)
+    }
+
+    fn check_policies(&self) -> Result<()> {
+        let refuse = |what| Err(Error::new(ErrorKind::InvalidRequest, what));
+        if self.retry.max_attempts == 0 {
+            return refuse(
+                "retry policy: max_attempts is 0; with 1 each request is sent once".into(),
+            );
+        }
+        let times = &self.timeouts;
+        let classes = [
+            ("session", times.session),
+            ("train", times.train),
+            ("sample", times.sample),
+            ("retrieve", times.retrieve),
+            ("rest", times.rest),
+        ];
+        match classes.iter().find(|(_, time)| time.is_zero()) {
+            None => Ok(()),
+            Some((class, _)) => refuse(format!(
+                "timeouts: {class} is 0; give it the time that an answer may take"
+            )),
+        }
     }
 
     pub(crate) fn header_map(&self) -> Result<HeaderMap> {

@@ -1,7 +1,7 @@
 //! Standard error: notes, warnings, questions and progress. Data never comes here.
 
 use std::fmt::{Display, Write as _};
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, BufRead, IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anstyle::{AnsiColor, Style};
@@ -81,9 +81,7 @@ impl Ui {
             );
         }
         self.ask(&format!("{question} [y/N] "));
-        let mut answer = String::new();
-        let n_read = io::stdin().lock().read_line(&mut answer).unwrap_or(0);
-        Ok(n_read > 0 && answer.trim().to_ascii_lowercase().starts_with('y'))
+        Ok(is_yes(io::stdin().lock()))
     }
 
     /// Says something that the answer follows on the same line.
@@ -161,5 +159,32 @@ impl Drop for Progress {
             self.ui
                 .note(format_args!("step {done}/{} {message}", self.total));
         }
+    }
+}
+
+/// Whether the next line says yes. No line at all, as after Ctrl-D, does not.
+fn is_yes(mut lines: impl BufRead) -> bool {
+    let mut answer = String::new();
+    let n_read = lines.read_line(&mut answer).unwrap_or(0);
+    n_read > 0 && answer.trim().to_ascii_lowercase().starts_with('y')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_yes;
+
+    #[test]
+    fn no_answer_at_a_prompt_is_no() {
+        for (answer, expected) in [
+            ("", false),
+            ("\n", false),
+            ("nay\n", false),
+            ("y\n", true),
+            (" Yes \n", true),
+            ("y", true),
+        ] {
+            assert_eq!(is_yes(answer.as_bytes()), expected, "{answer:?}");
+        }
+        assert!(!is_yes(&b"\xff\xfe\n"[..]), "no text at all");
     }
 }

@@ -1,18 +1,19 @@
 //! The server as a process of its own, for tests that kill it.
 //!
 //! Arguments: data directory, model directory, port, threads. Prints its address and key in one line
-//! once it listens, and serves until it is killed.
+//! once it listens, and serves until it is killed or its standard input ends.
 
 #![expect(clippy::expect_used, reason = "a test program fails by panicking")]
 
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use tinker_contract::target::options;
+use tinker_contract::target::{end_with_parent, options};
 use tinker_server::{ServeOptions, Server};
 
 #[tokio::main]
 async fn main() {
+    end_with_parent();
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &str| arguments.next().expect(what);
     let (home, model) = (

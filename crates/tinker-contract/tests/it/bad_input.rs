@@ -6,10 +6,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
+use tempfile::TempDir;
+use tinker_api::cassette::Recorder;
 use tinker_api::custom_loss::ComposedLoss;
 use tinker_api::{
     AdamParams, ApiKey, Datum, Error, ErrorKind, FinishReason, LoraConfig, LossFn, ModelInput,
-    SampleOptions, SamplingParams, SamplingSource, ServiceClient, TensorData, TrainingClient,
+    RetryPolicy, SampleOptions, SamplingParams, SamplingSource, ServiceClient, TensorData,
+    Timeouts, TrainingClient,
 };
 use tinker_contract::mock::{Mock, Reply, empty, failed, json as reply, refusal};
 use tinker_http::machine::parse_retry_after;
@@ -189,6 +192,64 @@ fn malformed_paths_say_what_is_wrong_with_them() {
 
         assert!(error.to_string().len() > text.len(), "{error}");
     }
+}
+
+#[tokio::test]
+async fn settings_without_an_attempt_or_any_time_are_refused_before_anything_is_sent() {
+    let mock = Mock::start().await;
+    let never = RetryPolicy {
+        max_attempts: 0,
+        ..RetryPolicy::default()
+    };
+    let no_time = Timeouts {
+        retrieve: Duration::ZERO,
+        ..Timeouts::default()
+    };
+    let builder = || service(&mock.base_url(), KEY);
+    for (builder, says) in [
+        (builder().retry_policy(never), "max_attempts"),
+        (builder().timeouts(no_time), "retrieve"),
+    ] {
+        let error = builder.build().unwrap_err();
+
+        check(&error, &ErrorKind::InvalidRequest, says);
+    }
+    assert!(mock.seen().is_empty());
+}
+
+#[tokio::test]
+async fn the_cause_at_the_end_of_a_chain_decides_the_kind() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let service = service(&nobody, KEY).retry_policy(RetryPolicy::never());
+
+    let asked = service.build().unwrap().get_server_capabilities().await;
+
+    let error = asked.unwrap_err();
+    check(&error, &ErrorKind::Connect, "cannot");
+    assert!(error.is_server_lost() && !error.is_user_error());
+    let first = std::error::Error::source(&error);
+    let causes: Vec<_> = std::iter::successors(first, |cause| cause.source()).collect();
+    let last = causes.last().and_then(|cause| cause.downcast_ref());
+    let refused: &std::io::Error = last.expect("the system's own error");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn a_directory_where_a_file_is_needed_is_named() {
+    let (mock, dir) = (Mock::start().await, TempDir::new().unwrap());
+    let name = dir.path().display().to_string();
+
+    let ledger = service(&mock.base_url(), KEY).ledger(dir.path()).build();
+    let cassette = Recorder::create(dir.path()).map(drop);
+
+    let of_ledger = ledger.unwrap_err();
+    assert!(of_ledger.to_string().contains(&name), "{of_ledger}");
+    assert!(!of_ledger.hint().is_empty());
+    let of_cassette = cassette.unwrap_err();
+    assert!(of_cassette.to_string().contains(&name), "{of_cassette}");
+    assert!(mock.seen().is_empty());
 }
 
 #[test]

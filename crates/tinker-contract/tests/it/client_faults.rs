@@ -8,10 +8,10 @@ use tinker_api::{
     SamplingParams, SamplingSource, SaveOptions, ServiceClient, Timeouts, TrainingClient,
 };
 use tinker_contract::faults::{Fault, FaultServer};
-use tinker_contract::mock::{Mock, Seen, proto};
+use tinker_contract::mock::{Mock, Seen, json as reply, proto};
 use tinker_contract::suite;
 use tinker_contract::target::Target;
-use tinker_http::{Client, ErrorKind, RetryPolicy};
+use tinker_http::{AccessScope, Client, ErrorKind, RetryPolicy};
 use tinker_types::{
     ASAMPLE, CREATE_SESSION, CreateSessionRequest, CreateSessionTag, FORWARD_BACKWARD, OPTIM_STEP,
     RETRIEVE_FUTURE, SAVE_WEIGHTS, SESSION_HEARTBEAT, TRAINING_RUNS,
@@ -137,6 +137,38 @@ async fn an_answer_reset_in_its_body_is_asked_for_again() {
 async fn an_answer_that_stalls_in_its_body_is_asked_for_again() {
     for n in [0, 5] {
         check_survived(Fault::StallBody(n), 2).await;
+    }
+}
+
+/// Pieces of one to three bytes end within characters, within escapes and within `\r\n`.
+#[tokio::test]
+async fn answers_cut_within_characters_are_read_whole() {
+    let name = "Grüße 🙂 漢字\r\n\u{2028}end";
+    for fault in [
+        Fault::Trickle,
+        Fault::Chunked(1),
+        Fault::Chunked(2),
+        Fault::Chunked(3),
+    ] {
+        let rig = Rig::start().await;
+        let path = format!("{TRAINING_RUNS}/S1:train:0");
+        let run = json!({
+            "training_run_id": "S1:train:0", "base_model": name, "model_owner": name,
+            "is_lora": true, "last_request_time": "2026-01-01T00:00:00Z",
+        });
+        rig.mock.script(&path, [reply(200, &run)]);
+        rig.wire.script(&path, [fault.clone()]);
+
+        let id = "S1:train:0".parse().unwrap();
+        let run = rig.client.get_training_run(&id, AccessScope::Owned);
+        let run = run.await.unwrap();
+
+        assert_eq!(
+            (&run.base_model[..], &run.model_owner[..]),
+            (name, name),
+            "{fault:?}"
+        );
+        assert_eq!(rig.wire.n_arrived(&path), 1);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Samples under back-pressure, and every recorded request sent as it was recorded.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use tinker_api::{
@@ -9,7 +12,7 @@ use tinker_api::{
 use tinker_contract::mock::{Mock, json as reply, refusal};
 use tinker_types::ASAMPLE;
 
-use crate::support::{Events, KEY, service};
+use crate::support::{Events, KEY, ms, service};
 
 async fn sampler(mock: &Mock, events: &Events) -> SamplingClient {
     let service = service(&mock.base_url(), KEY)
@@ -90,4 +93,52 @@ async fn the_reason_of_a_pause_is_told() {
         _ => None,
     });
     assert_eq!(told.as_deref(), Some("the fleet is full"));
+}
+
+/// Refusals of one moment count once, none is forgotten, and no sample is given up.
+#[tokio::test]
+async fn a_hundred_refusals_at_once_halve_the_limit_once() {
+    let (mock, events) = (Mock::start().await, Events::default());
+    let sampler = sampler(&mock, &events).await;
+    let begun = Instant::now();
+    let n_refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&n_refused);
+    mock.answer(ASAMPLE, move |_| {
+        // All that was sent before the pause of a second that the first refusal brings.
+        let is_busy = begun.elapsed() < ms(700);
+        is_busy.then(|| {
+            count.fetch_add(1, Ordering::Relaxed);
+            refusal(429, "busy")
+        })
+    });
+
+    let samples = (0..100).map(|_| {
+        let prompt = ModelInput::from_tokens(vec![5; 4]);
+        sampler.sample(prompt, params(), SampleOptions::default())
+    });
+    for sample in join_all(samples).await {
+        assert_eq!(sample.unwrap().sequences.len(), 1);
+    }
+
+    let sent = numbers(&mock);
+    let distinct: BTreeSet<u64> = sent.iter().copied().collect();
+    assert_eq!(distinct, (0..100).collect());
+    let n_refused = n_refused.load(Ordering::Relaxed);
+    assert!(n_refused > 1, "one refusal is no burst");
+    assert_eq!(sent.len(), 100 + n_refused);
+    let limits = limits(&events);
+    let (first, later) = limits.split_first().expect("a lower limit");
+    assert!((4..=50).contains(first), "{limits:?}");
+    // It grows with the results; it did not fall with every refusal of the burst.
+    assert!(later.iter().all(|limit| limit > first), "{limits:?}");
+}
+
+/// The limits that the client told.
+fn limits(events: &Events) -> Vec<u32> {
+    let all = events.all().into_iter();
+    all.filter_map(|event| match event {
+        Event::SamplingLimit { limit } => Some(limit),
+        _ => None,
+    })
+    .collect()
 }

@@ -8,7 +8,7 @@ use tinker_http::machine::{Backoff, parse_retry_after};
 use tinker_http::{Client, ErrorKind, Event, RetryPolicy};
 use tinker_types::{
     AUTH_TOKEN, CAPABILITIES, CLIENT_CONFIG, CREATE_SESSION, CreateSessionRequest,
-    CreateSessionTag, DYNAMIC_CONFIG, ErrorCategory,
+    CreateSessionTag, DYNAMIC_CONFIG, ErrorCategory, TRAINING_RUNS,
 };
 use wiremock::ResponseTemplate;
 
@@ -377,6 +377,43 @@ async fn two_calls_have_two_idempotency_keys_and_reads_have_none() {
     let key = |i: usize| seen[i].header("x-idempotency-key");
     assert!(key(0).is_some() && key(0) != key(1), "{seen:?}");
     assert_eq!(key(2), None);
+}
+
+#[tokio::test]
+async fn what_a_call_says_of_itself_wins_over_headers_of_the_program() {
+    let rig = Rig::with(|builder| {
+        builder
+            .header("Accept", "text/plain")
+            .header("X-Api-Key", "tml-another")
+            .header("X-Team", "first")
+            .header("x-team", "second")
+    })
+    .await;
+
+    rig.client.get_server_capabilities().await.unwrap();
+
+    let seen = &rig.mock.seen()[0];
+    assert_eq!(seen.header("x-api-key"), Some(KEY));
+    assert_eq!(seen.header("accept"), Some("application/json"));
+    assert_eq!(seen.header("x-team"), Some("second"));
+}
+
+#[tokio::test]
+async fn an_archive_that_is_being_made_is_asked_for_until_it_is_there() {
+    let rig = Rig::start().await;
+    let path = "tinker://S1:train:0/weights/0001".parse().unwrap();
+    let route = format!("{TRAINING_RUNS}/S1:train:0/checkpoints/weights/0001/archive");
+    let address = "https://store/a.tar?sig=s";
+    let busy = refusal(503, "it is being made");
+    let moved = empty(302)
+        .header("location", address)
+        .header("expires", "Fri, 01 Jan 2100 00:00:00 GMT");
+    rig.mock.script(&route, [busy.clone(), busy, moved]);
+
+    let archive = rig.client.get_checkpoint_archive(&path).await.unwrap();
+
+    assert_eq!(archive.url.expose(), address);
+    assert_eq!(rig.mock.seen_at(&route).len(), 3);
 }
 
 #[tokio::test]

@@ -22,6 +22,12 @@ const N_KILLS: u64 = 25;
 /// A disturbed run takes seconds; one that takes this long waits for something that never comes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+async fn within_patience<T>(run: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, run)
+        .await
+        .expect("the run hangs")
+}
+
 /// Random numbers that follow from a seed (`SplitMix64`, Steele et al. 2014).
 struct Draws(u64);
 
@@ -202,7 +208,8 @@ async fn a_run_survives_kills_with_the_same_bytes() {
     let model = tiny_model(&quiet.path().join("model"));
     let server = ServerProcess::start(&program(), quiet.path(), &model, 0, 1);
     let client = service(&server.base_url, &server.api_key);
-    let undisturbed = train(client, quiet.path(), &model, watch::channel(0).0).await;
+    let undisturbed = train(client, quiet.path(), &model, watch::channel(0).0);
+    let undisturbed = within_patience(undisturbed).await;
     drop(server);
 
     let (seed, n_kills) = (
@@ -222,10 +229,8 @@ async fn a_run_survives_kills_with_the_same_bytes() {
     let begun = Instant::now();
     let killer = tokio::spawn(kill_at(moments, server, start, seen));
     let disturbed = train(client, noisy.path(), &model, progress.clone());
-    let disturbed = tokio::time::timeout(PATIENCE, disturbed)
-        .await
-        .expect("the run hangs");
-    drop(killer.await.unwrap());
+    let disturbed = within_patience(disturbed).await;
+    drop(within_patience(killer).await.unwrap());
     println!("{n_kills} kills in {:.1?}", begun.elapsed());
 
     let names = |trace: &Trace| {

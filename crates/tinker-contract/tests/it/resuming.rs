@@ -17,7 +17,7 @@ use tinker_contract::target::{ServerProcess, checkpoint_tensors, tiny_model};
 
 const N_STEPS: u32 = 6;
 /// A run takes seconds; one that takes this long waits for something that never comes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn within_patience<T>(run: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, run)
@@ -135,17 +135,18 @@ async fn a_run_whose_server_was_put_back_goes_on_from_its_checkpoint_with_the_sa
     let (quiet, noisy) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let server = Server::start(quiet.path());
     let service = server.service(&quiet.path().join("ledger"));
-    let trainer = begin(service.clone(), server.model.clone()).await.unwrap();
+    let trainer = begin(service.clone(), server.model.clone());
+    let trainer = within_patience(trainer).await.unwrap();
     let start = Start {
         service,
         trainer,
         checkpoint: None,
     };
-    let path = train(start).await.unwrap();
+    let path = within_patience(train(start)).await.unwrap();
     let undisturbed = server.tensors(&path);
     let ledger = noisy.path().join("ledger");
     let mut server = Server::start(noisy.path());
-    let backup = killed_after_a_backup(&mut server, &ledger).await;
+    let backup = within_patience(killed_after_a_backup(&mut server, &ledger)).await;
     server.restart_after(|dir| put_back(dir, &backup));
 
     let mut finished = Vec::new();
@@ -199,7 +200,7 @@ async fn a_server_that_was_put_back_to_an_older_state_is_not_waited_for() {
     let home = TempDir::new().unwrap();
     let ledger = home.path().join("ledger");
     let mut server = Server::start(home.path());
-    let backup = killed_after_a_backup(&mut server, &ledger).await;
+    let backup = within_patience(killed_after_a_backup(&mut server, &ledger)).await;
     server.restart_after(|dir| put_back(dir, &backup));
 
     let again = begin(server.service(&ledger), server.model.clone());
