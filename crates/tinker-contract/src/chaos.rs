@@ -27,7 +27,7 @@ const SERVER_EVERY: u32 = 50;
 /// The client is killed with signal 9 and restarted every so many steps.
 const CLIENT_EVERY: u32 = 70;
 /// A run takes seconds; one that takes this long waits for something that never comes.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The programs that are killed: copies, so that no build replaces them during a long run.
 #[derive(Debug, Clone)]

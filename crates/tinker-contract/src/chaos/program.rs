@@ -22,8 +22,9 @@ const N_AHEAD: usize = 3;
 const SAMPLE_EVERY: u32 = 50;
 /// Samples of each.
 const N_SAMPLES: u32 = 4;
-/// How long an answer is waited for before it is asked for again.
-const TIMEOUT: Duration = Duration::from_millis(120);
+/// How long an answer is waited for before it is asked for again: long enough for a server on an
+/// overloaded machine, or nothing would ever be answered.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What the program saw.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +48,7 @@ pub fn service(base_url: &str, api_key: &str, ledger: &Path) -> ServiceClient {
         max_delay: Duration::from_millis(20),
         jitter: 0.25,
     };
-    let patience = Duration::from_secs(60);
+    let patience = Duration::from_secs(150);
     ServiceClient::builder(base_url)
         .api_key(api_key.parse().expect("a key"))
         .retry_policy(RetryPolicy {

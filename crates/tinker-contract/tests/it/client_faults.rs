@@ -330,7 +330,7 @@ async fn a_read_that_was_cut_is_read_again() {
 
     let runs = rig
         .client
-        .list_training_runs(page, tinker_http::AccessScope::Owned, None)
+        .list_training_runs(page, AccessScope::Owned, None)
         .await
         .unwrap();
 
