@@ -20,6 +20,7 @@ from tinker import types
 
 BASE_URL, BASE_MODEL = sys.argv[1:3]
 ADAM = types.AdamParams(learning_rate=5e-3)
+CHECKPOINT = "theirs" if torch.__version__ != "stand-in" else "stand-in"
 # Pairs: the first of each is preferred.
 SEQUENCES = [[5, 9, 2, 7, 7, 1], [5, 9, 4, 4], [3, 8, 6, 1, 2], [3, 8, 9, 9, 9, 9, 2]]
 
@@ -49,7 +50,7 @@ def train(service, loss):
     for _ in range(3):
         futures.append(client.forward_backward_custom(data, loss))
         client.optim_step(ADAM)
-    path = client.save_state("theirs").result().path
+    path = client.save_state(CHECKPOINT).result().path
     return {"steps": [future.result().metrics for future in futures], "path": path}
 
 
