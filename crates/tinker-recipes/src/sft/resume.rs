@@ -10,7 +10,7 @@ use super::observe::Event;
 use super::segment::Segment;
 use super::train::{Loop, Opened, Outcome, SftJob, failed};
 use crate::error::{Error, Result};
-use crate::trainer::Restored;
+use crate::trainer::{Restored, Service};
 
 /// Goes on with the run in the job's folder, whose configuration is `job.config`.
 ///
@@ -67,27 +67,41 @@ pub async fn resume(mut job: SftJob<'_>) -> Result<Outcome> {
 
 /// The training run that an earlier process left, or a notice why it cannot be gone on with.
 async fn rejoin(job: &mut SftJob<'_>, segment: &Segment) -> Result<Option<Opened>> {
-    let ledger = job.writer.folder().ledger_path();
-    let why = match job.service.with_ledger(&ledger) {
-        Ok(service) => {
-            let found = match &segment.from {
-                None => service.create(&job.spec()).await.map(Restored::Trainer),
-                Some(state) => service.restore(state).await,
-            };
-            let why = match found {
-                Ok(Restored::Trainer(trainer)) => return Ok(Some(Opened { service, trainer })),
-                Ok(Restored::Unusable(why)) => why,
-                Err(error) => reason_not_to(error)?,
-            };
-            leave(&*service).await;
-            why
-        }
-        Err(error) => reason_not_to(error)?,
+    let why = match reopen(job, segment).await? {
+        Ok(opened) => return Ok(Some(opened)),
+        Err(why) => why,
     };
     job.observer.on(Event::Notice(format!(
         "the run cannot go on where it was ({why}); going on from its last checkpoint"
     )));
     Ok(None)
+}
+
+/// The training run of the ledger, or why there is none.
+async fn reopen(
+    job: &SftJob<'_>,
+    segment: &Segment,
+) -> Result<std::result::Result<Opened, String>> {
+    let ledger = job.writer.folder().ledger_path();
+    // Without one, another training run would be started.
+    if !ledger.is_file() {
+        return Ok(Err("its ledger is gone".to_owned()));
+    }
+    let service = match job.service.with_ledger(&ledger) {
+        Ok(service) => service,
+        Err(error) => return reason_not_to(error).map(Err),
+    };
+    let found = match &segment.from {
+        None => service.create(&job.spec()).await.map(Restored::Trainer),
+        Some(state) => service.restore(state).await,
+    };
+    let why = match found {
+        Ok(Restored::Trainer(trainer)) => return Ok(Ok(Opened { service, trainer })),
+        Ok(Restored::Unusable(why)) => why,
+        Err(error) => reason_not_to(error)?,
+    };
+    leave(&*service).await;
+    Ok(Err(why))
 }
 
 /// Why the training run is not to be gone on with, if that is what the error says: it is gone from
@@ -102,6 +116,7 @@ fn reason_not_to(error: tinker_api::Error) -> Result<String> {
             error.kind(),
             Some(
                 ErrorKind::NotFound
+                    | ErrorKind::PermissionDenied
                     | ErrorKind::Expired
                     | ErrorKind::InvalidRequest
                     | ErrorKind::Unsupported
@@ -132,7 +147,7 @@ async fn restore(job: &mut SftJob<'_>, state: &TinkerPath) -> Result<Option<Open
 }
 
 /// Ends a session in which nothing was trained. The server finds out by itself if it cannot be told.
-async fn leave(service: &dyn crate::trainer::Service) {
+async fn leave(service: &dyn Service) {
     if let Err(error) = service.close(FinishReason::Errored).await {
         tracing::debug!(%error, "the session was not ended");
     }

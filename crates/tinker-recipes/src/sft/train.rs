@@ -220,7 +220,10 @@ impl<'a> Loop<'a> {
             Err(error) if error.leaves_run_in_place() => return outcome,
             Err(_) => FinishReason::Errored,
         };
-        let removed = self.job.writer.remove_unfinished();
+        let writer = &self.job.writer;
+        let removed = writer
+            .remove_unfinished()
+            .and_then(|()| writer.remove_ledger());
         // A server that cannot be told finds out by the missing heartbeat.
         if let Err(error) = self.service.close(reason).await {
             tracing::debug!(%error, "the session was not ended");

@@ -331,9 +331,11 @@ async fn killed_after_the_checkpoint_of_a_stop_the_run_records_it_and_goes_on() 
     let (run, service) = (without_checkpoints(), FakeService::default());
     run.train(&service, &mut stopping_after(2)).await.unwrap();
     // As a process that is killed before it records what was saved leaves it.
+    let write = |name, text| std::fs::write(run.path().join(name), text).unwrap();
     let unfinished = r#"{"from": null, "first_step": 0, "stops": [4]}"#;
-    std::fs::write(run.path().join("unfinished.json"), unfinished).unwrap();
-    std::fs::write(run.path().join("checkpoints.jsonl"), "").unwrap();
+    write("unfinished.json", unfinished);
+    write("ledger.jsonl", "0");
+    write("checkpoints.jsonl", "");
 
     check_goes_on_after_a_stop(&run, &service).await;
 }
@@ -385,5 +387,27 @@ async fn a_run_that_ended_has_left_the_server() {
     run.train(&service, &mut Log::default()).await.unwrap();
 
     assert_eq!(service.n_open_sessions(), 0);
-    assert!(!run.path().join("unfinished.json").exists());
+    for gone in ["unfinished.json", "ledger.jsonl"] {
+        assert!(!run.path().join(gone).exists(), "{gone}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_whose_ledger_is_gone_goes_on_from_its_checkpoint() {
+    let expected = undisturbed().await;
+    let (run, service, mut log) = (Run::small(), FakeService::default(), Log::default());
+    service.leave_after(10);
+    run.train(&service, &mut Log::default()).await.unwrap_err();
+    service.fail_after(None);
+    std::fs::remove_file(run.path().join("ledger.jsonl")).unwrap();
+
+    let outcome = run.resume(&service, &mut log).await.unwrap();
+
+    assert_eq!(result(&run, &service, &outcome), expected);
+    assert!(
+        log.lines[1].contains("its ledger is gone"),
+        "{:?}",
+        log.lines
+    );
+    assert_eq!(log.lines[2], "resumed Some(\"000002\") at 2, dropped 1");
 }

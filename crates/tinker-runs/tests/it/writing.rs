@@ -235,7 +235,7 @@ fn a_ledger_can_be_begun_anew() {
     let dir = TempDir::new().unwrap();
     let writer = RunWriter::create(dir.path().join("run")).unwrap();
     let ledger = writer.folder().ledger_path();
-    std::fs::write(&ledger, "old").unwrap();
+    fs::write(&ledger, "old").unwrap();
 
     writer.remove_ledger().unwrap();
     writer.remove_ledger().unwrap();

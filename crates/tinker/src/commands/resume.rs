@@ -9,7 +9,7 @@ use crate::context::Ctx;
 use crate::failure::Result;
 use crate::output::Output;
 
-/// Go on with an interrupted run, from its last checkpoint, to the result it would have had
+/// Go on with an interrupted or killed run, to the result that it would have had
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Name of the run, the beginning of it, @last, or a run folder

@@ -107,13 +107,9 @@ fn a_command_killed_with_its_server_goes_on_where_it_was() {
     let data = pirate();
     let whole = home.run(&short(&data, &["--run", "whole"])).ok();
 
-    let mut running = home.start(&short(&data, &["--run", "cut"]));
-    running.wait_for("step 7/24");
     // In this order, or the command would start the server again.
-    let paused = running.pause();
+    killed_at(&home, &data, "step 7/24");
     signal(home.server_pid(), Signal::KILL);
-    running.kill();
-    drop(paused);
     let resumed = home.run(&["resume", "cut", "--json"]).ok();
 
     check_rejoined(&home, &resumed, &whole);
