@@ -120,6 +120,23 @@ async fn pending(target: &Target) -> Vec<(&'static str, &'static str)> {
     pending
 }
 
+/// What `cargo xtask chaos` found so far.
+const CHAOS: &str = "
+## Every fault at once
+
+`cargo xtask chaos --seeds N` (`--first S` begins elsewhere) trains for 200 steps and samples, left alone and once more
+for each seed. One request in five is refused (408, 429, 500, 502, 503) before or after delivery, reset before or after
+delivery or within the answer, cut, stalled, delivered twice with or without an answer, or held back so that others
+overtake it. The server is killed every 50 steps, the client every 70. A seed passes if checkpoints, losses and
+samples are the same to the byte, no number was sent with other bytes, each number of the undisturbed run was used and
+no other, and every acknowledged sample came.
+
+| date | commit | seeds | requests | faults | failed |
+|---|---|---|---|---|---|
+| 2026-11-21 | 83b6dcd | 101 to 500 | 648,604 | 130,159 | 0 |
+| 2026-11-21 | 0dd06f4 | 1001 to 1084, beside builds | 137,851 | 27,419 | 0 |
+";
+
 fn render(pending: &[(&str, &str)]) -> String {
     let mut page = String::from(
         "# What client and server agree on\n\n\
@@ -133,6 +150,7 @@ fn render(pending: &[(&str, &str)]) -> String {
         writeln!(page, "| `{method} {path}` |").unwrap();
     }
     let n_wrong = CASES.iter().filter(|case| case.2 == Tinkex::Wrong).count();
+    page.push_str(CHAOS);
     write!(
         page,
         "\n## Behaviours and their tests\n\n\
