@@ -141,7 +141,7 @@ mod tests {
         let first = gate.enter().await;
         let waiting = tokio::spawn({
             let gate = gate.clone();
-            async move { drop(gate.enter().await.succeed()) }
+            async move { gate.enter().await.succeed() }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());

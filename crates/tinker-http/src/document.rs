@@ -24,11 +24,12 @@ impl Client {
                 ),
             ));
         }
-        let pool = self.inner().pools.get(TrafficClass::Rest)?;
+        let lease = self.inner().pools.get(TrafficClass::Rest)?;
         let recorder = self.inner().recorder.as_ref();
         let take = recorder.map(|recorder| recorder.begin_elsewhere(place));
         let fetched = async {
-            let response = pool.get(place.clone()).header(ACCEPT, JSON).send().await;
+            let request = lease.client.get(place.clone()).header(ACCEPT, JSON);
+            let response = request.send().await;
             read(response.map_err(no_answer)?).await
         };
         let fetched = fetched.await;

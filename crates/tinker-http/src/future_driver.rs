@@ -105,3 +105,22 @@ async fn ask_until_done<T: FutureResult>(
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of results are waited for at once, each by a future of this size.
+    #[test]
+    fn waiting_for_a_result_takes_little_memory() {
+        let client = Client::builder("http://127.0.0.1:9")
+            .api_key("tml-secret".parse().unwrap())
+            .build()
+            .unwrap();
+        let id: RequestId = "r1".parse().unwrap();
+
+        let n_bytes = size_of_val(&client.retrieve_sample(&id, None));
+
+        assert!(n_bytes <= 3072, "{n_bytes} bytes");
+    }
+}

@@ -1,6 +1,6 @@
 //! One connection pool per traffic class, so that a large upload does not hold up a heartbeat.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::redirect;
@@ -13,6 +13,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time between signs of life on an idle HTTP/2 connection, and for the answer to one.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Calls at once in one client of reqwest where calls may share a connection. It makes one HTTP/2
+/// connection only, and calls beyond what the server allows on it wait for others to end: polls for
+/// as long as samples take. RFC 9113 (section 6.5.2) asks servers to allow at least 100.
+const MAX_STREAMS: usize = 100;
 
 /// Kinds of traffic that do not share connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +75,54 @@ impl Timeouts {
     }
 }
 
-/// The pools, built when first needed: each one loads the trust store.
+/// The pools, built when first needed: each one loads the trust store unless no call of it can be
+/// encrypted.
 #[derive(Debug)]
 pub(crate) struct Pools {
     user_agent: String,
     bypass_proxy: bool,
+    is_encrypted: bool,
     proxy: Option<reqwest::Proxy>,
     timeouts: Timeouts,
-    clients: [OnceLock<reqwest::Client>; 5],
+    classes: [Mutex<Vec<Member>>; 5],
+}
+
+/// One of the clients of a class.
+#[derive(Debug)]
+struct Member {
+    client: reqwest::Client,
+    /// Held by each call under way.
+    place: Arc<()>,
+}
+
+impl Member {
+    fn n_calls(&self) -> usize {
+        Arc::strong_count(&self.place) - 1
+    }
+
+    fn lease(&self) -> Lease {
+        Lease {
+            client: self.client.clone(),
+            _place: Some(Arc::clone(&self.place)),
+        }
+    }
+}
+
+/// A client of reqwest for one call, to be kept until its answer was read.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) client: reqwest::Client,
+    _place: Option<Arc<()>>,
+}
+
+impl Lease {
+    /// Of a client that no others share.
+    pub(crate) const fn apart(client: reqwest::Client) -> Self {
+        Self {
+            client,
+            _place: None,
+        }
+    }
 }
 
 impl Pools {
@@ -91,26 +136,39 @@ impl Pools {
             user_agent,
             // A proxy of the environment cannot reach this machine's own loopback.
             bypass_proxy: base_url.is_loopback() && proxy.is_none(),
+            is_encrypted: base_url.is_encrypted(),
             proxy,
             timeouts,
-            clients: Default::default(),
+            classes: Default::default(),
         }
     }
 
-    /// The pool of a class.
-    pub(crate) fn get(&self, class: TrafficClass) -> Result<&reqwest::Client> {
-        let slot = match class {
-            TrafficClass::Session => &self.clients[0],
-            TrafficClass::Train => &self.clients[1],
-            TrafficClass::Sample => &self.clients[2],
-            TrafficClass::Retrieve => &self.clients[3],
-            TrafficClass::Rest => &self.clients[4],
+    /// A client of a class that has room for a call.
+    pub(crate) fn get(&self, class: TrafficClass) -> Result<Lease> {
+        let members = match class {
+            TrafficClass::Session => &self.classes[0],
+            TrafficClass::Train => &self.classes[1],
+            TrafficClass::Sample => &self.classes[2],
+            TrafficClass::Retrieve => &self.classes[3],
+            TrafficClass::Rest => &self.classes[4],
         };
-        if let Some(client) = slot.get() {
-            return Ok(client);
+        let mut members = members.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where a call takes a connection of its own, one client makes as many as are needed.
+        let room = if self.is_encrypted {
+            MAX_STREAMS
+        } else {
+            usize::MAX
+        };
+        if let Some(member) = members.iter().find(|member| member.n_calls() < room) {
+            return Ok(member.lease());
         }
-        let client = self.build(class)?;
-        Ok(slot.get_or_init(|| client))
+        let member = Member {
+            client: self.build(class)?,
+            place: Arc::default(),
+        };
+        let lease = member.lease();
+        members.push(member);
+        Ok(lease)
     }
 
     /// A pool that nobody else has. A connection is driven by the runtime that made it, and ends with
@@ -162,8 +220,16 @@ impl Pools {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .http2_keep_alive_timeout(KEEP_ALIVE)
             .tcp_nodelay(true);
+        if !self.is_encrypted {
+            // HTTP/1.1 has no refusals of the protocol, for which reqwest keeps a copy of each call.
+            builder = builder.retry(reqwest::retry::never().max_retries_per_request(0));
+        }
         if self.bypass_proxy {
             builder = builder.no_proxy();
+            // Only documents may be elsewhere than the server.
+            if !self.is_encrypted && class != TrafficClass::Rest {
+                builder = builder.tls_certs_only([]);
+            }
         }
         if let Some(proxy) = &self.proxy {
             builder = builder.proxy(proxy.clone());
@@ -171,5 +237,38 @@ impl Pools {
         builder.build().map_err(|error| {
             Error::new(ErrorKind::Connect, "cannot set up a connection pool").with_source(error)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pools(server: &str) -> Pools {
+        let base_url = server.parse().unwrap();
+        Pools::new(&base_url, "test".into(), None, Timeouts::default())
+    }
+
+    /// Makes so many calls at once; how many clients the class has then.
+    fn clients(pools: &Pools, n_calls: usize) -> usize {
+        let calls = (0..n_calls).map(|_| pools.get(TrafficClass::Retrieve));
+        let _calls: Vec<_> = calls.map(Result::unwrap).collect();
+        pools.classes[3].lock().unwrap().len()
+    }
+
+    #[test]
+    fn no_call_waits_for_room_on_a_shared_connection() {
+        let pools = pools("https://service.test");
+
+        // (calls at once, clients)
+        for (n_calls, expected) in [(100, 1), (101, 2), (250, 3), (300, 3), (1, 3)] {
+            assert_eq!(clients(&pools, n_calls), expected, "{n_calls} calls");
+        }
+        assert!(pools.classes[2].lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_client_is_enough_where_each_call_has_a_connection() {
+        assert_eq!(clients(&pools("http://127.0.0.1:9"), 1000), 1);
     }
 }

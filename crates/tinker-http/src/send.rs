@@ -16,6 +16,7 @@ use crate::in_flight::FlightState;
 use crate::machine::{
     Class, Decision, Failure, RetryPolicy, RetryState, classify, parse_retry_after,
 };
+use crate::pools::Lease;
 use crate::spans;
 
 /// Largest answer that is read.
@@ -155,12 +156,11 @@ impl Client {
     ) -> Result<Answer, NoAnswer> {
         let recorder = self.inner().recorder.as_ref();
         let take = recorder.map(|r| r.begin(self, call, credential, retry_count));
-        let exchanged = async {
-            let response = self.request(call, credential, retry_count)?.send().await;
-            read(response.map_err(no_answer)?).await
-        };
         let span = spans::attempt(call, retry_count);
-        let result = exchanged.instrument(span.clone()).await;
+        let result = self
+            .send_once(call, credential, retry_count)
+            .instrument(span.clone())
+            .await;
         spans::note_outcome(&span, &result);
         if let Some(take) = take {
             take.end(&result).await;
@@ -175,12 +175,24 @@ impl Client {
         result
     }
 
+    /// Sends a call and reads the answer.
+    async fn send_once(
+        &self,
+        call: &Call,
+        credential: &str,
+        retry_count: u32,
+    ) -> Result<Answer, NoAnswer> {
+        let (request, _lease) = self.request(call, credential, retry_count)?;
+        let response = request.send().await.map_err(no_answer)?;
+        read(response).await
+    }
+
     fn request(
         &self,
         call: &Call,
         credential: &str,
         retry_count: u32,
-    ) -> Result<reqwest::RequestBuilder, NoAnswer> {
+    ) -> Result<(reqwest::RequestBuilder, Lease), NoAnswer> {
         let refuse = |error| NoAnswer {
             failure: Failure::Local,
             error,
@@ -191,8 +203,8 @@ impl Client {
             let text = "the clients need a tokio runtime: call them from within one";
             return Err(refuse(Error::new(ErrorKind::InvalidRequest, text)));
         }
-        let pool = match &call.apart {
-            Some(pool) => pool,
+        let lease = match &call.apart {
+            Some(pool) => Lease::apart(pool.clone()),
             None => inner.pools.get(call.class).map_err(refuse)?,
         };
         let mut key = HeaderValue::try_from(credential).map_err(|_| {
@@ -202,7 +214,8 @@ impl Client {
             ))
         })?;
         key.set_sensitive(true);
-        let mut request = pool
+        let mut request = lease
+            .client
             .request(call.method.clone(), self.place(&call.url))
             .headers(inner.headers.clone())
             .header("x-api-key", key)
@@ -222,7 +235,7 @@ impl Client {
                 request = request.header(CONTENT_ENCODING, "zstd");
             }
         }
-        Ok(request)
+        Ok((request, lease))
     }
 }
 
