@@ -4,10 +4,12 @@
 //! its values in.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
 use crate::auth::{ApiKey, expiry_of};
@@ -16,7 +18,7 @@ use crate::stored_credentials::StoredCredentials;
 
 /// Longest time that a credential command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest output of a credential command that is read.
+/// Largest output of a credential command, in bytes.
 const MAX_OUTPUT: usize = 64 << 10;
 
 /// Everything that may name a credential; empty texts count as absent.
@@ -201,15 +203,18 @@ impl Credentials {
     pub(crate) async fn current(&self, insists: bool, wall_clock: SystemTime) -> Result<String> {
         let current = match (&self.key, &self.command) {
             (Some(key), _) if !insists || key.is_token() => {
-                let origin = &self.origin;
-                let expired = format!(
-                    "{origin} is a token that has expired: give a fresh one, or set \
-                     TINKER_CREDENTIAL_CMD to a command that prints one"
-                );
-                check_expiry(key, wall_clock, &expired).map(|()| key.expose().to_owned())
+                let expired = || {
+                    format!(
+                        "{} is a token that has expired: give a fresh one, or set \
+                         TINKER_CREDENTIAL_CMD to a command that prints one",
+                        self.origin
+                    )
+                };
+                check_expiry(key, wall_clock, expired).map(|()| key.expose().to_owned())
             }
             (_, Some(command)) => command.run().await.and_then(|key| {
-                let expired = "the credential command printed a token that has expired";
+                let expired =
+                    || "the credential command printed a token that has expired".to_owned();
                 check_expiry(&key, wall_clock, expired)?;
                 Ok(key.expose().to_owned())
             }),
@@ -222,7 +227,11 @@ impl Credentials {
     }
 }
 
-fn check_expiry(key: &ApiKey, wall_clock: SystemTime, message: &str) -> Result<()> {
+fn check_expiry(
+    key: &ApiKey,
+    wall_clock: SystemTime,
+    message: impl FnOnce() -> String,
+) -> Result<()> {
     if !key.is_token() {
         return Ok(());
     }
@@ -235,7 +244,7 @@ fn check_expiry(key: &ApiKey, wall_clock: SystemTime, message: &str) -> Result<(
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     if now >= expiry {
-        return Err(refused(message));
+        return Err(refused(&message()));
     }
     Ok(())
 }
@@ -257,32 +266,46 @@ impl fmt::Debug for CredentialCommand {
 impl CredentialCommand {
     /// Runs the command. Neither its output nor its complaints are ever shown.
     async fn run(&self) -> Result<ApiKey> {
-        let mut shell = match cfg!(windows) {
-            true => shell("cmd", "/C"),
-            false => shell("sh", "-c"),
-        };
-        let running = shell
-            .arg(&self.0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(COMMAND_TIMEOUT, running)
+        let (printed, status) = tokio::time::timeout(COMMAND_TIMEOUT, self.output())
             .await
             .map_err(|_| refused("the credential command did not end within a minute"))?
             .map_err(|error| refused("the credential command cannot be run").with_source(error))?;
-        let text =
-            String::from_utf8_lossy(output.stdout.get(..MAX_OUTPUT).unwrap_or(&output.stdout));
+        let Some(status) = status else {
+            return Err(refused("the credential command printed more than 64 KiB"));
+        };
+        let text = String::from_utf8_lossy(&printed);
         if text.trim().is_empty() {
             return Err(refused(&format!(
-                "the credential command printed nothing ({})",
-                output.status
+                "the credential command printed nothing ({status})"
             )));
         }
         text.parse::<ApiKey>().map_err(|_| {
             refused("the credential command printed what is neither a key nor a token")
         })
+    }
+
+    /// What it prints, and how it ended; if that is too much, it is ended instead.
+    async fn output(&self) -> io::Result<(Vec<u8>, Option<ExitStatus>)> {
+        let mut shell = match cfg!(windows) {
+            true => shell("cmd", "/C"),
+            false => shell("sh", "-c"),
+        };
+        let mut child = shell
+            .arg(&self.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut printed = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            let most = MAX_OUTPUT as u64 + 1;
+            stdout.take(most).read_to_end(&mut printed).await?;
+        }
+        if printed.len() > MAX_OUTPUT {
+            return Ok((printed, None));
+        }
+        Ok((printed, Some(child.wait().await?)))
     }
 }
 

@@ -289,6 +289,7 @@ async fn what_a_command_prints_must_be_a_credential_and_is_never_shown() {
         ),
         ("echo geheim", "printed what is neither a key nor a token"),
         (expired.as_str(), "printed a token that has expired"),
+        ("yes geheim", "printed more than 64 KiB"),
     ] {
         let sources = commanded(command);
         assert!(!format!("{sources:?} {:?}", sources.resolve()).contains("geheim"));
