@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -44,10 +45,7 @@ impl Heartbeat {
                 () = beat(http, session_id, interval) => {}
             }
         };
-        if let Err((error, work)) = spawn_apart(work) {
-            tracing::warn!(%error, "heartbeats share the runtime of the program");
-            runtime.spawn(work);
-        }
+        spawn_apart(runtime, work);
         Self {
             beats: Mutex::new(Some(handle)),
             refreshes: refreshes.abort_handle(),
@@ -68,29 +66,36 @@ impl Drop for Heartbeat {
     }
 }
 
-/// Runs `work` on a thread of its own; gives it back where that is not possible.
-fn spawn_apart<F>(work: F) -> Result<(), (std::io::Error, F)>
+/// Runs `work` on a thread and a runtime of its own; on `program` where the system has none left.
+fn spawn_apart<F>(program: &Handle, work: F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return Err((error, work)),
-    };
+    fn share(program: &Handle, work: impl Future<Output = ()> + Send + 'static, why: &io::Error) {
+        tracing::warn!(error = %why, "heartbeats share the runtime of the program");
+        program.spawn(work);
+    }
     // Handed over by a channel, since a thread that does not start keeps what it was given.
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel::<F>();
+    let own_program = program.clone();
     let run = move || {
-        if let Ok(work) = receiver.recv() {
-            runtime.block_on(work);
+        let Ok(work) = receiver.recv() else {
+            return;
+        };
+        // Made here: within a runtime, such as the program's, another one must not be dropped.
+        match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(work),
+            Err(error) => share(&own_program, work, &error),
         }
     };
     let thread = std::thread::Builder::new().name("tinker-heartbeat".into());
-    if let Err(error) = thread.spawn(run) {
-        return Err((error, work));
+    match thread.spawn(run) {
+        Err(error) => share(program, work, &error),
+        Ok(_) => {
+            // It waits for the work, so this does not fail.
+            sender.send(work).ok();
+        }
     }
-    sender
-        .send(work)
-        .map_err(|mpsc::SendError(work)| (std::io::Error::other("the thread ended at once"), work))
 }
 
 async fn beat(http: Client, session_id: SessionId, interval: Duration) {

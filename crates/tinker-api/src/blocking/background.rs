@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::sync::mpsc;
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
@@ -38,17 +39,26 @@ impl Background {
     }
 
     fn with_patience(submissions: Submissions, patience: Duration) -> Result<Self> {
-        let failed = |error| Error::Abandoned(format!("no runtime could be started ({error})"));
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .on_thread_start(|| IS_OURS.set(true))
-            .build()
-            .map_err(failed)?;
-        let handle = runtime.handle().clone();
+        let failed =
+            |error: io::Error| Error::Abandoned(format!("no runtime could be started ({error})"));
         let (running, ended) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("tinker-api".to_owned())
-            .spawn(move || run(runtime, ended, patience))
+        let (sender, started) = mpsc::channel();
+        // Made and dropped there: within a runtime, such as the caller's, another one must not be
+        // dropped.
+        let work = move || match build() {
+            Ok(runtime) => {
+                sender.send(Ok(runtime.handle().clone())).ok();
+                run(runtime, ended, patience);
+            }
+            Err(error) => {
+                sender.send(Err(error)).ok();
+            }
+        };
+        let thread = std::thread::Builder::new().name("tinker-api".to_owned());
+        let thread = thread.spawn(work).map_err(failed)?;
+        let handle = started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("its thread ended at once")))
             .map_err(failed)?;
         Ok(Self {
             handle,
@@ -94,6 +104,13 @@ impl Drop for Background {
             tracing::error!("the thread of the blocking clients panicked");
         }
     }
+}
+
+fn build() -> io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .on_thread_start(|| IS_OURS.set(true))
+        .build()
 }
 
 /// Runs tasks until the last user is gone and everything is sent, or has taken too long.

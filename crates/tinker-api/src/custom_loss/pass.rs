@@ -29,7 +29,7 @@ impl TrainingClient {
     /// The result is that of the backward pass with `loss:sum` of the custom loss, the loss's own
     /// metrics, and `surrogate_loss:sum`, the cross-entropy that stood for it. It takes two
     /// operations for each request of the data, and later operations wait until the second half is
-    /// sent.
+    /// sent: `loss` must not wait for one of this run, or it waits for itself.
     ///
     /// Endpoint: `POST /api/v1/forward_backward`, twice.
     ///
