@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{cargo, check, command, target_dir};
-use crate::{chaos, examples, test, tidy};
+use crate::{chaos, test, tidy};
 
 /// Largest stripped release binary, model included.
 const MAX_BINARY_BYTES: u64 = 25_000_000;
@@ -33,7 +33,6 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     check(&mut cargo(root, clippy))?;
     check(cargo(root, doc).env("RUSTDOCFLAGS", "-D warnings"))?;
     test::run(root, &test::Args::default())?;
-    examples::run(root)?;
     chaos::run(root, &chaos::Args::default())?;
     release_binary(root)
 }

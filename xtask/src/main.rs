@@ -9,7 +9,6 @@ mod bench;
 mod chaos;
 mod ci;
 mod dist;
-mod examples;
 mod models;
 mod process;
 mod python;
@@ -35,8 +34,6 @@ enum Task {
     Test(test::Args),
     /// Trains under every fault at once and compares with a run that is left alone.
     Chaos(chaos::Args),
-    /// Runs every example against the embedded server.
-    Examples,
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -65,7 +62,6 @@ fn run(cli: Cli) -> Result<()> {
     match cli.task {
         Task::Test(args) => test::run(&root, &args),
         Task::Chaos(args) => chaos::run(&root, &args),
-        Task::Examples => examples::run(&root),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

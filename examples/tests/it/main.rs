@@ -27,6 +27,12 @@ fn program(name: &str) -> PathBuf {
 /// Runs an example in a folder of its own; `expected` is part of what it prints.
 async fn check(name: &str, arguments: &[&str], expected: &str) {
     let target = Target::start().await;
+    run(&target, name, arguments, expected).await;
+    target.stop().await;
+}
+
+/// Runs an example to its end in the folder of `target`.
+async fn run(target: &Target, name: &str, arguments: &[&str], expected: &str) {
     let mut command = Command::new(program(name));
     command
         .args(arguments)
@@ -52,7 +58,19 @@ async fn check(name: &str, arguments: &[&str], expected: &str) {
         stdout.contains(expected),
         "{name} lacks {expected:?}\n{stdout}"
     );
-    target.stop().await;
+}
+
+#[test]
+fn every_example_has_a_test() {
+    let entries = std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut examples: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|end| end == "rs"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    examples.retain(|name| !include_str!("main.rs").contains(&format!("fn {name}_runs(")));
+
+    assert!(examples.is_empty(), "no test runs {examples:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,22 +80,31 @@ async fn custom_loss_runs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_samples_runs() {
-    check("many_samples", &["20"], "").await;
+    check(
+        "many_samples",
+        &["20"],
+        "by its handle: prompt log-probabilities",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn record_replay_runs() {
-    check("record_replay", &[], "").await;
+    check("record_replay", &[], "replayed: losses and tokens").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resume_runs() {
-    check("resume", &["run.ledger", "3"], "").await;
+    let target = Target::start().await;
+    for _ in 0..2 {
+        run(&target, "resume", &["run.ledger", "3"], "step   2  loss ").await;
+    }
+    target.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sample_runs() {
-    check("sample", &[], "").await;
+    check("sample", &[], "prompt log-probabilities").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
