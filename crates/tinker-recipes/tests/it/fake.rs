@@ -115,7 +115,7 @@ impl FakeService {
     /// The run of the ledger, or a new one.
     fn run(&self, weights: Weights) -> tinker_api::Result<Box<dyn Trainer>> {
         let mut shared = self.shared();
-        let noted = self.ledger.expect("recipes keep a ledger");
+        let noted = self.ledger.unwrap();
         let ledger = &shared.ledgers[noted];
         let id = match ledger.run {
             Some(id) => id,

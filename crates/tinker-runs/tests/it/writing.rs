@@ -39,7 +39,7 @@ fn what_is_written_is_read_back() {
     let folder = RunFolder::open(&path).unwrap();
     assert_eq!(folder.name(), "run");
     assert_eq!(
-        folder.read_config::<serde_json::Value>().unwrap(),
+        folder.read_config::<Value>().unwrap(),
         json!({"seed": 1})
     );
     assert_eq!(folder.read_metrics().unwrap(), [row(0)]);
