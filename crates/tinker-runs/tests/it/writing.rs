@@ -38,10 +38,7 @@ fn what_is_written_is_read_back() {
 
     let folder = RunFolder::open(&path).unwrap();
     assert_eq!(folder.name(), "run");
-    assert_eq!(
-        folder.read_config::<Value>().unwrap(),
-        json!({"seed": 1})
-    );
+    assert_eq!(folder.read_config::<Value>().unwrap(), json!({"seed": 1}));
     assert_eq!(folder.read_metrics().unwrap(), [row(0)]);
     assert_eq!(folder.read_checkpoints().unwrap(), [checkpoint]);
     let line = fs::read_to_string(path.join("checkpoints.jsonl")).unwrap();
