@@ -103,7 +103,23 @@ impl Error {
     /// if the program agreed to reports.
     pub(crate) fn report(&self, http: &tinker_http::Client) {
         if http.reports() {
-            http.report_fatal(self.name(), &self.to_string(), self.is_user_error());
+            http.report_fatal(self.name(), &self.reported(), self.is_user_error());
+        }
+    }
+
+    /// What a report may say: the service's own words, or the kind of the failure. What is written
+    /// here or by a loss may quote data, or name a file of this machine.
+    fn reported(&self) -> String {
+        match self {
+            Self::RequestFailed {
+                operation, message, ..
+            } => format!("{operation} failed: {message}"),
+            Self::Transport(error) => error.status().map_or_else(
+                || format!("{:?}", error.kind()),
+                |status| format!("{:?}, status {status}", error.kind()),
+            ),
+            Self::TimedOut { .. } => self.to_string(),
+            _ => self.name().to_owned(),
         }
     }
 
@@ -167,5 +183,20 @@ mod tests {
             "tinker://r/weights/final is not a sampler checkpoint; \
              did you mean tinker://r/sampler_weights/final?"
         );
+    }
+
+    #[test]
+    fn a_report_quotes_neither_data_nor_files() {
+        let quoting = "row 3: `my secret diary`, in /home/ann/diary.jsonl";
+        let errors = [
+            Error::CustomLoss(CustomLossError::Panicked(quoting.to_owned())),
+            Error::InvalidRequest(quoting.to_owned()),
+            Error::Stopped(quoting.to_owned()),
+        ];
+
+        for error in errors {
+            assert!(error.to_string().contains("diary"));
+            assert_eq!(error.reported(), error.name());
+        }
     }
 }
