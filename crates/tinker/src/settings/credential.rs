@@ -24,7 +24,8 @@ impl BadCredential {
                 || format!("mend or remove the file, set TINKER_API_KEY, {OR_EMBEDDED}"),
                 hint_for,
             ),
-            what: error.to_string(),
+            // With its causes, in one line.
+            what: format!("{:#}", anyhow::Error::new(error)),
         }
     }
 }

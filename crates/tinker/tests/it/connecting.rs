@@ -161,6 +161,13 @@ fn a_credential_that_cannot_be_used_is_named_by_where_it_came_from() {
         &format!("stored credentials {file} are malformed"),
         "mend or remove the file, set TINKER_API_KEY, or use --local",
     );
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    check(
+        &[],
+        &format!("stored credentials {file} cannot be read: Is a directory"),
+        "mend or remove the file, set TINKER_API_KEY, or use --local",
+    );
     assert!(server.asked().is_empty());
 }
 
