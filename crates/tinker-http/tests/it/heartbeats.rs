@@ -42,7 +42,8 @@ fn beat_apart(client: &Client) -> tinker_http::Result<()> {
             let limit = Duration::from_secs(60);
             tokio::time::timeout(limit, heartbeats.beat()).await
         };
-        runtime.block_on(bounded).expect("it waits for this thread")
+        // Unless it waits for this thread.
+        runtime.block_on(bounded).unwrap()
     };
     std::thread::spawn(beat).join().unwrap()
 }
