@@ -1,5 +1,6 @@
 //! One poll for all samples of a sampler: does what [`CompletionPoll`] says and wakes those who wait.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ impl CompletionPoller {
             match state.table.wait(self.shared.client.now(), request_id) {
                 Entry::Done(completed) => return completed,
                 Entry::Waits(done) => {
-                    // Whoever comes later is due later.
+                    // Beside others one is due after the table is looked at again.
                     if state.table.n_waiting() == 1 {
                         self.shared.overdue.notify_one();
                     }
@@ -201,17 +202,30 @@ impl Shared {
 
     /// Asks once for each of these samples by itself; those that have an outcome are told so.
     async fn ask(&self, samples: Vec<(RequestId, Duration)>) {
-        let mut questions = JoinSet::new();
-        for (request_id, patience) in samples {
+        let question = |request_id: RequestId, patience| {
             let client = self.client.clone();
-            questions.spawn(async move {
-                let has_outcome = client.has_outcome(&request_id, patience).await;
-                (request_id, has_outcome)
-            });
+            async move { client.has_outcome(&request_id, patience).await }
+        };
+        self.ask_by(question, samples).await;
+    }
+
+    /// The same, by questions that tell whether a sample has an outcome.
+    async fn ask_by<F>(
+        &self,
+        question: impl Fn(RequestId, Duration) -> F,
+        samples: Vec<(RequestId, Duration)>,
+    ) where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        let (mut questions, mut asked) = (JoinSet::new(), HashMap::new());
+        for (request_id, patience) in samples {
+            let task = questions.spawn(question(request_id.clone(), patience));
+            asked.insert(task.id(), request_id);
         }
-        while let Some(answer) = questions.join_next().await {
-            // A question that panicked has no answer; its sample stays due.
-            let Ok((request_id, has_outcome)) = answer else {
+        while let Some(answer) = questions.join_next_with_id().await {
+            // A question that panicked has no answer.
+            let (task, has_outcome) = answer.unwrap_or_else(|error| (error.id(), false));
+            let Some(request_id) = asked.remove(&task) else {
                 continue;
             };
             let mut state = self.lock();
@@ -303,5 +317,42 @@ fn event_of(error: &Error) -> CompletionEvent {
         (None, ErrorKind::Connect) => CompletionEvent::ConnectionLost,
         // What cannot be sent or understood will not be the next time.
         (None, _) => CompletionEvent::Unusable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_that_panics_is_not_asked_again_at_once() {
+        let client = Client::builder("http://127.0.0.1:9").api_key("tml-x".parse().unwrap());
+        let client = client.build().unwrap();
+        let mut table = CompletionTable::new(Duration::from_secs(60));
+        let request_id: RequestId = "a".parse().unwrap();
+        let Entry::Waits(_done) = table.wait(client.now(), &request_id) else {
+            panic!("it is done");
+        };
+        table.suspect_all(client.now());
+        let Overdue::Ask(samples) = table.overdue(client.now(), QUESTIONS) else {
+            panic!("it is not due");
+        };
+        let state = State {
+            machine: CompletionPoll::new(client.poll_policy().clone()),
+            table,
+            has_ended: false,
+        };
+        let shared = Shared {
+            client,
+            state: Mutex::new(state),
+            news: Notify::new(),
+            overdue: Notify::new(),
+        };
+
+        let panics = |_, _| async { panic!("a question that fails") };
+        shared.ask_by(panics, samples).await;
+
+        let next = shared.lock().table.overdue(shared.client.now(), QUESTIONS);
+        assert!(matches!(next, Overdue::In(_)), "{next:?}");
     }
 }

@@ -45,7 +45,7 @@ pub(crate) enum Entry {
 pub(crate) enum Overdue {
     /// These, each with the time for its answer.
     Ask(Vec<(RequestId, Duration)>),
-    /// Nothing before this time has passed.
+    /// Nothing before this time has passed, which is an interval at most.
     In(Duration),
     /// Nothing, since nobody waits.
     Nothing,
@@ -139,7 +139,8 @@ impl CompletionTable {
             return Overdue::Nothing;
         };
         if next > now {
-            return Overdue::In(next - now);
+            // Whoever begins to wait meanwhile is due an interval later, perhaps before all others.
+            return Overdue::In((next - now).min(self.interval));
         }
         let mut due: Vec<_> = self
             .waiting
@@ -155,9 +156,11 @@ impl CompletionTable {
 /// The last few entries of a table: when it is full, the oldest one goes.
 #[derive(Debug)]
 struct Recent<V> {
-    entries: HashMap<RequestId, V>,
-    /// The keys by age; some were taken out since.
-    order: VecDeque<RequestId>,
+    /// Each with its number, by which a key that was taken out and came again has one place only.
+    entries: HashMap<RequestId, (u64, V)>,
+    /// Numbers and keys by age; some were taken out since.
+    order: VecDeque<(u64, RequestId)>,
+    n_put: u64,
 }
 
 impl<V> Default for Recent<V> {
@@ -165,28 +168,42 @@ impl<V> Default for Recent<V> {
         Self {
             entries: HashMap::new(),
             order: VecDeque::new(),
+            n_put: 0,
         }
     }
 }
 
 impl<V> Recent<V> {
     fn put(&mut self, key: RequestId, value: V) {
-        if self.entries.insert(key.clone(), value).is_none() {
-            self.order.push_back(key);
+        if let Some((_, known)) = self.entries.get_mut(&key) {
+            *known = value;
+            return;
         }
+        self.n_put += 1;
+        self.entries.insert(key.clone(), (self.n_put, value));
+        self.order.push_back((self.n_put, key));
         while self.entries.len() > MOST_REMEMBERED {
-            let Some(oldest) = self.order.pop_front() else {
+            let Some((number, oldest)) = self.order.pop_front() else {
                 return;
             };
-            self.entries.remove(&oldest);
+            if self.is_there(number, &oldest) {
+                self.entries.remove(&oldest);
+            }
         }
         if self.order.len() > 2 * MOST_REMEMBERED {
-            self.order.retain(|key| self.entries.contains_key(key));
+            let mut order = std::mem::take(&mut self.order);
+            order.retain(|(number, key)| self.is_there(*number, key));
+            self.order = order;
         }
     }
 
+    /// Whether the entry of this number was not taken out.
+    fn is_there(&self, number: u64, key: &RequestId) -> bool {
+        self.entries.get(key).is_some_and(|(n, _)| *n == number)
+    }
+
     fn take(&mut self, key: &RequestId) -> Option<V> {
-        let value = self.entries.remove(key)?;
+        let (_, value) = self.entries.remove(key)?;
         if self.entries.is_empty() {
             self.order.clear();
         }
@@ -257,11 +274,35 @@ mod tests {
         table.left_open(at(63), &id("b"));
         assert_eq!(table.overdue(at(63), 2), ask(&[("c", 2)]));
         table.left_open(at(64), &id("c"));
-        assert_eq!(table.overdue(at(64), 2), Overdue::In(at(118)));
+        assert_eq!(table.overdue(at(64), 2), Overdue::In(INTERVAL));
+        assert_eq!(table.overdue(at(124), 2), Overdue::In(at(58)));
         assert_eq!(
             table.overdue(at(184), 3),
             ask(&[("a", 4), ("b", 4), ("c", 4)])
         );
+    }
+
+    #[test]
+    fn one_that_comes_later_is_due_before_one_that_was_asked_for_often() {
+        let mut table = CompletionTable::new(INTERVAL);
+        let _old = waits(&mut table, 0, "old");
+        for _ in 0..4 {
+            table.left_open(at(100), &id("old"));
+        }
+        // What is slept before the table is looked at again, although nothing tells of the new one.
+        let Overdue::In(sleep) = table.overdue(at(100), 9) else {
+            panic!("the old one is due");
+        };
+        let _new = waits(&mut table, 101, "new");
+        let woken = at(100) + sleep;
+
+        assert!(
+            woken <= at(161),
+            "the new one is due at 161 s, seen at {woken:?}"
+        );
+        assert_eq!(table.overdue(at(161), 9), ask(&[("new", 2)]));
+        table.left_open(at(161), &id("new"));
+        assert_eq!(table.overdue(at(1060), 1), ask(&[("new", 4)]));
     }
 
     #[test]
@@ -309,5 +350,25 @@ mod tests {
 
         assert!(recent.order.len() <= 2 * MOST_REMEMBERED);
         assert!(recent.take(&id("stays")).is_some());
+    }
+
+    #[test]
+    fn what_was_taken_and_comes_again_is_as_young_as_it_is() {
+        let mut recent = Recent::default();
+        recent.put(id("other"), ());
+        recent.put(id("again"), ());
+        recent.take(&id("again"));
+        for n in 2..MOST_REMEMBERED {
+            recent.put(id(&format!("r{n}")), ());
+        }
+        recent.put(id("again"), ());
+
+        for n in 0..3 {
+            recent.put(id(&format!("new{n}")), ());
+        }
+
+        assert_eq!(recent.entries.len(), MOST_REMEMBERED);
+        let is_there = ["other", "r2", "r3", "r4", "again"].map(|n| recent.take(&id(n)).is_some());
+        assert_eq!(is_there, [false, false, false, true, true]);
     }
 }
