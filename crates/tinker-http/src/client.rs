@@ -37,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) credentials: Credentials,
     /// Whether the server takes nothing but what a credential command prints.
     pub(crate) insists_on_command: AtomicBool,
+    /// Held while a credential command runs.
+    pub(crate) command_turn: tokio::sync::Mutex<()>,
     pub(crate) headers: HeaderMap,
     pub(crate) retry: RetryPolicy,
     pub(crate) poll: PollPolicy,
@@ -80,6 +82,7 @@ impl Client {
             moved: RwLock::default(),
             credentials,
             insists_on_command: AtomicBool::new(false),
+            command_turn: tokio::sync::Mutex::default(),
             headers,
             retry: builder.retry,
             poll: builder.poll,

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::stored_credentials::StoredCredentials;
 
 /// Longest time that a credential command may take.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest output of a credential command, in bytes.
 const MAX_OUTPUT: usize = 64 << 10;
 

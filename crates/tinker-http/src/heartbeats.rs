@@ -31,12 +31,14 @@ impl Heartbeats {
         })
     }
 
-    /// Says that the session is in use: one attempt of 10 s, and one of 5 s at most for a token.
+    /// Says that the session is in use: once, and once more if its token was refused, in 15 s, tokens
+    /// included. Where a command prints the credential it may take its minute beside; it waits for
+    /// one that another runtime runs.
     ///
     /// Endpoint: `POST /api/v1/session_heartbeat`.
     ///
     /// # Errors
-    /// If the call fails; of kind `Expired` if the session is over.
+    /// If the call fails; of kind `Expired` if the session is over, and `Timeout` if time is up.
     pub async fn beat(&self) -> Result<()> {
         let pool = self.pool.clone();
         self.http.heartbeat(&self.session_id, Some(pool)).await

@@ -143,6 +143,11 @@ impl Client {
     pub(crate) async fn credential(&self) -> Result<String> {
         let inner = self.inner();
         let insists = inner.insists_on_command.load(Ordering::Relaxed);
+        // A command may use up what it works only once with: it never runs twice at once.
+        let _turn = match inner.credentials.origin(insists) {
+            CredentialOrigin::Command => Some(inner.command_turn.lock().await),
+            _ => None,
+        };
         inner.credentials.current(insists, Clock::wall()).await
     }
 

@@ -11,6 +11,7 @@ use crate::auth::Token;
 use crate::call::Call;
 use crate::client::{Client, Inner};
 use crate::clock::Clock;
+use crate::credentials::CredentialOrigin;
 use crate::error::{ErrorKind, Result};
 use crate::machine::RetryPolicy;
 use crate::pools::TrafficClass;
@@ -25,7 +26,7 @@ const TOKEN_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct TokenCell {
     token: Mutex<Option<Token>>,
     /// Held over an exchange, so that one serves all who wait for it; those with connections of their
-    /// own do not wait.
+    /// own wait for credential commands only.
     turn: tokio::sync::Mutex<()>,
     keeper: Mutex<Option<AbortHandle>>,
 }
@@ -61,8 +62,9 @@ impl Client {
     /// A token in its last minute is replaced first. If that fails and it is still valid, it serves,
     /// and the next attempt comes a minute later; unless the credential itself was refused.
     ///
-    /// With connections of its own, as of a runtime apart, it depends on nothing that another
-    /// runtime has under way: it makes a short exchange, even beside one, and leaves no task behind.
+    /// With connections of its own, as of a runtime apart, it makes a short exchange, even beside
+    /// one that another runtime has under way, and leaves no task behind. Only where a command prints
+    /// the credential it waits: one that works once for each credential must not run twice at once.
     pub(crate) async fn token(
         &self,
         refused: Option<&str>,
@@ -75,7 +77,8 @@ impl Client {
         if let Some(text) = serves() {
             return Ok(text);
         }
-        let _turn = match is_apart {
+        let runs_command = *self.credential_origin() == CredentialOrigin::Command;
+        let _turn = match is_apart && !runs_command {
             true => None,
             false => Some(cell.turn.lock().await),
         };

@@ -12,12 +12,15 @@ use tinker_types::{
 use super::training_runs::{AccessScope, Page};
 use crate::call::{Body, Call};
 use crate::client::Client;
+use crate::credentials::{COMMAND_TIMEOUT, CredentialOrigin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::RetryPolicy;
 use crate::pools::TrafficClass;
 
 /// Time for a heartbeat: the next one comes soon.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for all that a heartbeat takes but a credential command: tokens, and another attempt.
+const HEARTBEAT_TOTAL: Duration = Duration::from_secs(15);
 /// Time for the end of a session: who ends one wants to leave, and the server ends it anyway when
 /// its heartbeats cease.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,7 +40,7 @@ impl Client {
         self.send(call).await?.json()
     }
 
-    /// Keeps a session alive: one attempt of 10 s.
+    /// Keeps a session alive: in 15 s, tokens included, and a minute more for a credential command.
     ///
     /// Endpoint: `POST /api/v1/session_heartbeat`.
     ///
@@ -61,7 +64,18 @@ impl Client {
             .apart(apart)
             .retry(RetryPolicy::never())
             .timeout(HEARTBEAT_TIMEOUT);
-        self.send(call).await.map(drop)
+        // A command that was ended half way may have used up what it works only once with.
+        let limit = match self.credential_origin() {
+            CredentialOrigin::Command => HEARTBEAT_TOTAL + COMMAND_TIMEOUT,
+            _ => HEARTBEAT_TOTAL,
+        };
+        tokio::select! {
+            outcome = self.send(call) => outcome.map(drop),
+            () = self.sleep(limit) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("the heartbeat of session {session_id} did not end within {limit:?}"),
+            )),
+        }
     }
 
     /// Ends a session: one attempt, 3 s in all. The first reason given wins.

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::poll;
 use serde_json::json;
-use tinker_http::{Client, Heartbeats};
+use tinker_http::{Client, CredentialSources, ErrorKind, Heartbeats};
 use wiremock::MockServer;
 
 use crate::support::*;
@@ -90,6 +91,66 @@ async fn a_token_that_a_heartbeat_brought_serves_all_calls() {
     assert_eq!(requests(&server, TOKEN).await.len(), 2);
     let sent = requests(&server, CAPABILITIES).await;
     assert_eq!(header(&sent[0], "x-api-key"), Some(LONG));
+}
+
+/// As [`exchanging`], with a command for the credential, and the file that has a line per run of it.
+async fn commanded(folder: &Path) -> (MockServer, Client, PathBuf) {
+    let runs = folder.join("runs");
+    let sources = CredentialSources {
+        command: Some(format!("echo run >> '{}'; echo tml-x", runs.display())),
+        ..CredentialSources::default()
+    };
+    let server = server_with(json!({"pjwt_auth_enabled": true})).await;
+    let tokens = [SHORT, LONG].map(|jwt| ok(json!({"jwt": jwt})));
+    script(&server, "POST", TOKEN, tokens).await;
+    let models = ok(json!({"supported_models": []}));
+    script(&server, "GET", CAPABILITIES, [models]).await;
+    script(&server, "POST", HEARTBEAT, [ok(json!({}))]).await;
+    let client = builder(&server.uri()).credentials(sources.resolve().unwrap());
+    let client = client.build().unwrap();
+    client.config().await.unwrap();
+    (server, client, runs)
+}
+
+#[tokio::test]
+async fn a_heartbeat_runs_no_credential_command_beside_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client, runs) = commanded(folder.path()).await;
+    let heartbeats = Heartbeats::new(&client, "S1".parse().unwrap()).unwrap();
+    // Each has begun to replace the short token.
+    let mut call = Box::pin(client.get_server_capabilities());
+    assert!(poll!(&mut call).is_pending());
+    let mut beat = Box::pin(heartbeats.beat());
+    assert!(poll!(&mut beat).is_pending());
+
+    let (called, kept_alive) = futures_util::join!(call, beat);
+
+    called.unwrap();
+    kept_alive.unwrap();
+    // For the settings, the short token and the long one.
+    let n_runs = std::fs::read_to_string(runs).unwrap().lines().count();
+    assert_eq!(n_runs, 3);
+    let sent = requests(&server, HEARTBEAT).await;
+    assert_eq!(header(&sent[0], "x-api-key"), Some(LONG));
+}
+
+#[tokio::test]
+async fn a_heartbeat_waits_so_long_for_a_command_of_a_busy_runtime_and_no_longer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, client, _runs) = commanded(folder.path()).await;
+    let heartbeats = Heartbeats::new(&client, "S1".parse().unwrap()).unwrap();
+    // It runs the command, and nobody asks what came of it.
+    let mut call = Box::pin(client.get_server_capabilities());
+    assert!(poll!(&mut call).is_pending());
+    tokio::time::pause();
+    let begun = client.now();
+
+    let error = heartbeats.beat().await.unwrap_err();
+
+    assert_eq!(*error.kind(), ErrorKind::Timeout);
+    let took = client.now() - begun;
+    let limit = Duration::from_secs(75);
+    assert!(took >= limit && took < limit * 2, "{took:?}");
 }
 
 /// What came over each connection: paths, and the sessions of heartbeats.
