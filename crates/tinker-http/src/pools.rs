@@ -152,23 +152,13 @@ impl Pools {
             TrafficClass::Retrieve => &self.classes[3],
             TrafficClass::Rest => &self.classes[4],
         };
-        let mut members = members.lock().unwrap_or_else(PoisonError::into_inner);
         // Where a call takes a connection of its own, one client makes as many as are needed.
         let room = if self.is_encrypted {
             MAX_STREAMS
         } else {
             usize::MAX
         };
-        if let Some(member) = members.iter().find(|member| member.n_calls() < room) {
-            return Ok(member.lease());
-        }
-        let member = Member {
-            client: self.build(class)?,
-            place: Arc::default(),
-        };
-        let lease = member.lease();
-        members.push(member);
-        Ok(lease)
+        lease(members, room, || self.build(class))
     }
 
     /// A pool that nobody else has. A connection is driven by the runtime that made it, and ends with
@@ -240,9 +230,54 @@ impl Pools {
     }
 }
 
+/// A member with room for a call. A new one is built while others can be leased: that takes long.
+fn lease(
+    members: &Mutex<Vec<Member>>,
+    room: usize,
+    build: impl FnOnce() -> Result<reqwest::Client>,
+) -> Result<Lease> {
+    let lock = || members.lock().unwrap_or_else(PoisonError::into_inner);
+    let with_room = |members: &[Member]| {
+        let member = members.iter().find(|member| member.n_calls() < room)?;
+        Some(member.lease())
+    };
+    if let Some(lease) = with_room(&lock()) {
+        return Ok(lease);
+    }
+    let client = build()?;
+    let mut members = lock();
+    // Another call may have been quicker; its client serves both.
+    if let Some(lease) = with_room(&members) {
+        return Ok(lease);
+    }
+    let place = Arc::default();
+    let member = Member { client, place };
+    let lease = member.lease();
+    members.push(member);
+    Ok(lease)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_is_built_while_others_are_leased_and_only_one_is_kept() {
+        let pools = pools("http://127.0.0.1:9");
+        let members = Mutex::default();
+        let build = || pools.build(TrafficClass::Retrieve);
+        let mut other = None;
+
+        let slow = || {
+            assert!(members.try_lock().is_ok(), "the others wait");
+            other = Some(lease(&members, 100, build)?);
+            build()
+        };
+        let _own = lease(&members, 100, slow).unwrap();
+
+        let members = members.lock().unwrap();
+        assert_eq!((members.len(), members[0].n_calls()), (1, 2));
+    }
 
     fn pools(server: &str) -> Pools {
         let base_url = server.parse().unwrap();
