@@ -5,13 +5,15 @@ use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use icu_normalizer::DecomposingNormalizerBorrowed;
+
 use super::manifest::MANIFEST;
 use super::names::safe_path;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Names that have been given out below a folder, where the manifest is to be as well. Two names
-/// that some system takes for one count as one: they differ in `./`, in case, or in dots and spaces
-/// at the end of a part.
+/// that some system takes for one count as one: they differ in `./`, in case, in the normal form of
+/// Unicode, or in dots and spaces at the end of a part.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// Who gives the names, as in "the archive holds".
@@ -82,9 +84,12 @@ fn enter<'a>(root: &'a mut Folder, path: &Path, name: &str, who: &str) -> Result
     Ok(folder)
 }
 
-/// A part of a path as the least exact of systems reads it.
+/// A part of a path as systems read it that care neither for case (NTFS, APFS), nor for how a letter
+/// with a mark is composed (APFS), nor for dots and spaces at its end (Windows).
 fn folded(part: &OsStr) -> String {
-    let part = part.to_string_lossy().to_lowercase();
+    let part = part.to_string_lossy();
+    let part = DecomposingNormalizerBorrowed::new_nfd().normalize(&part);
+    let part = part.to_lowercase();
     part.trim_end_matches(['.', ' ']).to_owned()
 }
 
@@ -136,6 +141,15 @@ mod tests {
                 "two files of one name: \"A/b.bin\" and \"a/B.bin\"",
             ),
             (&["Ä", "ä"], "two files of one name: \"Ä\" and \"ä\""),
+            // Composed, and a letter with its mark; in case as well.
+            (
+                &["\u{e4}", "a\u{308}"],
+                "two files of one name: \"\u{e4}\" and \"a\\u{308}\"",
+            ),
+            (
+                &["A\u{308}/b", "\u{e4}"],
+                "\"A\\u{308}/b\" below \"\u{e4}\", which is a file",
+            ),
             (
                 &["a/b.", "a./b "],
                 "two files of one name: \"a/b.\" and \"a./b \"",
