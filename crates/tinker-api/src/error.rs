@@ -30,6 +30,17 @@ pub enum Error {
     /// A call failed; see its kind.
     #[error(transparent)]
     Transport(#[from] tinker_http::Error),
+    /// The name of a save is taken, perhaps by this very save: an attempt may have been made that was
+    /// not answered.
+    #[error(
+        "{operation} may have been made: an attempt was not answered, and the name is taken now"
+    )]
+    MaybeSaved {
+        /// The operation.
+        operation: RequestType,
+        /// What the last attempt was answered.
+        source: tinker_http::Error,
+    },
     /// A request that cannot be right was not sent.
     #[error("{0}")]
     InvalidRequest(String),
@@ -77,7 +88,7 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> Option<&ErrorKind> {
         match self {
-            Self::Transport(error) => Some(error.kind()),
+            Self::Transport(error) | Self::MaybeSaved { source: error, .. } => Some(error.kind()),
             _ => None,
         }
     }
@@ -87,6 +98,7 @@ impl Error {
         match self {
             Self::RequestFailed { .. } => "RequestFailed",
             Self::Transport(_) => "Transport",
+            Self::MaybeSaved { .. } => "MaybeSaved",
             Self::InvalidRequest(_) => "InvalidRequest",
             Self::WrongCheckpointKind { .. } => "WrongCheckpointKind",
             Self::Protocol(_) => "Protocol",

@@ -15,6 +15,9 @@ impl Error {
             } => "correct the input that the message names: sent again, it fails again",
             Self::RequestFailed { .. } => "look into the server's log, then submit it anew",
             Self::Transport(error) => error.hint(),
+            Self::MaybeSaved { .. } => {
+                "list the run's checkpoints to see whether it was, or save under another name"
+            }
             Self::InvalidRequest(_) => "correct the value that the message names",
             Self::WrongCheckpointKind { .. } => "use the path that the message names",
             Self::CustomLoss(_) => "correct the loss, and continue from the last checkpoint",

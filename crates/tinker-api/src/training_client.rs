@@ -19,7 +19,7 @@ use crate::api_future::{ApiFuture, Promise};
 use crate::batching::split;
 use crate::combine::combine;
 use crate::error::{Error, Result};
-use crate::ledger::{Begun, Digest, Known, LedgerError, Pending, Ticket, check_view};
+use crate::ledger::{Begun, Digest, Earlier, Known, LedgerError, Pending, Ticket, check_view};
 use crate::loss::Loss;
 use crate::options::{SamplingSource, SaveOptions, check_step, checkpoint_name};
 use crate::resolve::resolve;
@@ -111,6 +111,14 @@ impl TrainingClient {
             .model_name
             .as_deref()
             .or(info.model_name.as_deref())
+    }
+
+    /// Whether the ledger has operations of an earlier process that this one has yet to ask for
+    /// again; no other may be asked for in their place. An operation counts until its turn has come.
+    #[must_use]
+    pub fn is_repeating(&self) -> bool {
+        let ledger = self.inner.session.ledger.as_deref();
+        ledger.is_some_and(|ledger| ledger.is_repeating(&self.inner.model_id))
     }
 
     /// Asks the server to describe the run anew.
@@ -515,24 +523,24 @@ where
 {
     // What cannot be written as JSON is refused by the transport.
     let digest = || Digest::of(&serde_json::to_vec(&request).unwrap_or_default());
-    let before = match ticket.begin(digest).await {
-        Ok(Begun::Send(before)) => before,
+    let earlier = match ticket.begin(digest).await {
+        Ok(Begun::Send(earlier)) => earlier,
         Ok(Begun::Known(known)) => return (Fate::Accepted, Ok(Pending::Known(known))),
         Err(error) => return not_sent(error),
     };
     let started = http.now();
     let outcome = submit(http.clone(), request).await;
     let took = http.now().saturating_sub(started);
-    pending(ticket, before, outcome, took).await
+    pending(ticket, earlier, outcome, took).await
 }
 
 async fn pending(
     ticket: Ticket,
-    before: Option<RequestId>,
+    earlier: Earlier,
     outcome: HttpResult<UntypedFuture>,
     took: Duration,
 ) -> (Fate, Result<Pending>) {
-    let (fate, id) = ticket.submitted(before, outcome).await;
+    let (fate, id) = ticket.submitted(earlier, outcome).await;
     (fate, id.map(|id| Pending::Sent(ticket, id, took)))
 }
 
@@ -614,17 +622,17 @@ async fn submit_chunk(
         Ok(prepared) => prepared,
         Err(error) => return (Fate::Refused, Err(error.into())),
     };
-    let before = match ticket
+    let earlier = match ticket
         .begin(|| digest.unwrap_or_else(|| Digest::of(&[])))
         .await
     {
-        Ok(Begun::Send(before)) => before,
+        Ok(Begun::Send(earlier)) => earlier,
         Ok(Begun::Known(known)) => return (Fate::Accepted, Ok(Pending::Known(known))),
         Err(error) => return not_sent(error),
     };
     let outcome = http.submit_forward_backward(pass).await;
     let took = http.now().saturating_sub(started);
-    pending(ticket, before, outcome, took).await
+    pending(ticket, earlier, outcome, took).await
 }
 
 async fn retrieve_chunk(

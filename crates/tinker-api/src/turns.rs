@@ -19,6 +19,10 @@ pub(crate) enum Fate {
     Accepted,
     /// The server refused it, or it was not sent: its number is free.
     Refused,
+    /// The name of a save is taken, perhaps by an attempt of its own whose answer was lost. Its
+    /// number is free: a server that numbers saves would have known the attempt by it, and any other
+    /// does not look at it.
+    MaybeSaved,
     /// It may have arrived, or the server is lost.
     Unknown(String),
 }
@@ -30,7 +34,8 @@ impl Fate {
             return Self::Accepted;
         };
         match error.status() {
-            // Its name is taken. A server looks at the number first, so no attempt was accepted.
+            Some(409) if is_save(operation) && error.may_have_been_taken() => Self::MaybeSaved,
+            // Its name is taken, and no attempt can have taken it.
             Some(409) if is_save(operation) => Self::Refused,
             // The last attempt was refused; an earlier one may not have been.
             _ if error.may_have_arrived() => Self::Unknown(error.to_string()),

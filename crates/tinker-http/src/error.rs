@@ -88,6 +88,7 @@ struct Inner {
     category: Option<ErrorCategory>,
     attempts: u32,
     may_have_arrived: bool,
+    may_have_been_taken: bool,
     elapsed: Duration,
     credential: Option<CredentialOrigin>,
     source: Option<Box<dyn StdError + Send + Sync>>,
@@ -104,6 +105,7 @@ impl Error {
             category: None,
             attempts: 0,
             may_have_arrived: false,
+            may_have_been_taken: false,
             elapsed: Duration::ZERO,
             credential: None,
             source: None,
@@ -155,6 +157,11 @@ impl Error {
 
     pub(crate) fn with_arrival(mut self, may_have_arrived: bool) -> Self {
         self.0.may_have_arrived = may_have_arrived;
+        self
+    }
+
+    pub(crate) fn with_taking(mut self, may_have_been_taken: bool) -> Self {
+        self.0.may_have_been_taken = may_have_been_taken;
         self
     }
 
@@ -244,6 +251,13 @@ impl Error {
     #[must_use]
     pub const fn may_have_arrived(&self) -> bool {
         self.0.may_have_arrived
+    }
+
+    /// Whether any of the attempts that were not answered 409 may have taken effect: what the others
+    /// conflict with may be that attempt.
+    #[must_use]
+    pub const fn may_have_been_taken(&self) -> bool {
+        self.0.may_have_been_taken
     }
 }
 

@@ -62,7 +62,7 @@ impl Client {
             ..call.retry.clone()
         });
         let mut attempts = 0;
-        let mut may_have_arrived = false;
+        let (mut may_have_arrived, mut may_have_been_taken) = (false, false);
         loop {
             let outcome = self.attempt(&call, exchange, attempts).await;
             attempts += 1;
@@ -89,10 +89,12 @@ impl Client {
                         _ => classify(failure, answer.should_retry),
                     };
                     may_have_arrived |= failure.may_have_arrived();
+                    may_have_been_taken |= failure.may_have_arrived() && answer.status != 409;
                     (class, answer.retry_after, answer.error())
                 }
                 Err(none) => {
                     may_have_arrived |= none.failure.may_have_arrived();
+                    may_have_been_taken |= none.failure.may_have_arrived();
                     (classify(none.failure, None), None, none.error)
                 }
             };
@@ -102,6 +104,7 @@ impl Client {
                         .with_credential(self.credential_origin())
                         .with_call(call.method.as_str(), call.url.path())
                         .with_arrival(may_have_arrived)
+                        .with_taking(may_have_been_taken)
                         .with_effort(attempts, self.now().saturating_sub(started));
                     // Calls that are made once are those that one can do without.
                     if call.retry.max_attempts > 1 {

@@ -32,16 +32,16 @@ pub enum LedgerError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A newer version wrote it.
+    /// Another version wrote it.
     #[error(
         "the ledger {} has format {found} and this version reads {known}", path.display()
     )]
-    Newer {
+    OtherFormat {
         /// The ledger.
         path: PathBuf,
         /// Its format.
         found: u32,
-        /// The format that is understood.
+        /// The format that is read and written.
         known: u32,
     },
     /// Another process works with it.
@@ -110,7 +110,9 @@ impl LedgerError {
             Self::Damaged { .. } => {
                 "restore the file, or move it away and go on from the last checkpoint"
             }
-            Self::Newer { .. } => "update this program, or choose another path",
+            Self::OtherFormat { .. } => {
+                "use the version of this program that wrote it, or choose another path"
+            }
             Self::InUse { .. } => "wait for the end of that process, or choose another path",
             Self::OtherRun { .. } => "give each run a ledger of its own",
             Self::Diverged { .. } => {

@@ -215,7 +215,7 @@ fn first_line() -> Vec<u8> {
 
 fn check_format(path: &Path, number: u64, record: &Record) -> Result<(), LedgerError> {
     match record {
-        Record::Ledger { format } if *format > FORMAT => Err(LedgerError::Newer {
+        Record::Ledger { format } if *format != FORMAT => Err(LedgerError::OtherFormat {
             path: path.to_owned(),
             found: *format,
             known: FORMAT,

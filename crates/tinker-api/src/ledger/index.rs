@@ -176,6 +176,17 @@ impl Index {
         operation.filter(|operation| !(is_last && matches!(operation.end, Some(End::Refused(_)))))
     }
 
+    /// Whether a run has operations that were not taken yet. One that was refused, and had no
+    /// successor, does not count: the number is free.
+    pub(super) fn has_operations(&self, run: &TrainingRunId) -> bool {
+        let is_free = |same_number: &VecDeque<Operation>| {
+            let only = same_number.front().filter(|_| same_number.len() == 1);
+            only.is_some_and(|only| matches!(only.end, Some(End::Refused(_))))
+        };
+        let operations = self.runs.get(run);
+        operations.is_some_and(|all| all.values().any(|same_number| !is_free(same_number)))
+    }
+
     /// The newest operation of a run whose result is known.
     pub(super) fn newest_answered(&self, run: &TrainingRunId) -> Option<(u64, &Operation)> {
         let operations = self.runs.get(run)?;

@@ -24,7 +24,7 @@ use file::LedgerFile;
 use index::{End, Index, Operation};
 pub(crate) use record::Digest;
 use record::Record;
-pub(crate) use ticket::{Begun, Known, Pending, Ticket};
+pub(crate) use ticket::{Begun, Earlier, Known, Pending, Ticket};
 pub(crate) use view::check_view;
 use writer::Writer;
 
@@ -160,6 +160,11 @@ impl Ledger {
     /// Whether an earlier process created this run.
     pub(crate) fn has_run(&self, run: &TrainingRunId) -> bool {
         self.index().has_run(run)
+    }
+
+    /// Whether an earlier process noted operations of this run that were not asked for again yet.
+    pub(crate) fn is_repeating(&self, run: &TrainingRunId) -> bool {
+        self.index().has_operations(run)
     }
 
     fn result_at(&self, place: file::Place) -> Result<Option<serde_json::Value>> {

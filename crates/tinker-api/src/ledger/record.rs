@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tinker_types::{ErrorCategory, RequestId, SessionId, TrainingRunId};
 
-/// The format that is written; 1 had no [`Record::Synced`].
+/// The format that is read and written; 1 had no [`Record::Synced`].
 pub(super) const FORMAT: u32 = 2;
 /// Hexadecimal digits of a check.
 pub(super) const CHECK_LEN: usize = 16;

@@ -13,7 +13,7 @@ use super::index::{End, Operation};
 use super::record::{Digest, Record};
 use super::{Ledger, Result};
 use crate::error::Error;
-use crate::turns::Fate;
+use crate::turns::{Fate, is_save};
 
 /// Results above this size stay with the server: a restarted program fetches them again.
 const MAX_RESULT_BYTES: usize = 64 << 10;
@@ -30,10 +30,21 @@ pub(crate) struct Ticket {
 /// What is to be done about a request.
 #[derive(Debug)]
 pub(crate) enum Begun {
-    /// It is to be sent; the future that it was answered with before, if it was.
-    Send(Option<RequestId>),
+    /// It is to be sent.
+    Send(Earlier),
     /// It was answered before.
     Known(Known),
+}
+
+/// What an earlier process did about a request that is to be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    /// Nothing.
+    Nothing,
+    /// It may have sent it.
+    Noted,
+    /// It sent it, and the server answered with this future.
+    Accepted(RequestId),
 }
 
 /// The answer of a request of an earlier process.
@@ -65,32 +76,26 @@ impl Ticket {
     /// Notes the request durably, unless an earlier process did.
     pub(crate) async fn begin(&self, digest: impl FnOnce() -> Digest) -> Result<Begun> {
         let Some(ledger) = &self.ledger else {
-            return Ok(Begun::Send(None));
+            return Ok(Begun::Send(Earlier::Nothing));
         };
         let digest = digest();
-        let before = ledger.take(&self.run, self.seq_id, self.operation, digest)?;
-        let is_noted = before.is_some();
-        if let Some(before) = before {
-            match self.known(ledger, before)? {
-                Begun::Send(None) => {}
-                begun => return Ok(begun),
-            }
+        if let Some(before) = ledger.take(&self.run, self.seq_id, self.operation, digest)? {
+            return self.known(ledger, before);
         }
-        if !is_noted {
-            let record = Record::Sending {
-                run: self.run.clone(),
-                seq_id: self.seq_id,
-                operation: self.operation.as_str().to_owned(),
-                digest,
-            };
-            ledger.writer.sync(record).await?;
-        }
-        Ok(Begun::Send(None))
+        let record = Record::Sending {
+            run: self.run.clone(),
+            seq_id: self.seq_id,
+            operation: self.operation.as_str().to_owned(),
+            digest,
+        };
+        ledger.writer.sync(record).await?;
+        Ok(Begun::Send(Earlier::Nothing))
     }
 
     fn known(&self, ledger: &Ledger, before: Operation) -> Result<Begun> {
         let Some(end) = before.end else {
-            return Ok(Begun::Send(before.request_id));
+            let earlier = before.request_id.map_or(Earlier::Noted, Earlier::Accepted);
+            return Ok(Begun::Send(earlier));
         };
         if let End::Refused(message) = end {
             return Err(LedgerError::RefusedBefore {
@@ -100,7 +105,7 @@ impl Ticket {
             });
         }
         let Some(request_id) = before.request_id else {
-            return Ok(Begun::Send(None));
+            return Ok(Begun::Send(Earlier::Noted));
         };
         Ok(Begun::Known(match end {
             End::Failed(category, error) => {
@@ -114,22 +119,23 @@ impl Ticket {
         }))
     }
 
-    /// Takes note of what became of the submission. `before` is the future that it was answered
-    /// with by an earlier process.
+    /// Takes note of what became of the submission; `earlier` is what was done about it before.
     pub(crate) async fn submitted(
         &self,
-        before: Option<RequestId>,
+        earlier: Earlier,
         outcome: std::result::Result<UntypedFuture, HttpError>,
     ) -> (Fate, std::result::Result<RequestId, Error>) {
         let fate = Fate::of(self.operation, &outcome);
         let Some(ledger) = &self.ledger else {
-            return (
-                fate,
-                outcome.map(|future| future.request_id).map_err(Error::from),
-            );
+            return match outcome {
+                Ok(future) => (fate, Ok(future.request_id)),
+                Err(error) => self.failed(fate, error),
+            };
         };
-        match (outcome, before) {
-            (Ok(future), Some(before)) if future.request_id != before => {
+        let is_taken =
+            |error: &HttpError| is_save(self.operation) && *error.kind() == ErrorKind::Conflict;
+        match (outcome, earlier) {
+            (Ok(future), Earlier::Accepted(before)) if future.request_id != before => {
                 let now = &future.request_id;
                 self.differs(format!("{} was {before} and is {now} now", self.name()))
             }
@@ -146,17 +152,22 @@ impl Ticket {
                 (fate, Ok(request_id))
             }
             // The name is taken by this very operation, on a server that does not number saves.
-            (Err(error), Some(before))
-                if fate == Fate::Refused && *error.kind() == ErrorKind::Conflict =>
-            {
+            (Err(error), Earlier::Accepted(before)) if is_taken(&error) => {
                 tracing::info!(operation = %self.operation, %before, %error, "saved before the restart");
                 (Fate::Accepted, Ok(before))
             }
-            (Err(error), Some(_)) if fate == Fate::Refused && is_about_the_request(&error) => self
-                .differs(format!(
+            // Perhaps it is: the answer was lost with the earlier process.
+            (Err(error), Earlier::Noted) if is_taken(&error) => {
+                self.failed(Fate::MaybeSaved, error)
+            }
+            (Err(error), Earlier::Accepted(_))
+                if fate == Fate::Refused && is_about_the_request(&error) =>
+            {
+                self.differs(format!(
                     "{} was accepted and is refused: {error}",
                     self.name()
-                )),
+                ))
+            }
             (Err(error), _) => {
                 if fate == Fate::Refused {
                     let record = Record::Refused {
@@ -166,9 +177,19 @@ impl Ticket {
                     };
                     ledger.writer.note(record).await;
                 }
-                (fate, Err(error.into()))
+                self.failed(fate, error)
             }
         }
+    }
+
+    /// A submission that failed, and what a caller should know of it.
+    fn failed<T>(&self, fate: Fate, source: HttpError) -> (Fate, std::result::Result<T, Error>) {
+        let operation = self.operation;
+        let error = match fate {
+            Fate::MaybeSaved => Error::MaybeSaved { operation, source },
+            _ => source.into(),
+        };
+        (fate, Err(error))
     }
 
     fn name(&self) -> String {

@@ -553,3 +553,72 @@ async fn custom_step(server: &MockServer, ledger: &Path, factor: f64) -> Result<
     step.await?;
     Ok(loss)
 }
+
+/// What a program is told whose save met these answers, and what its ledger says of the save.
+async fn save_answered(statuses: [u16; 2]) -> (Error, bool) {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    answer_with(&server, "save_weights", Some(1), refusal(statuses[0])).await;
+    answer_with(&server, "save_weights", None, refusal(statuses[1])).await;
+    let process = trainer(&server, &folder.ledger()).await.unwrap();
+    let saved = process.save_state("a", SaveOptions::default()).await;
+    drop(process);
+    let noted = String::from_utf8(content(&server, &folder.ledger())).unwrap();
+    (saved.unwrap_err(), noted.contains(r#""what":"refused""#))
+}
+
+#[tokio::test]
+async fn a_save_that_may_have_been_made_is_not_noted_as_refused() {
+    let (error, is_noted) = save_answered([503, 409]).await;
+    let message = "SaveWeights may have been made: an attempt was not answered, \
+                   and the name is taken now";
+    assert_eq!(error.to_string(), message);
+    assert!(!is_noted);
+
+    let (error, is_noted) = save_answered([409, 409]).await;
+    assert!(matches!(error, Error::Transport(_)), "{error}");
+    assert!(is_noted);
+}
+
+#[tokio::test]
+async fn a_save_whose_answer_was_lost_with_the_process_may_have_been_made() {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    answer_with(&server, "save_weights", Some(1), refusal(401)).await;
+    answer_with(&server, "save_weights", None, refusal(409)).await;
+    let killed = trainer(&server, &folder.ledger()).await.unwrap();
+    killed
+        .save_state("a", SaveOptions::default())
+        .await
+        .unwrap_err();
+    drop(killed);
+    // As a process that is killed before it notes the answer leaves it.
+    let noted = content(&server, &folder.ledger());
+    let noted: Vec<_> = noted.split_inclusive(|byte| *byte == b'\n').collect();
+    let sending = noted
+        .iter()
+        .position(|line| String::from_utf8_lossy(line).contains(r#""what":"sending""#));
+    std::fs::write(folder.ledger(), noted[..=sending.unwrap()].concat()).unwrap();
+
+    let again = trainer(&server, &folder.ledger()).await.unwrap();
+    let error = again.save_state("a", SaveOptions::default()).await;
+
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::MaybeSaved { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_program_knows_whether_it_repeats_what_an_earlier_one_did() {
+    let (server, folder) = (numbering_server().await, Folder::new());
+    let first = trainer(&server, &folder.ledger()).await.unwrap();
+    two_steps(&first).await;
+    answer_with(&server, "optim_step", Some(1), refusal(422)).await;
+    first.optim_step(AdamParams::default()).await.unwrap_err();
+    assert!(!first.is_repeating());
+    drop(first);
+
+    let again = trainer(&server, &folder.ledger()).await.unwrap();
+
+    assert!(again.is_repeating());
+    two_steps(&again).await;
+    // What was refused last is tried again or not.
+    assert!(!again.is_repeating());
+}

@@ -172,3 +172,21 @@ fn a_hole_in_what_was_synced_is_damage() {
         assert!(matches!(error, LedgerError::Damaged { .. }), "{error}");
     }
 }
+
+#[test]
+fn a_ledger_of_another_format_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    for format in [FORMAT - 1, FORMAT + 1] {
+        let mut line = Vec::new();
+        let record = Record::Ledger { format };
+        Chain::start().write(&record, &mut line).unwrap();
+        std::fs::write(&path, &line).unwrap();
+
+        let error = LedgerFile::open(&path, |_, _| Ok(())).unwrap_err();
+
+        let said = format!("has format {format} and this version reads {FORMAT}");
+        assert!(error.to_string().ends_with(&said), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), line);
+    }
+}
