@@ -77,6 +77,10 @@ fn is_about_the_checkpoint(error: &Error) -> bool {
 }
 
 impl Trainer for TrainingClient {
+    fn is_repeating(&self) -> bool {
+        Self::is_repeating(self)
+    }
+
     fn forward_backward(&mut self, data: Vec<Datum>) -> Pending<'static, ForwardBackwardOutput> {
         pending(Self::forward_backward(self, data, LossFn::CrossEntropy))
     }

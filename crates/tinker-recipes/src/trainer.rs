@@ -68,6 +68,10 @@ impl fmt::Debug for Restored {
 /// Every method submits its operation at once and the service executes operations in the order of
 /// the calls, whenever and in whatever order their results are awaited.
 pub trait Trainer: Send {
+    /// Whether an earlier process asked for operations that were not asked for again yet: the
+    /// ledger has them, and takes no others in their place.
+    fn is_repeating(&self) -> bool;
+
     /// Adds the gradient of `data` under cross-entropy.
     fn forward_backward(&mut self, data: Vec<Datum>) -> Pending<'static, ForwardBackwardOutput>;
 

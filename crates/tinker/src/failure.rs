@@ -268,6 +268,13 @@ impl From<tinker_recipes::Error> for Failure {
         };
         match error {
             Error::Runs(error) => error.into(),
+            // The ledger is the run folder's own, and gone: what comes next does without it.
+            Error::Service {
+                source: tinker_api::Error::Ledger(LedgerError::Diverged { .. }),
+                ..
+            } => Self::from(anyhow::Error::new(error))
+                .kind(FailureKind::General)
+                .hint("a resumed run goes on from its last checkpoint"),
             Error::Service { .. } => Self::from(anyhow::Error::new(error)),
             // The same steps would fail again, so that there is nothing to resume.
             error @ Error::BadRow { .. } => Self::from(anyhow::Error::new(error)).kind(kind).hint(
@@ -440,5 +447,26 @@ mod tests {
         let failure = Failure::usage("x").hint("near").hint("far");
 
         assert!(failure.to_string().ends_with("hint: near"));
+    }
+
+    #[test]
+    fn a_run_that_did_not_fit_its_ledger_can_be_resumed() {
+        let source = LedgerError::Diverged {
+            run: "run-0".parse().unwrap(),
+            seq_id: 1,
+            recorded: "OptimStep".into(),
+            asked: "SaveWeights".into(),
+        };
+        let doing = "training step 3".to_owned();
+        let source = source.into();
+
+        let failure = Failure::from(tinker_recipes::Error::Service { doing, source });
+
+        assert_eq!(failure.kind, FailureKind::General);
+        let text = failure.to_string();
+        assert!(
+            text.ends_with("hint: a resumed run goes on from its last checkpoint"),
+            "{text}"
+        );
     }
 }

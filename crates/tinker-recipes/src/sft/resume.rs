@@ -6,11 +6,12 @@ use tinker_runs::CheckpointRow;
 use tinker_types::{FinishReason, TinkerPath};
 
 use super::checkpoints::next_step;
+use super::goodbye;
 use super::observe::Event;
 use super::segment::Segment;
 use super::train::{Loop, Opened, Outcome, SftJob, failed};
 use crate::error::{Error, Result};
-use crate::trainer::{Restored, Service};
+use crate::trainer::Restored;
 
 /// Goes on with the run in the job's folder, whose configuration is `job.config`.
 ///
@@ -98,9 +99,10 @@ async fn reopen(
     let why = match found {
         Ok(Restored::Trainer(trainer)) => return Ok(Ok(Opened { service, trainer })),
         Ok(Restored::Unusable(why)) => why,
+        // If this is no reason, the next process goes on with the session, which must not end.
         Err(error) => reason_not_to(error)?,
     };
-    leave(&*service).await;
+    goodbye::end(&*service, FinishReason::Errored).await;
     Ok(Err(why))
 }
 
@@ -109,14 +111,14 @@ async fn reopen(
 fn reason_not_to(error: tinker_api::Error) -> Result<String> {
     let is_gone = match &error {
         tinker_api::Error::Ledger(error) => {
-            !matches!(error, LedgerError::Io { .. } | LedgerError::InUse { .. })
+            use LedgerError::{InUse, Io, OtherFormat};
+            !matches!(error, Io { .. } | InUse { .. } | OtherFormat { .. })
         }
         tinker_api::Error::RequestFailed { .. } => true,
         error => matches!(
             error.kind(),
             Some(
                 ErrorKind::NotFound
-                    | ErrorKind::PermissionDenied
                     | ErrorKind::Expired
                     | ErrorKind::InvalidRequest
                     | ErrorKind::Unsupported
@@ -133,23 +135,19 @@ fn reason_not_to(error: tinker_api::Error) -> Result<String> {
 /// The training run saved at `state`, or a notice why there is none.
 async fn restore(job: &mut SftJob<'_>, state: &TinkerPath) -> Result<Option<Opened>> {
     let service = job.open_service()?;
-    let restored = service.restore(state).await;
-    match restored.map_err(failed(format!("restoring `{state}`")))? {
-        Restored::Trainer(trainer) => Ok(Some(Opened { service, trainer })),
-        Restored::Unusable(why) => {
-            leave(&*service).await;
+    match service.restore(state).await {
+        Ok(Restored::Trainer(trainer)) => Ok(Some(Opened { service, trainer })),
+        Ok(Restored::Unusable(why)) => {
+            goodbye::end(&*service, FinishReason::Errored).await;
             let text =
                 format!("checkpoint `{state}` cannot be used ({why}); trying an earlier one");
             job.observer.on(Event::Notice(text));
             Ok(None)
         }
-    }
-}
-
-/// Ends a session in which nothing was trained. The server finds out by itself if it cannot be told.
-async fn leave(service: &dyn Service) {
-    if let Err(error) = service.close(FinishReason::Errored).await {
-        tracing::debug!(%error, "the session was not ended");
+        Err(error) => {
+            job.goodbye.leave(service, FinishReason::Errored);
+            Err(failed(format!("restoring `{state}`"))(error))
+        }
     }
 }
 

@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 use tinker_runs::MetricsRow;
 use tinker_types::TinkerPath;
 
-/// Steps that are submitted before the first of them is recorded.
-const N_AHEAD: u64 = 2;
-
 /// A segment, as the run folder has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Segment {
@@ -24,10 +21,6 @@ pub(super) struct Segment {
     /// Its first step that no process has recorded.
     #[serde(skip)]
     pub(super) first_unrecorded: u64,
-    /// Steps before this one may have been submitted by an earlier process: a stop must wait until
-    /// they are submitted again, since the ledger has nothing else in their place.
-    #[serde(skip)]
-    pub(super) first_free: u64,
 }
 
 impl Segment {
@@ -38,7 +31,6 @@ impl Segment {
             first_step,
             stops: Vec::new(),
             first_unrecorded: first_step,
-            first_free: first_step,
         }
     }
 
@@ -51,7 +43,6 @@ impl Segment {
             }
         }
         self.first_unrecorded = next;
-        self.first_free = next + N_AHEAD;
         self
     }
 }

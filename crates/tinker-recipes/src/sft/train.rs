@@ -15,6 +15,7 @@ use super::checkpoints::{FINAL, name_of, row_of};
 use super::config::SftConfig;
 use super::datum::Example;
 use super::evaluate::mean_nll;
+use super::goodbye::Goodbye;
 use super::observe::{Event, Observer, StepReport};
 use super::prepare::Prepared;
 use super::segment::Segment;
@@ -38,6 +39,8 @@ pub struct SftJob<'a> {
     pub observer: &'a mut dyn Observer,
     /// How to interrupt it.
     pub stop: StopSignal,
+    /// What is to be said when it has ended, however it did.
+    pub goodbye: Goodbye,
 }
 
 /// How a run ended.
@@ -149,9 +152,13 @@ impl SftJob<'_> {
     /// Starts a training run.
     pub(super) async fn create(&self) -> Result<Opened> {
         let service = self.open_service()?;
-        let trainer = service.create(&self.spec()).await;
-        let trainer = trainer.map_err(failed("creating the training run"))?;
-        Ok(Opened { service, trainer })
+        match service.create(&self.spec()).await {
+            Ok(trainer) => Ok(Opened { service, trainer }),
+            Err(error) => {
+                self.goodbye.leave(service, FinishReason::Errored);
+                Err(failed("creating the training run")(error))
+            }
+        }
     }
 
     /// The service with a ledger that has nothing in it, in the place of another.
@@ -210,8 +217,8 @@ impl<'a> Loop<'a> {
         }
     }
 
-    /// Trains the segment to its end, and takes leave of the server unless a resumed run can go on
-    /// with what it has.
+    /// Trains the segment to its end, and leaves its session to be ended unless a resumed run can go
+    /// on with what the server has.
     pub(super) async fn carry(mut self) -> Result<Outcome> {
         let outcome = self.run().await;
         let reason = match &outcome {
@@ -224,10 +231,7 @@ impl<'a> Loop<'a> {
         let removed = writer
             .remove_unfinished()
             .and_then(|()| writer.remove_ledger());
-        // A server that cannot be told finds out by the missing heartbeat.
-        if let Err(error) = self.service.close(reason).await {
-            tracing::debug!(%error, "the session was not ended");
-        }
+        self.job.goodbye.leave(self.service, reason);
         let outcome = outcome?;
         removed?;
         Ok(outcome)
@@ -241,7 +245,7 @@ impl<'a> Loop<'a> {
         }
         let mut in_flight: Option<InFlight> = None;
         let mut next = first;
-        while next < self.plan.n_steps() && !self.may_stop_at(next) {
+        while next < self.plan.n_steps() && !self.may_stop() {
             let submitted = self.submit(next);
             if let Some(earlier) = in_flight.replace(submitted) {
                 saved_at = self.finish(earlier).await?.or(saved_at);
@@ -262,8 +266,10 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn may_stop_at(&self, next: u64) -> bool {
-        self.job.stop.is_requested() && next >= self.segment.first_free
+    /// Whether to stop: not while steps of an earlier process are submitted again, since the ledger
+    /// takes nothing else in their place.
+    fn may_stop(&self) -> bool {
+        self.job.stop.is_requested() && !self.trainer.is_repeating()
     }
 
     /// Submits everything that belongs to `step`, in the order the server executes it.

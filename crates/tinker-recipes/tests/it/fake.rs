@@ -23,6 +23,8 @@ struct Shared {
     ledgers: Vec<Ledger>,
     fails_after: Option<(usize, Failing)>,
     loss: Option<f32>,
+    start_error: Option<Error>,
+    answers_no_goodbye: bool,
     n_open: usize,
 }
 
@@ -93,6 +95,16 @@ impl FakeService {
         self.shared().fails_after = Some((n, Failing::Away));
     }
 
+    /// Fails the next start of a training run, in a session that is open by then.
+    pub(crate) fn fail_start(&self, error: Error) {
+        self.shared().start_error = Some(error);
+    }
+
+    /// Never answers when a session is ended.
+    pub(crate) fn answer_no_goodbye(&self) {
+        self.shared().answers_no_goodbye = true;
+    }
+
     /// Answers this loss instead of a falling one.
     pub(crate) fn set_loss(&self, loss: f32) {
         self.shared().loss = Some(loss);
@@ -115,6 +127,10 @@ impl FakeService {
     /// The run of the ledger, or a new one.
     fn run(&self, weights: Weights) -> tinker_api::Result<Box<dyn Trainer>> {
         let mut shared = self.shared();
+        shared.n_open += 1;
+        if let Some(error) = shared.start_error.take() {
+            return Err(error);
+        }
         let noted = self.ledger.unwrap();
         let ledger = &shared.ledgers[noted];
         let id = match ledger.run {
@@ -127,7 +143,6 @@ impl FakeService {
             }
         };
         shared.ledgers[noted].run = Some(id);
-        shared.n_open += 1;
         Ok(Box::new(FakeTrainer {
             service: self.clone(),
             ledger: noted,
@@ -164,7 +179,10 @@ impl Service for FakeService {
 
     fn close(&self, _reason: FinishReason) -> Pending<'_, ()> {
         let mut shared = self.shared();
-        shared.n_open = shared.n_open.saturating_sub(1);
+        if shared.answers_no_goodbye {
+            return Box::pin(std::future::pending());
+        }
+        shared.n_open -= 1;
         Box::pin(async { Ok(()) })
     }
 
@@ -178,7 +196,10 @@ impl Service for FakeService {
         let saved = self.shared().checkpoints.get(&state.to_string()).copied();
         let restored = match saved {
             Some(weights) => self.run(weights).map(Restored::Trainer),
-            None => Ok(Restored::Unusable("it does not exist".to_owned())),
+            None => {
+                self.shared().n_open += 1;
+                Ok(Restored::Unusable("it does not exist".to_owned()))
+            }
         };
         Box::pin(async { restored })
     }
@@ -266,6 +287,10 @@ impl FakeTrainer {
 }
 
 impl Trainer for FakeTrainer {
+    fn is_repeating(&self) -> bool {
+        self.n_done < self.service.shared().ledgers[self.ledger].operations.len()
+    }
+
     fn forward_backward(&mut self, data: Vec<Datum>) -> Pending<'static, ForwardBackwardOutput> {
         self.pass("forward_backward", &data, |run, content| {
             run.gradient = digest_of(&(run.gradient, content));

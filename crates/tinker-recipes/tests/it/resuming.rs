@@ -1,7 +1,10 @@
 //! Interrupted and resumed equals uninterrupted, wherever the cut is.
 
+use tinker_api::{LedgerError, ServiceClient};
 use tinker_recipes::Error;
 use tinker_recipes::sft::{Outcome, SftOptions, StopSignal};
+
+use wiremock::{Mock, MockServer, ResponseTemplate, matchers};
 
 use crate::fake::FakeService;
 use crate::support::{Log, Run, small_options};
@@ -277,7 +280,15 @@ async fn metrics_that_a_power_cut_took_are_recorded_again() {
     let kept: Vec<_> = rows.lines().take(1).collect();
     assert!(kept.len() < rows.lines().count(), "{rows}");
     std::fs::write(&path, kept.join("\n") + "\n").unwrap();
+    let mut log = Log::default();
+    log.stop.request();
 
+    // The stop waits for all that the ledger has, although the metrics do not tell of it.
+    let stopped = run.resume(&service, &mut log).await.unwrap();
+    let Outcome::Interrupted { resume_from, .. } = stopped else {
+        panic!("{stopped:?}")
+    };
+    assert_eq!(resume_from, 4);
     let outcome = run.resume(&service, &mut Log::default()).await.unwrap();
 
     assert_eq!(result(&run, &service, &outcome), expected);
@@ -410,4 +421,73 @@ async fn a_run_whose_ledger_is_gone_goes_on_from_its_checkpoint() {
         log.lines
     );
     assert_eq!(log.lines[2], "resumed Some(\"000002\") at 2, dropped 1");
+}
+
+/// What a client says that may not ask.
+async fn forbidden() -> tinker_api::Error {
+    let server = MockServer::start().await;
+    let forbidden = ResponseTemplate::new(403);
+    let all = Mock::given(matchers::any()).respond_with(forbidden);
+    all.mount(&server).await;
+    let client = ServiceClient::builder(server.uri())
+        .api_key("tml-other".parse().unwrap())
+        .build()
+        .unwrap();
+    let asked = client.rest_client().get_server_capabilities().await;
+    asked.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_resume_that_may_not_ask_leaves_the_run_to_the_next() {
+    let other = LedgerError::OtherFormat {
+        path: "ledger.jsonl".into(),
+        found: 9,
+        known: 2,
+    };
+    let expected = undisturbed().await;
+    for refused in [forbidden().await, other.into()] {
+        let (run, service, mut log) = (Run::small(), FakeService::default(), Log::default());
+        service.leave_after(10);
+        run.train(&service, &mut Log::default()).await.unwrap_err();
+        service.fail_after(None);
+
+        let why = refused.to_string();
+        service.fail_start(refused);
+        let error = run.resume(&service, &mut Log::default()).await.unwrap_err();
+        let outcome = run.resume(&service, &mut log).await.unwrap();
+
+        assert_eq!(
+            error.to_string(),
+            "going on with the training run failed",
+            "{why}"
+        );
+        assert!(rejoined(&log), "{why}: {:?}", log.lines);
+        assert_eq!(result(&run, &service, &outcome), expected, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_session_behind() {
+    let lost = || tinker_api::Error::Stopped("the server is gone".to_owned());
+    let (run, service) = (Run::small(), FakeService::default());
+
+    service.fail_start(lost());
+    run.train(&service, &mut Log::default()).await.unwrap_err();
+    assert_eq!(service.n_open_sessions(), 0, "a new run");
+    run.resume(&service, &mut stopping_after(0)).await.unwrap();
+    service.fail_start(lost());
+    run.resume(&service, &mut Log::default()).await.unwrap_err();
+    assert_eq!(service.n_open_sessions(), 0, "a checkpoint");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_cannot_be_used_holds_up_no_longer_than_a_goodbye() {
+    let (run, service) = (Run::small(), FakeService::default());
+    run.train(&service, &mut stopping_after(2)).await.unwrap();
+    service.expire("000004");
+    service.answer_no_goodbye();
+
+    let outcome = run.resume(&service, &mut Log::default()).await.unwrap();
+
+    assert!(matches!(outcome, Outcome::Finished { .. }), "{outcome:?}");
 }

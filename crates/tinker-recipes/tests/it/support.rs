@@ -5,7 +5,9 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::{Value, json};
 use tinker_chat::{Renderer, RendererName, Tokenizer, TrainOnWhat, renderer};
-use tinker_recipes::sft::{Dataset, Event, Observer, Outcome, Prepared, SftConfig, SftJob};
+use tinker_recipes::sft::{
+    Dataset, Event, Goodbye, Observer, Outcome, Prepared, SftConfig, SftJob,
+};
 use tinker_recipes::sft::{SftOptions, StopSignal, resume, train};
 use tinker_recipes::{ModelFacts, Result};
 use tinker_runs::{RunFolder, RunWriter};
@@ -125,13 +127,29 @@ impl Run {
     }
 
     pub(crate) async fn train(&self, service: &FakeService, log: &mut Log) -> Result<Outcome> {
-        let mut writer = RunWriter::create(self.path())?;
-        train(self.job(service, &mut writer, log, &self.prepare())).await
+        let (outcome, goodbye) = self.train_only(service, log).await?;
+        goodbye.say().await;
+        outcome
+    }
+
+    /// Trains, and leaves it to the caller to end the session.
+    pub(crate) async fn train_only(
+        &self,
+        service: &FakeService,
+        log: &mut Log,
+    ) -> Result<(Result<Outcome>, Goodbye)> {
+        let (mut writer, goodbye) = (RunWriter::create(self.path())?, Goodbye::new());
+        let prepared = self.prepare();
+        let job = self.job(service, &mut writer, log, &prepared, &goodbye);
+        Ok((train(job).await, goodbye))
     }
 
     pub(crate) async fn resume(&self, service: &FakeService, log: &mut Log) -> Result<Outcome> {
-        let mut writer = RunWriter::resume(self.path())?;
-        resume(self.job(service, &mut writer, log, &self.prepare())).await
+        let (mut writer, goodbye) = (RunWriter::resume(self.path())?, Goodbye::new());
+        let prepared = self.prepare();
+        let outcome = resume(self.job(service, &mut writer, log, &prepared, &goodbye)).await;
+        goodbye.say().await;
+        outcome
     }
 
     fn prepare(&self) -> Prepared {
@@ -144,6 +162,7 @@ impl Run {
         writer: &'a mut RunWriter,
         log: &'a mut Log,
         prepared: &'a Prepared,
+        goodbye: &Goodbye,
     ) -> SftJob<'a> {
         let stop = log.stop.clone();
         SftJob {
@@ -153,6 +172,7 @@ impl Run {
             writer,
             observer: log,
             stop,
+            goodbye: goodbye.clone(),
         }
     }
 

@@ -212,3 +212,17 @@ async fn a_failed_request_says_what_was_being_done() {
     let source = std::error::Error::source(&error).unwrap();
     assert_eq!(source.to_string(), "the server is gone");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_has_ended_before_its_session_is_ended() {
+    let (run, service) = (Run::small(), FakeService::default());
+    service.answer_no_goodbye();
+
+    let (outcome, goodbye) = run.train_only(&service, &mut Log::default()).await.unwrap();
+
+    let outcome = outcome.unwrap();
+    assert!(matches!(outcome, Outcome::Finished { .. }), "{outcome:?}");
+    let started = tokio::time::Instant::now();
+    goodbye.say().await;
+    assert!(started.elapsed() < std::time::Duration::from_secs(3));
+}

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use tinker_chat::Role;
-use tinker_recipes::sft::{self, Dataset, Prepared, SftConfig, SftJob, SftOptions, StopSignal};
+use tinker_recipes::sft::{
+    self, Dataset, Goodbye, Prepared, SftConfig, SftJob, SftOptions, StopSignal,
+};
 use tinker_runs::{RunFolder, RunWriter};
 
 use super::drive::{self, Ended};
@@ -156,7 +158,7 @@ impl Session {
         mode: Mode,
     ) -> Result<Output> {
         let facts = self.facts(ctx, &connection, writer.folder());
-        let stop = StopSignal::new();
+        let (stop, goodbye) = (StopSignal::new(), Goodbye::new());
         let mut watcher = Watcher::new(
             &ctx.ui,
             Places {
@@ -174,6 +176,7 @@ impl Session {
             writer: &mut writer,
             observer: &mut watcher,
             stop: stop.clone(),
+            goodbye: goodbye.clone(),
         };
         let job = async {
             match mode {
@@ -187,6 +190,11 @@ impl Session {
             can_resume,
         } = drive::drive(job, stop, &connection, keeper, &mut interrupts, &ctx.ui).await;
         drop(watcher);
+        // What the run came to is settled: another Ctrl-C only skips this.
+        tokio::select! {
+            () = goodbye.say() => {}
+            () = interrupts.next() => {}
+        }
         let outcome = outcome.map_err(|failure| match failure.kind {
             // Others would fail in the same way again.
             FailureKind::General | FailureKind::Capacity | FailureKind::Interrupted
