@@ -1,12 +1,19 @@
 //! A model's `config.json`, read into the description of one decoder block.
 //!
-//! An architecture is data: which norms, biases, head sizes and rotary scaling the block has. What
-//! is not listed here is refused by name, never ignored.
+//! An architecture is data: which norms, biases, head sizes, windows and rotary scaling the blocks
+//! have. What is not listed here is refused by name, never ignored. Defaults are those of
+//! transformers, since a `config.json` may leave them out.
+
+mod config;
+mod family;
+mod rope;
 
 use std::path::Path;
 
-use serde::Deserialize;
+pub use self::family::Family;
+pub use self::rope::Rope;
 
+use self::config::Config;
 use crate::error::{Error, Result};
 
 /// Everything the engine needs to know about a decoder-only transformer.
@@ -14,6 +21,8 @@ use crate::error::{Error, Result};
 pub struct Arch {
     /// As in `config.json`, such as `Qwen3ForCausalLM`.
     pub name: String,
+    /// Which of the families of models it is.
+    pub family: Family,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -30,54 +39,68 @@ pub struct Arch {
     pub head_dim: usize,
     /// Added to the mean square in norms.
     pub rms_eps: f32,
-    /// RMS norm of each query and key head before the rotation (Qwen3).
+    /// Added to the weight of every norm: 1 where files hold the difference from 1 (Gemma), else 0.
+    pub norm_shift: f32,
+    /// RMS norm of each query and key head before the rotation (Qwen3, Gemma 3).
     pub qk_norm: bool,
+    /// RMS norms also after attention and after the MLP, before they are added (Gemma).
+    pub post_norms: bool,
     /// Biases of the q, k and v projections (Qwen2).
     pub qkv_bias: bool,
+    /// Bias of the o projection.
+    pub o_bias: bool,
+    /// Biases of the gate, up and down projections.
+    pub mlp_bias: bool,
+    /// The file, and LoRA with it, has q, k and v as one layer, and gate and up as another (Phi-3).
+    pub fused: bool,
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// Factor on the embedding of a token.
+    pub embedding_scale: f32,
+    /// Factor on the scores of attention.
+    pub attention_scale: f32,
+    /// Scores of attention become `cap * tanh(score / cap)` (Gemma 2).
+    pub attention_softcap: Option<f32>,
+    /// So do logits.
+    pub logit_softcap: Option<f32>,
     /// The output head is the embedding.
     pub tied_head: bool,
     /// Longest sequence in tokens.
     pub max_context: usize,
-    /// Inverse frequency of each pair of a head, `[head_dim / 2]`, radians per position.
-    pub inverse_frequencies: Vec<f32>,
+    /// The rotary positions that blocks choose from; at least one.
+    pub ropes: Vec<Rope>,
+    /// What differs between blocks, `[n_layers]`.
+    pub layers: Vec<LayerArch>,
 }
 
-const SUPPORTED: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
-
-/// The fields of `config.json` that are read. Unknown fields are ignored, as every writer adds some.
-#[derive(Debug, Deserialize)]
-struct Config {
-    #[serde(default)]
-    architectures: Vec<String>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    max_position_embeddings: Option<usize>,
-    tie_word_embeddings: Option<bool>,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    use_sliding_window: Option<bool>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Rope>,
-    rope_parameters: Option<Rope>,
+/// What differs between the blocks of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerArch {
+    /// Tokens that a token attends to, itself included; all before it if absent. At least 1.
+    pub window: Option<usize>,
+    /// Index in [`Arch::ropes`]; without it heads are not rotated.
+    pub rope: Option<usize>,
 }
 
-/// `rope_scaling`, or `rope_parameters` as transformers 5 writes it.
-#[derive(Debug, Default, Deserialize)]
-struct Rope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
+/// Nonlinearity of a gated MLP (Shazeer 2020).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`.
+    Silu,
+    /// The approximation of GELU with a hyperbolic tangent (Hendrycks and Gimpel 2016, section 2).
+    GeluTanh,
+}
+
+impl Activation {
+    fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "silu" | "swish" => Ok(Self::Silu),
+            "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
+            other => Err(format!(
+                "hidden_act `{other}` is not supported; supported: silu, gelu_pytorch_tanh"
+            )),
+        }
+    }
 }
 
 impl Arch {
@@ -99,42 +122,80 @@ impl Arch {
     fn parse(text: &str) -> Result<Self, String> {
         let config: Config = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let name = config.architectures.first().cloned().unwrap_or_default();
-        if !SUPPORTED.contains(&name.as_str()) {
-            let supported = SUPPORTED.join(", ");
-            return Err(format!(
-                "architecture `{name}` is not supported; supported: {supported}"
-            ));
+        let family = Family::of(&name)?;
+        refuse_quantised(&config)?;
+        if config.use_bidirectional_attention == Some(true) {
+            return Err("use_bidirectional_attention is not supported".into());
         }
-        refuse_unsupported(&config)?;
-        let head_dim = match config.head_dim {
-            Some(size) => size,
-            None if config.num_attention_heads > 0 => {
-                config.hidden_size / config.num_attention_heads
-            }
-            None => 0,
+        if config.use_bidirectional_attention == Some(true) {
+            return Err("use_bidirectional_attention is not supported".into());
+        }
+        let n_heads = config.num_attention_heads;
+        let head_dim = match (config.head_dim, family.default_head_dim()) {
+            (Some(size), _) | (None, Some(size)) => size,
+            (None, None) => config.hidden_size.checked_div(n_heads).unwrap_or(0),
         };
-        let qwen2 = name == "Qwen2ForCausalLM";
+        let activation = family
+            .activation(&config)
+            .map_or(Ok(Activation::Silu), Activation::parse)?;
+        let attention_bias = family.has_bias_flags() && config.attention_bias == Some(true);
+        let is_gemma = family.is_gemma();
+        let max_context = config.max_position_embeddings.unwrap_or(2048);
         let mut arch = Self {
-            qk_norm: name == "Qwen3ForCausalLM",
-            qkv_bias: qwen2,
             name,
+            family,
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
             n_layers: config.num_hidden_layers,
-            n_heads: config.num_attention_heads,
-            n_kv_heads: config
-                .num_key_value_heads
-                .unwrap_or(config.num_attention_heads),
+            n_heads,
+            n_kv_heads: config.num_key_value_heads.unwrap_or(n_heads),
             head_dim,
             rms_eps: config.rms_norm_eps.unwrap_or(1e-6) as f32,
-            tied_head: config.tie_word_embeddings.unwrap_or(false),
-            max_context: config.max_position_embeddings.unwrap_or(2048),
-            inverse_frequencies: Vec::new(),
+            norm_shift: if is_gemma { 1.0 } else { 0.0 },
+            qk_norm: family.has_qk_norm(),
+            post_norms: is_gemma,
+            qkv_bias: attention_bias || family == Family::Qwen2,
+            o_bias: attention_bias,
+            mlp_bias: family.has_mlp_bias_flag() && config.mlp_bias == Some(true),
+            fused: family == Family::Phi3,
+            activation,
+            embedding_scale: if is_gemma {
+                (config.hidden_size as f32).sqrt()
+            } else {
+                1.0
+            },
+            attention_scale: family.attention_scale(&config, head_dim)?,
+            attention_softcap: None,
+            logit_softcap: None,
+            tied_head: config
+                .tie_word_embeddings
+                .unwrap_or(family.ties_by_default()),
+            max_context,
+            ropes: Vec::new(),
+            layers: Vec::new(),
         };
         arch.check()?;
-        arch.inverse_frequencies = inverse_frequencies(&config, head_dim)?;
+        let [attention, logits] = family.softcaps(&config)?;
+        (arch.attention_softcap, arch.logit_softcap) = (attention, logits);
+        arch.add_layers(&config)?;
         Ok(arch)
+    }
+
+    /// Windows and rotary positions, once sizes are known to be sane.
+    fn add_layers(&mut self, config: &Config) -> Result<(), String> {
+        let (ropes, context) = self.family.ropes(config, self.head_dim, self.max_context)?;
+        self.max_context = self.max_context.min(context.unwrap_or(self.max_context));
+        self.ropes = ropes;
+        self.layers = self.family.layers(config)?;
+        for layer in &mut self.layers {
+            if layer.window == Some(0) {
+                return Err("sliding_window is 0".into());
+            }
+            // A window that no sequence is longer than is none.
+            layer.window = layer.window.filter(|w| *w < self.max_context);
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), String> {
@@ -151,6 +212,11 @@ impl Arch {
         const LARGEST: usize = 1 << 30;
         if let Some((name, value)) = positive.iter().find(|(_, n)| *n == 0 || *n > LARGEST) {
             return Err(format!("{name} is {value}"));
+        }
+        const MOST_LAYERS: usize = 1 << 14;
+        if self.n_layers > MOST_LAYERS {
+            let n = self.n_layers;
+            return Err(format!("num_hidden_layers is {n}, above {MOST_LAYERS}"));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let (heads, kv) = (self.n_heads, self.n_kv_heads);
@@ -172,89 +238,16 @@ impl Arch {
     }
 }
 
-fn refuse_unsupported(config: &Config) -> Result<(), String> {
-    let act = config.hidden_act.as_deref().unwrap_or("silu");
-    if act != "silu" {
-        return Err(format!(
-            "hidden_act `{act}` is not supported; supported: silu"
-        ));
-    }
-    let flags = [
-        ("attention_bias", config.attention_bias),
-        ("mlp_bias", config.mlp_bias),
-        ("use_sliding_window", config.use_sliding_window),
-    ];
-    match flags.iter().find(|(_, value)| *value == Some(true)) {
-        Some((name, _)) => Err(format!("{name} is not supported")),
-        None => Ok(()),
-    }
-}
-
-/// Rotary frequencies with their scaling applied (Su et al. 2021, section 3.2.2).
-fn inverse_frequencies(config: &Config, head_dim: usize) -> Result<Vec<f32>, String> {
-    let none = Rope::default();
-    let parameters = config.rope_parameters.as_ref();
-    let scaling = parameters.or(config.rope_scaling.as_ref()).unwrap_or(&none);
-    let theta = scaling.rope_theta.or(config.rope_theta).unwrap_or(10_000.0);
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(format!("rope_theta is {theta}, it must be above 0"));
-    }
-    let exponents = (0..head_dim / 2).map(|i| (2 * i) as f64 / head_dim as f64);
-    let plain = exponents.map(|e| 1.0 / theta.powf(e));
-    let need = |name: &str, value: Option<f64>| {
-        let value = value.filter(|v| v.is_finite() && *v > 0.0);
-        value.ok_or_else(|| format!("rope scaling has no usable `{name}`"))
+/// Weights must be numbers of 16 or 32 bits; quantised ones have their own layout.
+fn refuse_quantised(config: &Config) -> Result<(), String> {
+    let Some(quantisation) = &config.quantization_config else {
+        return Ok(());
     };
-    let frequencies: Vec<f32> = match scaling.rope_type.as_deref().unwrap_or("default") {
-        "default" => plain.map(|f| f as f32).collect(),
-        "linear" => {
-            let factor = need("factor", scaling.factor)?;
-            plain.map(|f| (f / factor) as f32).collect()
-        }
-        "llama3" => {
-            let rule = Llama3 {
-                factor: need("factor", scaling.factor)?,
-                low: need("low_freq_factor", scaling.low_freq_factor)?,
-                high: need("high_freq_factor", scaling.high_freq_factor)?,
-                context: need(
-                    "original_max_position_embeddings",
-                    scaling.original_max_position_embeddings,
-                )?,
-            };
-            plain.map(|f| rule.scale(f) as f32).collect()
-        }
-        other => {
-            return Err(format!(
-                "rope type `{other}` is not supported; supported: default, linear, llama3"
-            ));
-        }
-    };
-    match frequencies.iter().find(|f| !f.is_finite()) {
-        None => Ok(frequencies),
-        Some(f) => Err(format!("rope_theta {theta} gives the frequency {f}")),
-    }
-}
-
-/// Llama 3.1's scaling: short wavelengths stay, long ones are stretched, between them a blend.
-struct Llama3 {
-    factor: f64,
-    low: f64,
-    high: f64,
-    context: f64,
-}
-
-impl Llama3 {
-    fn scale(&self, frequency: f64) -> f64 {
-        let wavelength = std::f64::consts::TAU / frequency;
-        if wavelength < self.context / self.high {
-            frequency
-        } else if wavelength > self.context / self.low {
-            frequency / self.factor
-        } else {
-            let blend = (self.context / wavelength - self.low) / (self.high - self.low);
-            (1.0 - blend) * frequency / self.factor + blend * frequency
-        }
-    }
+    let method = quantisation.get("quant_method").and_then(|m| m.as_str());
+    let method = method.unwrap_or("unknown");
+    Err(format!(
+        "quantised weights (quant_method `{method}`) are not supported; supported: F32, F16, BF16"
+    ))
 }
 
 #[cfg(test)]
@@ -285,8 +278,139 @@ mod tests {
         );
 
         assert_eq!(old, new);
-        assert_eq!(old.inverse_frequencies[0], 1.0);
-        assert!(old.inverse_frequencies[1] < 500f32.powf(-0.5));
+        assert_eq!(old.ropes[0].frequencies[0], 1.0);
+        assert!(old.ropes[0].frequencies[1] < 500f32.powf(-0.5));
+    }
+
+    #[test]
+    fn rotary_scalings_are_those_of_transformers() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/rope.json");
+        let text = std::fs::read_to_string(path).unwrap();
+        let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for (name, case) in cases.as_object().unwrap() {
+            let parameters = case["rope_parameters"].to_string();
+            let extra = format!(
+                r#", "head_dim": 32, "max_position_embeddings": 512, "rope_parameters": {parameters}"#
+            );
+
+            let arch = Arch::parse(&config(&extra)).unwrap();
+
+            let rope = &arch.ropes[0];
+            let amplitude = case["amplitude"].as_f64().unwrap() as f32;
+            assert!((rope.amplitude - amplitude).abs() < 1e-6, "{name}");
+            let frequencies = case["frequencies"].as_array().unwrap();
+            assert_eq!(rope.frequencies.len(), frequencies.len(), "{name}");
+            for (ours, theirs) in rope.frequencies.iter().zip(frequencies) {
+                let theirs = theirs.as_f64().unwrap() as f32;
+                assert!(
+                    (ours / theirs - 1.0).abs() < 2e-6,
+                    "{name}: {ours} {theirs}"
+                );
+            }
+            let context = if name.starts_with("longrope") {
+                128
+            } else {
+                512
+            };
+            assert_eq!(arch.max_context, context, "{name}");
+        }
+    }
+
+    /// Windows of the blocks of a model of four.
+    fn windows(class: &str, extra: &str) -> Result<Vec<Option<usize>>, String> {
+        let text = config(extra)
+            .replace("LlamaForCausalLM", class)
+            .replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 4")
+            .replace(
+                "\"hidden_size\"",
+                "\"max_position_embeddings\": 999, \"hidden_size\"",
+            );
+        Ok(Arch::parse(&text)?
+            .layers
+            .iter()
+            .map(|l| l.window)
+            .collect())
+    }
+
+    #[test]
+    fn windows_are_where_each_family_has_them() {
+        let (local, global) = (Some(7), None);
+        let on = r#", "use_sliding_window": true, "sliding_window": 7"#;
+        let types = r#", "sliding_window": 7, "layer_types":
+            ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]"#;
+        let cases = [
+            ("LlamaForCausalLM", on.to_owned(), [global; 4]),
+            (
+                "MistralForCausalLM",
+                r#", "sliding_window": 7"#.into(),
+                [local; 4],
+            ),
+            (
+                "MistralForCausalLM",
+                r#", "sliding_window": null"#.into(),
+                [global; 4],
+            ),
+            (
+                "Qwen2ForCausalLM",
+                r#", "sliding_window": 7"#.into(),
+                [global; 4],
+            ),
+            (
+                "Qwen2ForCausalLM",
+                format!(r#"{on}, "max_window_layers": 3"#),
+                [global, global, global, local],
+            ),
+            ("Qwen3ForCausalLM", types.to_owned(), [global; 4]),
+            (
+                "Qwen3ForCausalLM",
+                format!(r#"{types}, "use_sliding_window": true"#),
+                [global, local, global, local],
+            ),
+            (
+                "Gemma2ForCausalLM",
+                r#", "sliding_window": 7"#.into(),
+                [local, global, local, global],
+            ),
+            (
+                "Gemma3ForCausalLM",
+                r#", "sliding_window": 7, "sliding_window_pattern": 3"#.into(),
+                [local, local, global, local],
+            ),
+            (
+                "Gemma3ForCausalLM",
+                types.to_owned(),
+                [global, local, global, local],
+            ),
+            // A window that no sequence fills is none.
+            ("MistralForCausalLM", String::new(), [global; 4]),
+        ];
+        for (class, extra, expected) in cases {
+            assert_eq!(windows(class, &extra).unwrap(), expected, "{class} {extra}");
+        }
+        for (class, extra, expected) in [
+            (
+                "MistralForCausalLM",
+                r#", "sliding_window": 0"#,
+                "sliding_window is 0",
+            ),
+            (
+                "Gemma2ForCausalLM",
+                r#", "layer_types": ["full_attention"]"#,
+                "layer_types has 1 entries for 4 layers",
+            ),
+            (
+                "Qwen3ForCausalLM",
+                r#", "layer_types": ["a", "a", "a", "linear_attention"]"#,
+                "layer type `a` is not supported; supported: sliding_attention, full_attention",
+            ),
+            (
+                "Gemma2ForCausalLM",
+                r#", "final_logit_softcapping": 0"#,
+                "final_logit_softcapping is 0, it must be above 0",
+            ),
+        ] {
+            assert_eq!(windows(class, extra).unwrap_err(), expected);
+        }
     }
 
     #[test]
@@ -297,14 +421,17 @@ mod tests {
                 "architecture `MambaForCausalLM` is not supported",
             ),
             (
-                config(r#", "rope_scaling": {"type": "yarn"}"#),
-                "rope type `yarn` is not supported",
+                config(r#", "rope_scaling": {"type": "axial"}"#),
+                "rope type `axial` is not supported; supported: default, linear",
             ),
             (
                 config(r#", "hidden_act": "gelu""#),
                 "hidden_act `gelu` is not supported",
             ),
-            (config(r#", "mlp_bias": true"#), "mlp_bias is not supported"),
+            (
+                config(r#", "quantization_config": {"quant_method": "gptq"}"#),
+                "quantised weights (quant_method `gptq`) are not supported; supported: F32",
+            ),
             (
                 config(r#", "num_key_value_heads": 3"#),
                 "4 query heads cannot share 3 key heads",

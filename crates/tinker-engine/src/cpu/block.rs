@@ -9,46 +9,59 @@ use super::linear::{Batch, Forward, Output, Site};
 use super::lora::Group;
 use super::model::{Layer, Model};
 use super::pool::SharedMut;
-use crate::arch::Arch;
+use crate::arch::{Activation, Arch, Rope};
 
 pub(crate) use self::backward::{BackwardPass, Deltas};
 
-/// Cosine and sine of each row's rotary angles.
+/// Cosine and sine of each row's rotary angles, for each of the model's ropes.
 #[derive(Debug)]
 pub(crate) struct Angles {
-    /// `[rows, head_dim / 2]`.
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
+    ropes: Vec<Turns>,
+}
+
+/// The angles of one rope, `[rows, half]`.
+#[derive(Debug)]
+struct Turns {
+    /// Pairs of a head that are rotated.
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl Angles {
     /// The angles of rows at `positions`.
-    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize>) -> Self {
-        let mut angles = Self {
-            cos: Vec::new(),
-            sin: Vec::new(),
-        };
-        for position in positions {
-            for frequency in &arch.inverse_frequencies {
-                let (sin, cos) = (position as f32 * frequency).sin_cos();
-                angles.cos.push(cos);
-                angles.sin.push(sin);
+    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize> + Clone) -> Self {
+        let turns = |rope: &Rope| {
+            let (mut cos, mut sin) = (Vec::new(), Vec::new());
+            for position in positions.clone() {
+                for frequency in &rope.frequencies {
+                    let (s, c) = (position as f32 * frequency).sin_cos();
+                    cos.push(c * rope.amplitude);
+                    sin.push(s * rope.amplitude);
+                }
             }
+            let half = rope.frequencies.len();
+            Turns { half, cos, sin }
+        };
+        Self {
+            ropes: arch.ropes.iter().map(turns).collect(),
         }
-        angles
     }
 
-    /// Rotates the heads of `x [rows, width]`; `direction` -1 turns back.
-    fn rotate(&self, x: &mut [f32], width: usize, size: usize, direction: f32) {
-        elementwise::rope(x, width, size, &self.cos, &self.sin, direction);
+    /// Rotates the heads of `x [rows, width]` by one of the ropes, if any; `direction` -1 turns back.
+    fn rotate(&self, rope: Option<usize>, x: &mut [f32], heads: (usize, usize), direction: f32) {
+        if let Some(Turns { half, cos, sin }) = rope.and_then(|rope| self.ropes.get(rope)) {
+            let (width, size) = heads;
+            elementwise::rope(x, width, size, cos, sin, *half, direction);
+        }
     }
 }
 
 /// What one block computes for its rows; kept for the backward pass in training.
 #[derive(Debug)]
 pub(crate) struct Activations {
-    /// `1 / rms` of the two norms, `[rows]`.
-    inverse: [Buffer; 2],
+    /// `1 / rms` of the norms before attention and MLP and of those after them, `[rows]`.
+    inverse: [Buffer; 4],
     /// Output of the attention norm, `[rows, hidden]`.
     normed: Buffer,
     /// Queries and keys before their norm and rotation; only with `qk_norm`.
@@ -68,6 +81,9 @@ pub(crate) struct Activations {
     log_normaliser: Buffer,
     /// Output of attention, `[rows, q_width]`.
     pub(crate) attended: Buffer,
+    /// What attention and MLP add, before their norms, `[rows, hidden]`; only with `post_norms`.
+    attention_out: Buffer,
+    mlp_out: Buffer,
     /// Residual stream between attention and MLP, `[rows, hidden]`.
     middle: Buffer,
     /// Output of the MLP norm, `[rows, hidden]`.
@@ -87,7 +103,7 @@ impl Activations {
     pub(crate) fn new() -> Self {
         let none = || Buffer::zeros(0);
         Self {
-            inverse: [none(), none()],
+            inverse: std::array::from_fn(|_| none()),
             normed: none(),
             q_raw: none(),
             k_raw: none(),
@@ -99,6 +115,8 @@ impl Activations {
             panels: none(),
             log_normaliser: none(),
             attended: none(),
+            attention_out: none(),
+            mlp_out: none(),
             middle: none(),
             mlp_normed: none(),
             gate: none(),
@@ -118,6 +136,10 @@ impl Activations {
         }
         for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
             buffer.reserve(mlp);
+        }
+        if arch.post_norms {
+            self.attention_out.reserve(hidden);
+            self.mlp_out.reserve(hidden);
         }
         if arch.qk_norm {
             self.q_raw.reserve(q);
@@ -155,6 +177,15 @@ impl<'a> Block<'a> {
         }
     }
 
+    fn heads(&self) -> Heads {
+        Heads::of_layer(self.arch, self.index)
+    }
+
+    /// Which rope turns this block's heads.
+    fn rope(&self) -> Option<usize> {
+        self.arch.layers[self.index].rope
+    }
+
     fn site(&self, group: Group) -> Site {
         Site::Block(self.index, group)
     }
@@ -167,7 +198,7 @@ impl<'a> Block<'a> {
         angles: &Angles,
         acts: &mut Activations,
     ) {
-        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, Heads::of(self.arch));
+        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, self.heads());
         let (layer, n) = (self.layer, rows * width);
         let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
         elementwise::rms_norm(
@@ -203,12 +234,14 @@ impl<'a> Block<'a> {
             &mut outputs,
         );
         self.norm_heads(rows, &heads, acts);
-        let (q, k) = (
-            &mut acts.q[..rows * heads.q_width()],
-            rows * heads.kv_width(),
-        );
-        angles.rotate(q, heads.q_width(), heads.size, 1.0);
-        angles.rotate(&mut acts.k[..k], heads.kv_width(), heads.size, 1.0);
+        let sides = [
+            (&mut acts.q, heads.q_width()),
+            (&mut acts.k, heads.kv_width()),
+        ];
+        for (x, width) in sides {
+            let x = &mut x[..rows * width];
+            angles.rotate(self.rope(), x, (width, heads.size), 1.0);
+        }
     }
 
     /// Norms of query and key heads, where the architecture has them.
@@ -242,7 +275,7 @@ impl<'a> Block<'a> {
 
     /// Attention of a whole sequence to itself, keeping what its backward pass needs.
     pub(crate) fn attend_sequence(&self, rows: usize, acts: &mut Activations) {
-        let heads = Heads::of(self.arch);
+        let heads = self.heads();
         heads.pack_keys(&acts.k[..rows * heads.kv_width()], 0, &mut acts.panels);
         let kv = KeysValues {
             keys: &acts.panels,
@@ -265,66 +298,99 @@ impl<'a> Block<'a> {
         out: &mut [f32],
         acts: &mut Activations,
     ) {
-        let (rows, hidden, mlp) = (
-            batch.rows,
-            self.arch.hidden_size,
-            self.arch.intermediate_size,
-        );
-        let (layer, width) = (self.layer, Heads::of(self.arch).q_width());
-        let n = rows * hidden;
-        let middle = &mut acts.middle[..n];
-        let [_, u_o, u_gate_up, u_down] = &mut acts.u;
+        let n = batch.rows * self.arch.hidden_size;
+        self.finish_attention(batch, x, acts);
+        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..batch.rows]);
+        let middle = &acts.middle[..n];
+        let norm = &self.layer.mlp_norm;
+        elementwise::rms_norm(middle, norm, eps, &mut acts.mlp_normed, inverse);
+        self.mlp(batch, &mut out[..n], acts);
+        elementwise::add(&acts.middle[..n], &mut out[..n]);
+    }
+
+    /// `middle = x + o(attended)`.
+    fn finish_attention(&self, batch: &Batch<'_>, x: &[f32], acts: &mut Activations) {
+        let (layer, n) = (self.layer, batch.rows * self.arch.hidden_size);
+        let post = layer.post_attention_norm.as_ref();
+        let out = match post {
+            Some(_) => &mut acts.attention_out,
+            None => &mut acts.middle,
+        };
         let o = Forward {
             site: self.site(Group::O),
             x: &acts.attended,
-            width,
-            u: u_o,
+            width: self.heads().q_width(),
+            u: &mut acts.u[Group::O as usize],
         };
         batch.forward(
             o,
             &mut [Output {
                 linear: &layer.o,
-                y: middle,
+                y: &mut out[..n],
             }],
         );
-        elementwise::add(&x[..n], middle);
-        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..rows]);
-        elementwise::rms_norm(middle, &layer.mlp_norm, eps, &mut acts.mlp_normed, inverse);
-        let (site, x) = (self.site(Group::GateUp), &acts.mlp_normed[..n]);
-        let mut outputs = [
-            Output {
-                linear: &layer.gate,
-                y: &mut acts.gate,
-            },
-            Output {
-                linear: &layer.up,
-                y: &mut acts.up,
-            },
-        ];
+        if let Some(norm) = post {
+            let (raw, inverse) = (&acts.attention_out[..n], &mut acts.inverse[2][..batch.rows]);
+            elementwise::rms_norm(raw, norm, self.arch.rms_eps, &mut acts.middle, inverse);
+        }
+        elementwise::add(&x[..n], &mut acts.middle[..n]);
+    }
+
+    /// `out = mlp(mlp_normed)`, with the norm after it where there is one.
+    fn mlp(&self, batch: &Batch<'_>, out: &mut [f32], acts: &mut Activations) {
+        let (rows, width, mlp) = (
+            batch.rows,
+            self.arch.hidden_size,
+            self.arch.intermediate_size,
+        );
+        let (layer, n) = (self.layer, rows * width);
+        let [.., u_gate_up, u_down] = &mut acts.u;
+        let gate_up = Forward {
+            site: self.site(Group::GateUp),
+            x: &acts.mlp_normed[..n],
+            width,
+            u: u_gate_up,
+        };
         batch.forward(
-            Forward {
-                site,
-                x,
-                width: hidden,
-                u: u_gate_up,
-            },
-            &mut outputs,
+            gate_up,
+            &mut [
+                Output {
+                    linear: &layer.gate,
+                    y: &mut acts.gate,
+                },
+                Output {
+                    linear: &layer.up,
+                    y: &mut acts.up,
+                },
+            ],
         );
         let activated = &mut acts.activated[..rows * mlp];
-        elementwise::swiglu(&acts.gate, &acts.up, activated);
+        match self.arch.activation {
+            Activation::Silu => elementwise::swiglu(&acts.gate, &acts.up, activated),
+            Activation::GeluTanh => elementwise::geglu(&acts.gate, &acts.up, activated),
+        }
         let down = Forward {
             site: self.site(Group::Down),
             x: activated,
             width: mlp,
             u: u_down,
         };
+        let post = layer.post_mlp_norm.as_ref();
+        let y = if post.is_some() {
+            &mut acts.mlp_out[..n]
+        } else {
+            &mut *out
+        };
         batch.forward(
             down,
             &mut [Output {
                 linear: &layer.down,
-                y: &mut out[..n],
+                y,
             }],
         );
-        elementwise::add(middle, &mut out[..n]);
+        if let Some(norm) = post {
+            let (raw, inverse) = (&acts.mlp_out[..n], &mut acts.inverse[3][..rows]);
+            elementwise::rms_norm(raw, norm, self.arch.rms_eps, out, inverse);
+        }
     }
 }

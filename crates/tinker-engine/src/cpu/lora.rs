@@ -21,28 +21,45 @@ pub(crate) enum Group {
     Down,
 }
 
+/// A LoRA module: a linear layer as PEFT sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Module {
+    /// Name within its block.
+    pub(crate) name: &'static str,
+    /// Output widths of the layers that the module computes, one beside the other: more than one
+    /// where the file has joined them.
+    pub(crate) parts: Vec<usize>,
+}
+
 impl Group {
     const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    /// Input width, and name and output width of each layer.
-    fn layers(self, arch: &Arch) -> (usize, Vec<(&'static str, usize)>) {
+    /// Input width and modules.
+    pub(crate) fn modules(self, arch: &Arch) -> (usize, Vec<Module>) {
         let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
         let (q, kv) = (
             arch.n_heads * arch.head_dim,
             arch.n_kv_heads * arch.head_dim,
         );
-        match self {
-            Self::Qkv => {
-                let k_v = [("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-                (
-                    hidden,
-                    [("self_attn.q_proj", q)].into_iter().chain(k_v).collect(),
-                )
-            }
-            Self::O => (q, vec![("self_attn.o_proj", hidden)]),
-            Self::GateUp => (hidden, vec![("mlp.gate_proj", mlp), ("mlp.up_proj", mlp)]),
-            Self::Down => (mlp, vec![("mlp.down_proj", hidden)]),
-        }
+        let (inner, names, parts): (_, &[&'static str], _) = match self {
+            Self::Qkv if arch.fused => (hidden, &["self_attn.qkv_proj"], vec![q, kv, kv]),
+            Self::Qkv => (
+                hidden,
+                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                vec![q, kv, kv],
+            ),
+            Self::O => (q, &["self_attn.o_proj"], vec![hidden]),
+            Self::GateUp if arch.fused => (hidden, &["mlp.gate_up_proj"], vec![mlp, mlp]),
+            Self::GateUp => (hidden, &["mlp.gate_proj", "mlp.up_proj"], vec![mlp, mlp]),
+            Self::Down => (mlp, &["mlp.down_proj"], vec![hidden]),
+        };
+        let per_module = parts.len() / names.len();
+        let modules = names.iter().zip(parts.chunks(per_module));
+        let modules = modules.map(|(name, parts)| Module {
+            name,
+            parts: parts.to_vec(),
+        });
+        (inner, modules.collect())
     }
 
     fn is_trained(self, spec: &LoraSpec) -> bool {
@@ -57,19 +74,30 @@ impl Group {
 #[derive(Debug, Clone)]
 struct Place {
     inner: usize,
-    /// Start of the common `A [layers * rank, in]`.
+    /// Start of the common `A [modules * rank, in]`.
     a: usize,
+    modules: Vec<ModulePlace>,
     layers: Vec<LayerPlace>,
 }
 
-/// Where the second factor of a layer lies.
+/// Where the second factor of a module lies.
 #[derive(Debug, Clone)]
-struct LayerPlace {
+struct ModulePlace {
     /// PEFT name without the factor.
     name: String,
     out: usize,
     /// Start of `B^T [rank, out]`.
     b: usize,
+}
+
+/// The part of a module that one layer computes.
+#[derive(Debug, Clone, Copy)]
+struct LayerPlace {
+    /// Index of the module.
+    module: usize,
+    /// First of the module's outputs.
+    start: usize,
+    out: usize,
 }
 
 /// The modules of an adapter and their places, a function of the architecture and the spec.
@@ -104,16 +132,16 @@ impl Layout {
         };
         for i in 0..arch.n_layers {
             let places = Group::ALL.map(|group| {
-                let (inner, layers) = group.layers(arch);
-                let name = |layer| format!("model.layers.{i}.{layer}");
-                let named = layers.into_iter().map(|(layer, out)| (name(layer), out));
+                let (inner, modules) = group.modules(arch);
+                let name = |module: &Module| format!("model.layers.{i}.{}", module.name);
+                let named = modules.into_iter().map(|m| (name(&m), m.parts));
                 group.is_trained(spec).then(|| layout.place(inner, named))
             });
             layout.blocks.push(places);
         }
         if spec.train_unembed {
-            let layer = [("lm_head".to_owned(), arch.vocab_size)];
-            layout.head = Some(layout.place(arch.hidden_size, layer.into_iter()));
+            let module = [("lm_head".to_owned(), vec![arch.vocab_size])];
+            layout.head = Some(layout.place(arch.hidden_size, module.into_iter()));
         }
         Ok(layout)
     }
@@ -121,19 +149,27 @@ impl Layout {
     fn place(
         &mut self,
         inner: usize,
-        layers: impl ExactSizeIterator<Item = (String, usize)>,
+        modules: impl ExactSizeIterator<Item = (String, Vec<usize>)>,
     ) -> Place {
-        let a = self.take(layers.len() * self.rank * inner);
-        let place = |(name, out): (String, usize)| LayerPlace {
-            name: format!("base_model.model.{name}"),
-            out,
-            b: self.take(self.rank * out),
-        };
-        Place {
+        let mut place = Place {
             inner,
-            a,
-            layers: layers.map(place).collect(),
+            a: self.take(modules.len() * self.rank * inner),
+            modules: Vec::with_capacity(modules.len()),
+            layers: Vec::new(),
+        };
+        for (module, (name, parts)) in modules.enumerate() {
+            let mut start = 0;
+            for out in parts {
+                place.layers.push(LayerPlace { module, start, out });
+                start += out;
+            }
+            place.modules.push(ModulePlace {
+                name: format!("base_model.model.{name}"),
+                out: start,
+                b: self.take(self.rank * start),
+            });
         }
+        place
     }
 
     /// Start of the next `n` elements.
@@ -150,23 +186,27 @@ impl Layout {
     /// Tensors by PEFT name, with rows, columns and how to find an element.
     fn tensors(&self, rank: usize) -> impl Iterator<Item = TensorPlace> {
         self.places().flat_map(move |place| {
-            place.layers.iter().enumerate().flat_map(move |(i, layer)| {
-                let name = |factor: &str| format!("{}.lora_{factor}.weight", layer.name);
-                [
-                    TensorPlace {
-                        name: name("A"),
-                        shape: [rank, place.inner],
-                        start: place.a + i * self.rank * place.inner,
-                        strides: [place.inner, 1],
-                    },
-                    TensorPlace {
-                        name: name("B"),
-                        shape: [layer.out, rank],
-                        start: layer.b,
-                        strides: [1, layer.out],
-                    },
-                ]
-            })
+            place
+                .modules
+                .iter()
+                .enumerate()
+                .flat_map(move |(i, module)| {
+                    let name = |factor: &str| format!("{}.lora_{factor}.weight", module.name);
+                    [
+                        TensorPlace {
+                            name: name("A"),
+                            shape: [rank, place.inner],
+                            start: place.a + i * self.rank * place.inner,
+                            strides: [place.inner, 1],
+                        },
+                        TensorPlace {
+                            name: name("B"),
+                            shape: [module.out, rank],
+                            start: module.b,
+                            strides: [1, module.out],
+                        },
+                    ]
+                })
         })
     }
 }
@@ -219,7 +259,7 @@ pub(crate) struct Adapter {
     layout: Layout,
     /// `A [rank, in]` and `B^T [rank, out]` of every module.
     weights: Buffer,
-    /// `A^T [in, layers * rank]` and `B [out, rank]`, in the same places.
+    /// `A^T [in, modules * rank]` and `B [out, rank]`, in the same places.
     turned: Buffer,
     /// Accumulated gradient, in the layout of `weights`; empty when there is none.
     pub(crate) gradient: Buffer,
@@ -353,12 +393,12 @@ impl Adapter {
     fn turn(&mut self) {
         let rank = self.layout.rank;
         for place in self.layout.places() {
-            let n = place.layers.len() * rank;
+            let n = place.modules.len() * rank;
             let (a, a_t) = (&self.weights[place.a..], &mut self.turned[place.a..]);
             transpose(n, place.inner, a, a_t);
-            for layer in &place.layers {
-                let (b_t, b) = (&self.weights[layer.b..], &mut self.turned[layer.b..]);
-                transpose(rank, layer.out, b_t, b);
+            for module in &place.modules {
+                let (b_t, b) = (&self.weights[module.b..], &mut self.turned[module.b..]);
+                transpose(rank, module.out, b_t, b);
             }
         }
     }
@@ -382,7 +422,7 @@ impl Adapter {
 
     fn view<'a>(&'a self, place: &'a Place) -> Lora<'a> {
         let rank = self.layout.rank;
-        let n = place.layers.len() * rank;
+        let n = place.modules.len() * rank;
         Lora {
             rank,
             scale: ALPHA / self.spec.rank as f32,
@@ -578,47 +618,85 @@ fn check_names<'a, V: 'a>(
     }
 }
 
-/// The modules of one group: layer `i` adds `scale * B_i A_i x`.
+/// The modules of one group: layer `i` adds `scale * B_i A_i x`. Layers of one module share its `A`,
+/// and their `B` are rows of the module's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lora<'a> {
-    /// Padded rank of each layer.
+    /// Padded rank of each module.
     pub(crate) rank: usize,
     pub(crate) scale: f32,
-    /// `[layers * rank, in]`.
+    /// `[modules * rank, in]`.
     pub(crate) a: &'a [f32],
-    /// `[in, layers * rank]`.
+    /// `[in, modules * rank]`.
     pub(crate) a_t: &'a [f32],
     weights: &'a [f32],
     turned: &'a [f32],
     place: &'a Place,
 }
 
+/// The part of a flat buffer that belongs to a layer's `B^T [rank, out]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BPlace {
+    /// Start of its first row.
+    start: usize,
+    /// Distance of rows.
+    pub(crate) stride: usize,
+    /// From the start of the first row to the end of the last.
+    len: usize,
+    /// Outputs of the layer.
+    pub(crate) out: usize,
+}
+
+impl BPlace {
+    /// That part of a gradient.
+    pub(crate) fn of(self, flat: &mut [f32]) -> &mut [f32] {
+        &mut flat[self.start..][..self.len]
+    }
+}
+
 impl<'a> Lora<'a> {
-    /// Rank of all layers together: the width of `A x`.
+    /// Rank of all modules together: the width of `A x`.
     pub(crate) fn width(&self) -> usize {
-        self.place.layers.len() * self.rank
+        self.place.modules.len() * self.rank
     }
 
-    /// `B^T [rank, out]` of layer `i`.
+    /// Where layer `i` starts in a row of `A x`.
+    pub(crate) fn column(&self, i: usize) -> usize {
+        self.place.layers[i].module * self.rank
+    }
+
+    /// Whether layer `i` shares its `A` with the layer before it.
+    pub(crate) fn joins(&self, i: usize) -> bool {
+        self.place.layers[i].start > 0
+    }
+
+    /// Where `B^T` of layer `i` lies.
+    pub(crate) fn b_place(&self, i: usize) -> BPlace {
+        let layer = self.place.layers[i];
+        let module = &self.place.modules[layer.module];
+        BPlace {
+            start: module.b + layer.start,
+            stride: module.out,
+            len: (self.rank - 1) * module.out + layer.out,
+            out: layer.out,
+        }
+    }
+
+    /// `B^T [rank, out]` of layer `i`, with rows as far apart as [`Lora::b_place`] says.
     pub(crate) fn b_t(&self, i: usize) -> &'a [f32] {
-        let layer = &self.place.layers[i];
-        &self.weights[layer.b..][..self.rank * layer.out]
+        let place = self.b_place(i);
+        &self.weights[place.start..][..place.len]
     }
 
     /// `B [out, rank]` of layer `i`.
     pub(crate) fn b(&self, i: usize) -> &'a [f32] {
-        let layer = &self.place.layers[i];
-        &self.turned[layer.b..][..self.rank * layer.out]
+        let layer = self.place.layers[i];
+        let start = self.place.modules[layer.module].b + layer.start * self.rank;
+        &self.turned[start..][..layer.out * self.rank]
     }
 
     /// The part of a gradient that belongs to `A`.
     pub(crate) fn a_gradient<'g>(&self, flat: &'g mut [f32]) -> &'g mut [f32] {
         &mut flat[self.place.a..][..self.a.len()]
-    }
-
-    /// The part of a gradient that belongs to `B^T` of layer `i`.
-    pub(crate) fn b_gradient<'g>(&self, flat: &'g mut [f32], i: usize) -> &'g mut [f32] {
-        let layer = &self.place.layers[i];
-        &mut flat[layer.b..][..self.rank * layer.out]
     }
 }

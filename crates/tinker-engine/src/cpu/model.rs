@@ -1,12 +1,15 @@
 //! The frozen weights, packed for the kernels.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Tiles;
 use super::buffer::Buffer;
+use super::elementwise;
 use super::gemm::{Cols, Panels};
+use super::lora::Group;
 use crate::arch::Arch;
 use crate::error::{Error, Result};
 use crate::load::Weights;
@@ -114,15 +117,17 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    fn load(
-        weights: &Weights,
-        units: Units,
-        name: &str,
-        [out, inner]: [usize; 2],
-        bias: bool,
-    ) -> Result<Self> {
-        let tensor = weights.tensor(&format!("{name}.weight"), &[out, inner])?;
-        let column = |j: usize, row: &mut [f32]| tensor.read(j * inner, row);
+    fn load(source: &Source<'_>, units: Units, part: Part<'_>) -> Result<Self> {
+        let Part {
+            name,
+            rows,
+            of,
+            inner,
+            bias,
+        } = part;
+        let (weights, out) = (source.weights, rows.len());
+        let tensor = weights.tensor(&format!("{name}.weight"), &[of, inner])?;
+        let column = |j: usize, row: &mut [f32]| tensor.read((rows.start + j) * inner, row);
         let forward = match units {
             #[cfg(target_arch = "x86_64")]
             Units::Matrix if tensor.is_bf16() || is_bf16(out, inner, column)? => {
@@ -131,8 +136,9 @@ impl Linear {
             _ => Factor::Panels(Panels::from_columns(inner, out, column)?),
         };
         let bias = bias
-            .then(|| weights.vector(&format!("{name}.bias"), out))
+            .then(|| weights.vector(&format!("{name}.bias"), of))
             .transpose()?;
+        let bias = bias.map(|bias| bias[rows].to_vec());
         Ok(Self {
             forward,
             backward: OnceLock::new(),
@@ -195,6 +201,9 @@ fn is_bf16(
 pub(crate) struct Layer {
     pub(crate) attention_norm: Vec<f32>,
     pub(crate) mlp_norm: Vec<f32>,
+    /// Norms of what attention and MLP add, where the architecture has them.
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    pub(crate) post_mlp_norm: Option<Vec<f32>>,
     /// Norms of query and key heads, `[head_dim]` each.
     pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) q: Linear,
@@ -217,31 +226,59 @@ pub(crate) struct Model {
     embedding: Option<Buffer>,
 }
 
+/// Where weights come from.
+struct Source<'a> {
+    arch: &'a Arch,
+    weights: &'a Weights,
+}
+
+/// Rows of a linear layer's weight `[of, inner]` in the file.
+struct Part<'a> {
+    name: &'a str,
+    rows: Range<usize>,
+    of: usize,
+    inner: usize,
+    bias: bool,
+}
+
+impl<'a> Part<'a> {
+    /// All of a weight `[out, inner]`.
+    fn whole(name: &'a str, [out, inner]: [usize; 2], bias: bool) -> Self {
+        Self {
+            name,
+            rows: 0..out,
+            of: out,
+            inner,
+            bias,
+        }
+    }
+}
+
 impl Model {
     /// Loads and packs a model directory.
     pub(crate) fn load(dir: &Path, units: Units) -> Result<Self> {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
+        let source = Source {
+            arch: &arch,
+            weights: &weights,
+        };
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
         let layers = (0..arch.n_layers)
-            .map(|i| load_layer(&arch, &weights, units, i))
+            .map(|i| source.layer(units, i))
             .collect::<Result<Vec<_>>>()?;
+        let linear =
+            |name: &str| Linear::load(&source, units, Part::whole(name, [vocab, hidden], false));
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
-            (
-                Linear::load(&weights, units, embedding, [vocab, hidden], false)?,
-                None,
-            )
+            (linear(embedding)?, None)
         } else {
             let tensor = weights.tensor(&format!("{embedding}.weight"), &[vocab, hidden])?;
             let mut rows = Buffer::zeros_huge(vocab * hidden);
             tensor.read(0, &mut rows)?;
-            (
-                Linear::load(&weights, units, "lm_head", [vocab, hidden], false)?,
-                Some(rows),
-            )
+            (linear("lm_head")?, Some(rows))
         };
-        let final_norm = weights.vector("model.norm.weight", hidden)?;
+        let final_norm = source.norm("model.norm.weight", hidden)?;
         let beyond = arch.n_layers;
         if weights.contains(&format!("model.layers.{beyond}.mlp.down_proj.weight")) {
             let message =
@@ -269,6 +306,16 @@ impl Model {
                 Some(rows) => out.copy_from_slice(&rows[token * hidden..][..hidden]),
                 None => self.head.row(token, out),
             }
+            if self.arch.embedding_scale != 1.0 {
+                elementwise::scale(self.arch.embedding_scale, out);
+            }
+        }
+    }
+
+    /// Caps logits, where the architecture does.
+    pub(crate) fn cap_logits(&self, logits: &mut [f32]) {
+        if let Some(cap) = self.arch.logit_softcap {
+            elementwise::softcap(logits, cap);
         }
     }
 
@@ -276,7 +323,9 @@ impl Model {
     pub(crate) fn n_parameters(&self) -> u64 {
         let linear = |l: &Linear| l.forward.len() + l.bias.as_ref().map_or(0, Vec::len);
         let layers = self.layers.iter().map(|l| {
-            let norms = l.attention_norm.len() + l.mlp_norm.len();
+            let post = [&l.post_attention_norm, &l.post_mlp_norm];
+            let post = post.map(|norm| norm.as_ref().map_or(0, Vec::len));
+            let norms = l.attention_norm.len() + l.mlp_norm.len() + post[0] + post[1];
             let qk = l.qk_norm.as_ref().map_or(0, |(q, k)| q.len() + k.len());
             let linears = [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down];
             norms + qk + linears.map(linear).iter().sum::<usize>()
@@ -286,35 +335,83 @@ impl Model {
     }
 }
 
-fn load_layer(arch: &Arch, weights: &Weights, units: Units, i: usize) -> Result<Layer> {
-    let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
-    let (q, kv) = (
-        arch.n_heads * arch.head_dim,
-        arch.n_kv_heads * arch.head_dim,
-    );
-    let name = |part: &str| format!("model.layers.{i}.{part}");
-    let linear = |part: &str, out: usize, inner: usize, bias: bool| {
-        Linear::load(weights, units, &name(part), [out, inner], bias)
-    };
-    let head_norm = |part: &str| weights.vector(&name(part), arch.head_dim);
-    let qk_norm = if arch.qk_norm {
-        Some((
-            head_norm("self_attn.q_norm.weight")?,
-            head_norm("self_attn.k_norm.weight")?,
-        ))
-    } else {
-        None
-    };
-    Ok(Layer {
-        attention_norm: weights.vector(&name("input_layernorm.weight"), hidden)?,
-        mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), hidden)?,
-        qk_norm,
-        q: linear("self_attn.q_proj", q, hidden, arch.qkv_bias)?,
-        k: linear("self_attn.k_proj", kv, hidden, arch.qkv_bias)?,
-        v: linear("self_attn.v_proj", kv, hidden, arch.qkv_bias)?,
-        o: linear("self_attn.o_proj", hidden, q, false)?,
-        gate: linear("mlp.gate_proj", mlp, hidden, false)?,
-        up: linear("mlp.up_proj", mlp, hidden, false)?,
-        down: linear("mlp.down_proj", hidden, mlp, false)?,
-    })
+impl Source<'_> {
+    /// A norm's weight, `[n]`.
+    fn norm(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+        let mut weight = self.weights.vector(name, n)?;
+        weight.iter_mut().for_each(|w| *w += self.arch.norm_shift);
+        Ok(weight)
+    }
+
+    fn layer(&self, units: Units, i: usize) -> Result<Layer> {
+        let arch = self.arch;
+        let name = |part: &str| format!("model.layers.{i}.{part}");
+        let norm = |part: &str| self.norm(&name(part), arch.hidden_size);
+        let head_norm = |part: &str| self.norm(&name(part), arch.head_dim);
+        let qk_norm = if arch.qk_norm {
+            let q = head_norm("self_attn.q_norm.weight")?;
+            Some((q, head_norm("self_attn.k_norm.weight")?))
+        } else {
+            None
+        };
+        let (mlp_norm, post_norms) = if arch.post_norms {
+            let after_attention = norm("post_attention_layernorm.weight")?;
+            let after_mlp = norm("post_feedforward_layernorm.weight")?;
+            let before_mlp = norm("pre_feedforward_layernorm.weight")?;
+            (before_mlp, (Some(after_attention), Some(after_mlp)))
+        } else {
+            (norm("post_attention_layernorm.weight")?, (None, None))
+        };
+        let [q, k, v] = self.split(units, Group::Qkv, i, arch.qkv_bias)?;
+        let [o] = self.split(units, Group::O, i, arch.o_bias)?;
+        let [gate, up] = self.split(units, Group::GateUp, i, arch.mlp_bias)?;
+        let [down] = self.split(units, Group::Down, i, arch.mlp_bias)?;
+        Ok(Layer {
+            attention_norm: norm("input_layernorm.weight")?,
+            mlp_norm,
+            post_attention_norm: post_norms.0,
+            post_mlp_norm: post_norms.1,
+            qk_norm,
+            q,
+            k,
+            v,
+            o,
+            gate,
+            up,
+            down,
+        })
+    }
+
+    /// The `N` layers of a group of block `i`, whatever the file joins of them.
+    fn split<const N: usize>(
+        &self,
+        units: Units,
+        group: Group,
+        i: usize,
+        bias: bool,
+    ) -> Result<[Linear; N]> {
+        let (inner, modules) = group.modules(self.arch);
+        let mut layers = Vec::with_capacity(N);
+        for module in modules {
+            let name = format!("model.layers.{i}.{}", module.name);
+            let of = module.parts.iter().sum();
+            let mut start = 0;
+            for part in module.parts {
+                let part = Part {
+                    name: &name,
+                    rows: start..start + part,
+                    of,
+                    inner,
+                    bias,
+                };
+                start = part.rows.end;
+                layers.push(Linear::load(self, units, part)?);
+            }
+        }
+        let n = layers.len();
+        layers.try_into().map_err(|_| Error::Model {
+            path: PathBuf::from("config.json"),
+            message: format!("{group:?} has {n} layers"),
+        })
+    }
 }

@@ -18,9 +18,13 @@ pub(crate) const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 /// The same with their weights rounded to bf16, which a matrix unit takes as they are.
 pub(crate) const ROUNDED: [&str; 3] = ["llama-bf16", "qwen2-bf16", "qwen3-bf16"];
 
+/// Smaller models of other architectures, with bf16 weights: windows, local and global blocks, blocks
+/// without rotation, joined projections, norms after each part, caps, biases, every rotary scaling.
+pub(crate) const ARCHITECTURES: [&str; 5] = ["mistral", "smollm3", "phi3", "gemma2", "gemma3"];
+
 /// All of these.
 pub(crate) fn all_models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(ROUNDED)
+    MODELS.into_iter().chain(ROUNDED).chain(ARCHITECTURES)
 }
 
 /// Where a model is; a rounded one is made on the way.

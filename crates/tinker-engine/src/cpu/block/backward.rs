@@ -1,7 +1,7 @@
 //! The backward pass of a block.
 
 use super::{Activations, Angles, Block, GROUP_SIZES};
-use crate::arch::Arch;
+use crate::arch::{Activation, Arch};
 use crate::cpu::attention::{self, Attended, Gradients, Heads, KeysValues};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::elementwise;
@@ -15,6 +15,8 @@ pub(crate) struct Deltas {
     pub(crate) x: Buffer,
     /// Gradient of a norm's output, `[rows, hidden]`.
     pub(crate) normed: Buffer,
+    /// Gradient of a norm's input, where attention or MLP ends in one, `[rows, hidden]`.
+    raw: Buffer,
     /// Gradient of an activation, `[rows, max(mlp, q_width)]`.
     wide: Buffer,
     q: Buffer,
@@ -30,6 +32,7 @@ impl Deltas {
         Self {
             x: none(),
             normed: none(),
+            raw: none(),
             wide: none(),
             q: none(),
             k: none(),
@@ -43,6 +46,9 @@ impl Deltas {
         let heads = Heads::of(arch);
         self.x.reserve(rows * arch.hidden_size);
         self.normed.reserve(rows * arch.hidden_size);
+        if arch.post_norms {
+            self.raw.reserve(rows * arch.hidden_size);
+        }
         self.wide
             .reserve(rows * arch.intermediate_size.max(heads.q_width()));
         self.q.reserve(rows * heads.q_width());
@@ -64,6 +70,22 @@ pub(crate) struct BackwardPass<'a> {
     pub(crate) gradient: &'a mut [f32],
 }
 
+/// The gradient `dy` of what attention or MLP adds, taken back through the norm it ends in, if any,
+/// into `dx`.
+fn before_norm<'a>(
+    norm: Option<&[f32]>,
+    x: &[f32],
+    inverse: &[f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+) -> &'a [f32] {
+    let Some(norm) = norm else { return dy };
+    let dx = &mut dx[..dy.len()];
+    dx.fill(0.0);
+    elementwise::rms_norm_backward(&x[..dy.len()], norm, inverse, dy, dx);
+    dx
+}
+
 impl Block<'_> {
     /// Turns the gradient of the block's output in `deltas.x` into that of its input `x`, adding the
     /// adapter's gradients. Overwrites `acts`. Below the first block nothing is trained, so its
@@ -80,14 +102,21 @@ impl Block<'_> {
             rows * self.arch.hidden_size,
         );
         let deltas = &mut *pass.deltas;
+        let (norm, inverse) = (layer.post_mlp_norm.as_deref(), &acts.inverse[3][..rows]);
+        let (dy, raw) = (&deltas.x[..hidden], &mut deltas.raw);
+        let d_out = before_norm(norm, &acts.mlp_out, inverse, dy, raw);
         let down = Backward {
             lora: pass.adapter.group(self.index, Group::Down),
             x: &acts.activated,
             u: &acts.u[Group::Down as usize],
-            layers: &[(&layer.down, &deltas.x)],
+            layers: &[(&layer.down, d_out)],
         };
         down.run(rows, Some(&mut deltas.wide), pass.gradient, &mut deltas.u);
-        elementwise::swiglu_backward(&mut acts.gate[..n], &mut acts.up[..n], &deltas.wide[..n]);
+        let (gate, up) = (&mut acts.gate[..n], &mut acts.up[..n]);
+        match self.arch.activation {
+            Activation::Silu => elementwise::swiglu_backward(gate, up, &deltas.wide[..n]),
+            Activation::GeluTanh => elementwise::geglu_backward(gate, up, &deltas.wide[..n]),
+        }
         let gate_up = Backward {
             lora: pass.adapter.group(self.index, Group::GateUp),
             x: &acts.mlp_normed,
@@ -105,13 +134,20 @@ impl Block<'_> {
     }
 
     fn backward_attention(&self, pass: &mut BackwardPass<'_>, x: &[f32], acts: &mut Activations) {
-        let (layer, rows, heads) = (self.layer, pass.rows, Heads::of(self.arch));
+        let (layer, rows, heads) = (self.layer, pass.rows, self.heads());
+        let n = rows * self.arch.hidden_size;
         let deltas = &mut *pass.deltas;
+        let (norm, inverse) = (
+            layer.post_attention_norm.as_deref(),
+            &acts.inverse[2][..rows],
+        );
+        let (dy, raw) = (&deltas.x[..n], &mut deltas.raw);
+        let d_out = before_norm(norm, &acts.attention_out, inverse, dy, raw);
         let o = Backward {
             lora: pass.adapter.group(self.index, Group::O),
             x: &acts.attended,
             u: &acts.u[Group::O as usize],
-            layers: &[(&layer.o, &deltas.x)],
+            layers: &[(&layer.o, d_out)],
         };
         o.run(rows, Some(&mut deltas.wide), pass.gradient, &mut deltas.u);
         let attended = Attended {
@@ -147,7 +183,6 @@ impl Block<'_> {
             return;
         }
         qkv.run(rows, Some(&mut deltas.normed), pass.gradient, &mut deltas.u);
-        let n = rows * self.arch.hidden_size;
         elementwise::rms_norm_backward(
             &x[..n],
             &layer.attention_norm,
@@ -167,8 +202,10 @@ impl Block<'_> {
         deltas: &mut Deltas,
     ) {
         let (q_len, kv_len) = (rows * heads.q_width(), rows * heads.kv_width());
-        angles.rotate(&mut deltas.q[..q_len], heads.q_width(), heads.size, -1.0);
-        angles.rotate(&mut deltas.k[..kv_len], heads.kv_width(), heads.size, -1.0);
+        let size = heads.size;
+        let (q, k) = (&mut deltas.q[..q_len], &mut deltas.k[..kv_len]);
+        angles.rotate(self.rope(), q, (heads.q_width(), size), -1.0);
+        angles.rotate(self.rope(), k, (heads.kv_width(), size), -1.0);
         let Some((q_norm, k_norm)) = &self.layer.qk_norm else {
             return;
         };
