@@ -71,6 +71,47 @@ pub struct Arch {
     pub ropes: Vec<Rope>,
     /// What differs between blocks, `[n_layers]`.
     pub layers: Vec<LayerArch>,
+    /// The mixture of experts that some blocks have instead of the MLP.
+    pub moe: Option<Moe>,
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moe {
+    /// Experts of a block.
+    pub n_experts: usize,
+    /// Experts that a token goes to; at most `n_experts`.
+    pub per_token: usize,
+    /// Width of an expert's MLP.
+    pub width: usize,
+    /// Probabilities of a token's experts are divided by their sum.
+    pub normalised: bool,
+}
+
+impl Moe {
+    fn check(&self) -> Result<(), String> {
+        const MOST: usize = 1 << 12;
+        let Self {
+            n_experts,
+            per_token,
+            width,
+            ..
+        } = *self;
+        if n_experts == 0 || n_experts > MOST {
+            return Err(format!(
+                "num_experts is {n_experts}, it must be in 1..={MOST}"
+            ));
+        }
+        if per_token == 0 || per_token > n_experts {
+            return Err(format!(
+                "num_experts_per_tok is {per_token}, it must be in 1..={n_experts}"
+            ));
+        }
+        if width == 0 || width > LARGEST {
+            return Err(format!("moe_intermediate_size is {width}"));
+        }
+        Ok(())
+    }
 }
 
 /// What differs between the blocks of a model.
@@ -80,7 +121,12 @@ pub struct LayerArch {
     pub window: Option<usize>,
     /// Index in [`Arch::ropes`]; without it heads are not rotated.
     pub rope: Option<usize>,
+    /// Whether it has [`Arch::moe`] instead of the MLP.
+    pub sparse: bool,
 }
+
+/// No size is larger, so that products of two fit.
+const LARGEST: usize = 1 << 30;
 
 /// Nonlinearity of a gated MLP (Shazeer 2020).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +220,7 @@ impl Arch {
             max_context,
             ropes: Vec::new(),
             layers: Vec::new(),
+            moe: family.moe(&config),
         };
         arch.check()?;
         let [attention, logits] = family.softcaps(&config)?;
@@ -188,6 +235,9 @@ impl Arch {
         self.max_context = self.max_context.min(context.unwrap_or(self.max_context));
         self.ropes = ropes;
         self.layers = self.family.layers(config)?;
+        if let Some(moe) = &self.moe {
+            moe.check()?;
+        }
         for layer in &mut self.layers {
             if layer.window == Some(0) {
                 return Err("sliding_window is 0".into());
@@ -209,7 +259,6 @@ impl Arch {
             ("head_dim", self.head_dim),
             ("max_position_embeddings", self.max_context),
         ];
-        const LARGEST: usize = 1 << 30;
         if let Some((name, value)) = positive.iter().find(|(_, n)| *n == 0 || *n > LARGEST) {
             return Err(format!("{name} is {value}"));
         }

@@ -50,6 +50,14 @@ pub(super) struct Config {
     pub(super) original_max_position_embeddings: Option<f64>,
     pub(super) rope_scaling: Option<RopeConfig>,
     pub(super) rope_parameters: Option<RopeParameters>,
+    /// transformers 5 writes the second name.
+    #[serde(alias = "num_local_experts")]
+    pub(super) num_experts: Option<usize>,
+    pub(super) num_experts_per_tok: Option<usize>,
+    pub(super) moe_intermediate_size: Option<usize>,
+    pub(super) norm_topk_prob: Option<bool>,
+    pub(super) decoder_sparse_step: Option<usize>,
+    pub(super) mlp_only_layers: Option<Vec<usize>>,
     pub(super) quantization_config: Option<serde_json::Value>,
 }
 

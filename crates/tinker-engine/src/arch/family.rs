@@ -1,8 +1,8 @@
 //! The families of models, and what each makes of a `config.json`.
 
-use super::LayerArch;
 use super::config::{Config, Field, RopeConfig, RopeParameters};
 use super::rope::{Rope, Setting, rope};
+use super::{LayerArch, Moe};
 
 /// A family of models whose blocks are alike; one class of transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Family {
     Qwen2,
     /// Qwen3 without experts.
     Qwen3,
+    /// Qwen3 with experts.
+    Qwen3Moe,
     /// Gemma 2.
     Gemma2,
     /// Gemma 3 for text.
@@ -26,13 +28,14 @@ pub enum Family {
 }
 
 /// Classes by name.
-const CLASSES: [(&str, Family); 8] = [
+const CLASSES: [(&str, Family); 9] = [
     ("LlamaForCausalLM", Family::Llama),
     ("MistralForCausalLM", Family::Mistral),
     ("SmolLM3ForCausalLM", Family::SmolLm3),
     ("Phi3ForCausalLM", Family::Phi3),
     ("Qwen2ForCausalLM", Family::Qwen2),
     ("Qwen3ForCausalLM", Family::Qwen3),
+    ("Qwen3MoeForCausalLM", Family::Qwen3Moe),
     ("Gemma2ForCausalLM", Family::Gemma2),
     ("Gemma3ForCausalLM", Family::Gemma3),
 ];
@@ -58,7 +61,7 @@ impl Family {
     }
 
     pub(super) fn has_qk_norm(self) -> bool {
-        matches!(self, Self::Qwen3 | Self::Gemma3)
+        matches!(self, Self::Qwen3 | Self::Qwen3Moe | Self::Gemma3)
     }
 
     pub(super) fn ties_by_default(self) -> bool {
@@ -220,9 +223,29 @@ impl Family {
             LayerArch {
                 window: window.filter(|_| is_local),
                 rope: rotated[i].then_some(rope),
+                sparse: self.is_sparse(config, i),
             }
         };
         Ok((0..n).map(layer).collect())
+    }
+
+    /// The mixture of experts; its sizes are yet to be checked.
+    pub(super) fn moe(self, config: &Config) -> Option<Moe> {
+        // transformers takes blocks for dense where there are no experts.
+        let n_experts = config.num_experts.unwrap_or(128);
+        (self == Self::Qwen3Moe && n_experts > 0).then(|| Moe {
+            n_experts,
+            per_token: config.num_experts_per_tok.unwrap_or(8),
+            width: config.moe_intermediate_size.unwrap_or(768),
+            normalised: config.norm_topk_prob.unwrap_or(false),
+        })
+    }
+
+    /// Whether block `i` has experts.
+    fn is_sparse(self, config: &Config, i: usize) -> bool {
+        let step = config.decoder_sparse_step.unwrap_or(1).max(1);
+        let dense = config.mlp_only_layers.as_deref().unwrap_or_default();
+        self.moe(config).is_some() && (i + 1).is_multiple_of(step) && !dense.contains(&i)
     }
 
     /// The window of the blocks that have one.
@@ -232,7 +255,7 @@ impl Family {
             Self::Llama => None,
             Self::Phi3 => or(None),
             Self::Mistral | Self::Gemma2 | Self::Gemma3 => or(Some(4096)),
-            Self::Qwen2 | Self::Qwen3 => {
+            Self::Qwen2 | Self::Qwen3 | Self::Qwen3Moe => {
                 or(Some(4096)).filter(|_| config.use_sliding_window == Some(true))
             }
             Self::SmolLm3 => or(None).filter(|_| config.use_sliding_window == Some(true)),
@@ -241,7 +264,10 @@ impl Family {
 
     /// Which blocks have a window.
     fn layer_types(self, config: &Config, n: usize) -> Result<Vec<bool>, String> {
-        if matches!(self, Self::Llama | Self::Mistral | Self::Phi3) {
+        if matches!(
+            self,
+            Self::Llama | Self::Mistral | Self::Phi3 | Self::Qwen3Moe
+        ) {
             return Ok(vec![true; n]);
         }
         if let Some(types) = &config.layer_types {

@@ -1,17 +1,19 @@
 //! One decoder block: its forward pass around attention; the backward pass is in [`backward`].
 
 mod backward;
+mod experts;
 
 use super::attention::{self, Heads, KeysValues};
 use super::buffer::Buffer;
 use super::elementwise;
 use super::linear::{Batch, Forward, Output, Site};
 use super::lora::Group;
-use super::model::{Layer, Model};
+use super::model::{Gated, Layer, Mlp, Model};
 use super::pool::SharedMut;
 use crate::arch::{Activation, Arch, Rope};
 
 pub(crate) use self::backward::{BackwardPass, Deltas};
+use self::experts::Routing;
 
 /// Cosine and sine of each row's rotary angles, for each of the model's ropes.
 #[derive(Debug)]
@@ -92,6 +94,8 @@ pub(crate) struct Activations {
     gate: Buffer,
     up: Buffer,
     activated: Buffer,
+    /// Where rows go in a mixture of experts.
+    routing: Routing,
     /// `scale * A x` of each group, `[rows, layers * rank]`.
     u: [Buffer; 4],
 }
@@ -122,6 +126,7 @@ impl Activations {
             gate: none(),
             up: none(),
             activated: none(),
+            routing: Routing::new(),
             u: std::array::from_fn(|_| none()),
         }
     }
@@ -129,7 +134,7 @@ impl Activations {
     /// Makes room for `rows` rows.
     pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
         let heads = Heads::of(arch);
-        let (hidden, mlp) = (rows * arch.hidden_size, rows * arch.intermediate_size);
+        let (hidden, mlp) = (rows * arch.hidden_size, mlp_len(arch, rows));
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
         for buffer in [&mut self.normed, &mut self.middle, &mut self.mlp_normed] {
             buffer.reserve(hidden);
@@ -154,10 +159,20 @@ impl Activations {
         self.attended.reserve(q);
         self.log_normaliser.reserve(rows * heads.n);
         self.inverse.iter_mut().for_each(|b| b.reserve(rows));
+        let per_token = arch.moe.as_ref().map_or(1, |moe| moe.per_token);
         for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
-            u.reserve(rows * layers * rank);
+            u.reserve(rows * per_token * layers * rank);
+        }
+        if let Some(moe) = &arch.moe {
+            self.routing.reserve(arch, moe, rows);
         }
     }
+}
+
+/// Elements of the widest activation of an MLP or of all experts that rows go to.
+fn mlp_len(arch: &Arch, rows: usize) -> usize {
+    let sparse = arch.moe.as_ref().map_or(0, |moe| moe.per_token * moe.width);
+    rows * arch.intermediate_size.max(sparse)
 }
 
 /// One layer of a model.
@@ -338,16 +353,25 @@ impl<'a> Block<'a> {
 
     /// `out = mlp(mlp_normed)`, with the norm after it where there is one.
     fn mlp(&self, batch: &Batch<'_>, out: &mut [f32], acts: &mut Activations) {
-        let (rows, width, mlp) = (
-            batch.rows,
-            self.arch.hidden_size,
-            self.arch.intermediate_size,
-        );
-        let (layer, n) = (self.layer, rows * width);
+        match &self.layer.mlp {
+            Mlp::Dense(gated) => self.gated(batch, gated, out, acts),
+            Mlp::Sparse(experts) => self.mix(batch, experts, out, acts),
+        }
+        if let Some(norm) = &self.layer.post_mlp_norm {
+            let (raw, inverse) = (&mut acts.mlp_out[..out.len()], &mut acts.inverse[3]);
+            raw.copy_from_slice(out);
+            let inverse = &mut inverse[..batch.rows];
+            elementwise::rms_norm(raw, norm, self.arch.rms_eps, out, inverse);
+        }
+    }
+
+    /// `out = down(act(gate(mlp_normed)) * up(mlp_normed))`.
+    fn gated(&self, batch: &Batch<'_>, gated: &Gated, out: &mut [f32], acts: &mut Activations) {
+        let (width, mlp) = (self.arch.hidden_size, self.arch.intermediate_size);
         let [.., u_gate_up, u_down] = &mut acts.u;
         let gate_up = Forward {
             site: self.site(Group::GateUp),
-            x: &acts.mlp_normed[..n],
+            x: &acts.mlp_normed[..out.len()],
             width,
             u: u_gate_up,
         };
@@ -355,42 +379,45 @@ impl<'a> Block<'a> {
             gate_up,
             &mut [
                 Output {
-                    linear: &layer.gate,
+                    linear: &gated.gate,
                     y: &mut acts.gate,
                 },
                 Output {
-                    linear: &layer.up,
+                    linear: &gated.up,
                     y: &mut acts.up,
                 },
             ],
         );
-        let activated = &mut acts.activated[..rows * mlp];
-        match self.arch.activation {
-            Activation::Silu => elementwise::swiglu(&acts.gate, &acts.up, activated),
-            Activation::GeluTanh => elementwise::geglu(&acts.gate, &acts.up, activated),
-        }
+        let activated = &mut acts.activated[..batch.rows * mlp];
+        self.activate(&acts.gate, &acts.up, activated);
         let down = Forward {
             site: self.site(Group::Down),
             x: activated,
             width: mlp,
             u: u_down,
         };
-        let post = layer.post_mlp_norm.as_ref();
-        let y = if post.is_some() {
-            &mut acts.mlp_out[..n]
-        } else {
-            &mut *out
-        };
         batch.forward(
             down,
             &mut [Output {
-                linear: &layer.down,
-                y,
+                linear: &gated.down,
+                y: out,
             }],
         );
-        if let Some(norm) = post {
-            let (raw, inverse) = (&acts.mlp_out[..n], &mut acts.inverse[3][..rows]);
-            elementwise::rms_norm(raw, norm, self.arch.rms_eps, out, inverse);
+    }
+
+    /// `out = act(gate) * up`.
+    fn activate(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self.arch.activation {
+            Activation::Silu => elementwise::swiglu(gate, up, out),
+            Activation::GeluTanh => elementwise::geglu(gate, up, out),
+        }
+    }
+
+    /// Turns `gate` and `up` into their gradients, given that of [`Block::activate`]'s output.
+    fn activate_backward(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+        match self.arch.activation {
+            Activation::Silu => elementwise::swiglu_backward(gate, up, dy),
+            Activation::GeluTanh => elementwise::geglu_backward(gate, up, dy),
         }
     }
 }

@@ -203,6 +203,13 @@ kernels! {
         }
     }
 
+    /// `y += factor * x`.
+    fn add_scaled / add_scaled_at(factor: f32, x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = madd::<FMA>(factor, *x, *y);
+        }
+    }
+
     /// `x *= factor`.
     fn scale / scale_at(factor: f32, x: &mut [f32]) {
         for x in x {

@@ -36,7 +36,11 @@ pub(crate) struct Run<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Site {
     Block(usize, Group),
+    /// Of one of a block's experts.
+    Expert(usize, usize, Group),
     Head,
+    /// Layers that have no modules.
+    Frozen,
 }
 
 /// Linear layers that read the same input.
@@ -61,7 +65,9 @@ impl Site {
     fn lora<'a>(self, adapter: Option<&'a Adapter>) -> Option<Lora<'a>> {
         match self {
             Self::Block(layer, group) => adapter?.group(layer, group),
+            Self::Expert(layer, expert, group) => adapter?.expert(layer, expert, group),
             Self::Head => adapter?.head(),
+            Self::Frozen => None,
         }
     }
 }

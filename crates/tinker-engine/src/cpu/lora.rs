@@ -25,7 +25,7 @@ pub(crate) enum Group {
 #[derive(Debug, Clone)]
 pub(crate) struct Module {
     /// Name within its block.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Output widths of the layers that the module computes, one beside the other: more than one
     /// where the file has joined them.
     pub(crate) parts: Vec<usize>,
@@ -34,29 +34,34 @@ pub(crate) struct Module {
 impl Group {
     const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    /// Input width and modules.
-    pub(crate) fn modules(self, arch: &Arch) -> (usize, Vec<Module>) {
-        let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
+    /// Input width and modules, in a block or in one of its experts.
+    pub(crate) fn modules(self, arch: &Arch, expert: Option<usize>) -> (usize, Vec<Module>) {
+        let hidden = arch.hidden_size;
+        let mlp = match (expert, &arch.moe) {
+            (Some(_), Some(moe)) => moe.width,
+            _ => arch.intermediate_size,
+        };
         let (q, kv) = (
             arch.n_heads * arch.head_dim,
             arch.n_kv_heads * arch.head_dim,
         );
-        let (inner, names, parts): (_, &[&'static str], _) = match self {
-            Self::Qkv if arch.fused => (hidden, &["self_attn.qkv_proj"], vec![q, kv, kv]),
-            Self::Qkv => (
-                hidden,
-                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-                vec![q, kv, kv],
-            ),
-            Self::O => (q, &["self_attn.o_proj"], vec![hidden]),
-            Self::GateUp if arch.fused => (hidden, &["mlp.gate_up_proj"], vec![mlp, mlp]),
-            Self::GateUp => (hidden, &["mlp.gate_proj", "mlp.up_proj"], vec![mlp, mlp]),
-            Self::Down => (mlp, &["mlp.down_proj"], vec![hidden]),
+        let (inner, names, parts): (_, &[&str], _) = match self {
+            Self::Qkv if arch.fused => (hidden, &["qkv_proj"], vec![q, kv, kv]),
+            Self::Qkv => (hidden, &["q_proj", "k_proj", "v_proj"], vec![q, kv, kv]),
+            Self::O => (q, &["o_proj"], vec![hidden]),
+            Self::GateUp if arch.fused => (hidden, &["gate_up_proj"], vec![mlp, mlp]),
+            Self::GateUp => (hidden, &["gate_proj", "up_proj"], vec![mlp, mlp]),
+            Self::Down => (mlp, &["down_proj"], vec![hidden]),
+        };
+        let owner = match (self, expert) {
+            (Self::Qkv | Self::O, _) => "self_attn".to_owned(),
+            (_, None) => "mlp".to_owned(),
+            (_, Some(expert)) => format!("mlp.experts.{expert}"),
         };
         let per_module = parts.len() / names.len();
         let modules = names.iter().zip(parts.chunks(per_module));
         let modules = modules.map(|(name, parts)| Module {
-            name,
+            name: format!("{owner}.{name}"),
             parts: parts.to_vec(),
         });
         (inner, modules.collect())
@@ -107,6 +112,8 @@ pub(crate) struct Layout {
     rank: usize,
     /// Each group of each block, if it is trained.
     blocks: Vec<[Option<Place>; 4]>,
+    /// Gate and up, and down, of each expert of each block.
+    experts: Vec<Vec<[Option<Place>; 2]>>,
     head: Option<Place>,
     len: usize,
 }
@@ -127,17 +134,28 @@ impl Layout {
         let mut layout = Self {
             rank,
             blocks: Vec::new(),
+            experts: Vec::new(),
             head: None,
             len: 0,
         };
         for i in 0..arch.n_layers {
-            let places = Group::ALL.map(|group| {
-                let (inner, modules) = group.modules(arch);
+            let experts = match &arch.moe {
+                Some(moe) if arch.layers[i].sparse => moe.n_experts,
+                _ => 0,
+            };
+            let is_dense = |group| experts == 0 || matches!(group, Group::Qkv | Group::O);
+            let mut place = |group: Group, expert| {
+                let (inner, modules) = group.modules(arch, expert);
                 let name = |module: &Module| format!("model.layers.{i}.{}", module.name);
                 let named = modules.into_iter().map(|m| (name(&m), m.parts));
                 group.is_trained(spec).then(|| layout.place(inner, named))
-            });
-            layout.blocks.push(places);
+            };
+            let block =
+                Group::ALL.map(|group| is_dense(group).then(|| place(group, None)).flatten());
+            let of_expert = |expert| [Group::GateUp, Group::Down].map(|g| place(g, Some(expert)));
+            let experts = (0..experts).map(of_expert).collect();
+            layout.blocks.push(block);
+            layout.experts.push(experts);
         }
         if spec.train_unembed {
             let module = [("lm_head".to_owned(), vec![arch.vocab_size])];
@@ -180,7 +198,9 @@ impl Layout {
     }
 
     fn places(&self) -> impl Iterator<Item = &Place> {
-        self.blocks.iter().flatten().flatten().chain(&self.head)
+        let experts = self.experts.iter().flatten().flatten().flatten();
+        let blocks = self.blocks.iter().flatten().flatten();
+        blocks.chain(experts).chain(&self.head)
     }
 
     /// Tensors by PEFT name, with rows, columns and how to find an element.
@@ -413,6 +433,13 @@ impl Adapter {
         self.layout.blocks[layer][group as usize]
             .as_ref()
             .map(|place| self.view(place))
+    }
+
+    /// The modules of a group of an expert of block `layer`, if they are trained.
+    pub(crate) fn expert(&self, layer: usize, expert: usize, group: Group) -> Option<Lora<'_>> {
+        let places = &self.layout.experts[layer][expert];
+        let place = &places[usize::from(group == Group::Down)];
+        place.as_ref().map(|place| self.view(place))
     }
 
     /// The module of the head, if it is trained.

@@ -10,7 +10,7 @@ use super::buffer::Buffer;
 use super::elementwise;
 use super::gemm::{Cols, Panels};
 use super::lora::Group;
-use crate::arch::Arch;
+use crate::arch::{Arch, Moe};
 use crate::error::{Error, Result};
 use crate::load::Weights;
 
@@ -210,9 +210,51 @@ pub(crate) struct Layer {
     pub(crate) k: Linear,
     pub(crate) v: Linear,
     pub(crate) o: Linear,
+    pub(crate) mlp: Mlp,
+}
+
+/// The second half of a block.
+#[derive(Debug)]
+pub(crate) enum Mlp {
+    Dense(Gated),
+    Sparse(Experts),
+}
+
+/// A gated MLP.
+#[derive(Debug)]
+pub(crate) struct Gated {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+}
+
+/// A mixture of experts.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    pub(crate) moe: Moe,
+    /// `[experts, hidden]`, frozen.
+    pub(crate) router: Linear,
+    pub(crate) experts: Vec<Gated>,
+}
+
+impl Mlp {
+    fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Self::Dense(gated) => gated.linears().to_vec(),
+            Self::Sparse(Experts {
+                router, experts, ..
+            }) => {
+                let experts = experts.iter().flat_map(Gated::linears);
+                experts.chain([router]).collect()
+            }
+        }
+    }
+}
+
+impl Gated {
+    fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
 }
 
 /// A base model.
@@ -280,7 +322,7 @@ impl Model {
         };
         let final_norm = source.norm("model.norm.weight", hidden)?;
         let beyond = arch.n_layers;
-        if weights.contains(&format!("model.layers.{beyond}.mlp.down_proj.weight")) {
+        if weights.contains(&format!("model.layers.{beyond}.input_layernorm.weight")) {
             let message =
                 format!("has weights of layer {beyond}, but config.json has {beyond} layers");
             return Err(Error::Model {
@@ -327,8 +369,9 @@ impl Model {
             let post = post.map(|norm| norm.as_ref().map_or(0, Vec::len));
             let norms = l.attention_norm.len() + l.mlp_norm.len() + post[0] + post[1];
             let qk = l.qk_norm.as_ref().map_or(0, |(q, k)| q.len() + k.len());
-            let linears = [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down];
-            norms + qk + linears.map(linear).iter().sum::<usize>()
+            let mlp = l.mlp.linears().into_iter();
+            let linears = [&l.q, &l.k, &l.v, &l.o].into_iter().chain(mlp);
+            norms + qk + linears.map(linear).sum::<usize>()
         });
         let embedding = self.embedding.as_ref().map_or(0, |e| e.len());
         (layers.sum::<usize>() + linear(&self.head) + embedding + self.final_norm.len()) as u64
@@ -362,10 +405,13 @@ impl Source<'_> {
         } else {
             (norm("post_attention_layernorm.weight")?, (None, None))
         };
-        let [q, k, v] = self.split(units, Group::Qkv, i, arch.qkv_bias)?;
-        let [o] = self.split(units, Group::O, i, arch.o_bias)?;
-        let [gate, up] = self.split(units, Group::GateUp, i, arch.mlp_bias)?;
-        let [down] = self.split(units, Group::Down, i, arch.mlp_bias)?;
+        let block = (units, i, None);
+        let [q, k, v] = self.split(block, Group::Qkv, arch.qkv_bias)?;
+        let [o] = self.split(block, Group::O, arch.o_bias)?;
+        let mlp = match &arch.moe {
+            Some(moe) if arch.layers[i].sparse => Mlp::Sparse(self.experts(units, i, moe)?),
+            _ => Mlp::Dense(self.gated(block)?),
+        };
         Ok(Layer {
             attention_norm: norm("input_layernorm.weight")?,
             mlp_norm,
@@ -376,21 +422,37 @@ impl Source<'_> {
             k,
             v,
             o,
-            gate,
-            up,
-            down,
+            mlp,
         })
     }
 
-    /// The `N` layers of a group of block `i`, whatever the file joins of them.
+    /// The MLP of a block, or one of its experts.
+    fn gated(&self, of: (Units, usize, Option<usize>)) -> Result<Gated> {
+        let bias = self.arch.mlp_bias;
+        let [gate, up] = self.split(of, Group::GateUp, bias)?;
+        let [down] = self.split(of, Group::Down, bias)?;
+        Ok(Gated { gate, up, down })
+    }
+
+    fn experts(&self, units: Units, i: usize, moe: &Moe) -> Result<Experts> {
+        let name = format!("model.layers.{i}.mlp.gate");
+        let router = Part::whole(&name, [moe.n_experts, self.arch.hidden_size], false);
+        let experts = (0..moe.n_experts).map(|expert| self.gated((units, i, Some(expert))));
+        Ok(Experts {
+            moe: *moe,
+            router: Linear::load(self, units, router)?,
+            experts: experts.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The `N` layers of a group of a block or of one of its experts, whatever the file joins of them.
     fn split<const N: usize>(
         &self,
-        units: Units,
+        (units, i, expert): (Units, usize, Option<usize>),
         group: Group,
-        i: usize,
         bias: bool,
     ) -> Result<[Linear; N]> {
-        let (inner, modules) = group.modules(self.arch);
+        let (inner, modules) = group.modules(self.arch, expert);
         let mut layers = Vec::with_capacity(N);
         for module in modules {
             let name = format!("model.layers.{i}.{}", module.name);

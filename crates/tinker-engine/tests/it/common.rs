@@ -19,8 +19,16 @@ pub(crate) const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 pub(crate) const ROUNDED: [&str; 3] = ["llama-bf16", "qwen2-bf16", "qwen3-bf16"];
 
 /// Smaller models of other architectures, with bf16 weights: windows, local and global blocks, blocks
-/// without rotation, joined projections, norms after each part, caps, biases, every rotary scaling.
-pub(crate) const ARCHITECTURES: [&str; 5] = ["mistral", "smollm3", "phi3", "gemma2", "gemma3"];
+/// without rotation, joined projections, norms after each part, caps, biases, experts.
+pub(crate) const ARCHITECTURES: [&str; 7] = [
+    "mistral",
+    "smollm3",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "qwen3_moe",
+    "qwen3_moe_plain",
+];
 
 /// All of these.
 pub(crate) fn all_models() -> impl Iterator<Item = &'static str> {

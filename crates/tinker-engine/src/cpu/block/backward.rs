@@ -1,12 +1,13 @@
 //! The backward pass of a block.
 
-use super::{Activations, Angles, Block, GROUP_SIZES};
-use crate::arch::{Activation, Arch};
+use super::{Activations, Angles, Block, GROUP_SIZES, mlp_len};
+use crate::arch::Arch;
 use crate::cpu::attention::{self, Attended, Gradients, Heads, KeysValues};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::elementwise;
 use crate::cpu::linear::Backward;
 use crate::cpu::lora::{Adapter, Group};
+use crate::cpu::model::{Gated, Mlp};
 
 /// Scratch of the backward pass, shared by all blocks of one sequence.
 #[derive(Debug)]
@@ -18,12 +19,16 @@ pub(crate) struct Deltas {
     /// Gradient of a norm's input, where attention or MLP ends in one, `[rows, hidden]`.
     raw: Buffer,
     /// Gradient of an activation, `[rows, max(mlp, q_width)]`.
-    wide: Buffer,
+    pub(super) wide: Buffer,
+    /// Gradient of what goes to and comes from experts, `[assignments, hidden]`.
+    pub(super) routed: Buffer,
+    /// Gradient of the router's logits, `[rows, experts]`.
+    pub(super) router: Buffer,
     q: Buffer,
     k: Buffer,
     v: Buffer,
     /// Gradient of `u`, `[rows, layers * rank]`.
-    u: Buffer,
+    pub(super) u: Buffer,
 }
 
 impl Deltas {
@@ -34,6 +39,8 @@ impl Deltas {
             normed: none(),
             raw: none(),
             wide: none(),
+            routed: none(),
+            router: none(),
             q: none(),
             k: none(),
             v: none(),
@@ -49,13 +56,18 @@ impl Deltas {
         if arch.post_norms {
             self.raw.reserve(rows * arch.hidden_size);
         }
-        self.wide
-            .reserve(rows * arch.intermediate_size.max(heads.q_width()));
+        let wide = mlp_len(arch, rows).max(rows * heads.q_width());
+        self.wide.reserve(wide);
+        if let Some(moe) = &arch.moe {
+            self.routed.reserve(rows * moe.per_token * arch.hidden_size);
+            self.router.reserve(rows * moe.n_experts);
+        }
         self.q.reserve(rows * heads.q_width());
         self.k.reserve(rows * heads.kv_width());
         self.v.reserve(rows * heads.kv_width());
-        self.u
-            .reserve(rows * rank * GROUP_SIZES[Group::Qkv as usize]);
+        let per_token = arch.moe.as_ref().map_or(1, |moe| moe.per_token);
+        let widest = GROUP_SIZES[Group::Qkv as usize];
+        self.u.reserve(rows * per_token * rank * widest);
     }
 }
 
@@ -95,42 +107,51 @@ impl Block<'_> {
         self.backward_attention(pass, x, acts);
     }
 
+    /// From the gradient of the block's output to that of the residual stream before the MLP.
     fn backward_mlp(&self, pass: &mut BackwardPass<'_>, acts: &mut Activations) {
         let (layer, rows) = (self.layer, pass.rows);
+        let n = rows * self.arch.hidden_size;
+        match &layer.mlp {
+            Mlp::Dense(gated) => self.backward_gated(pass, gated, acts),
+            Mlp::Sparse(experts) => self.backward_mix(pass, experts, acts),
+        }
+        let deltas = &mut *pass.deltas;
+        elementwise::rms_norm_backward(
+            &acts.middle[..n],
+            &layer.mlp_norm,
+            &acts.inverse[1][..rows],
+            &deltas.normed[..n],
+            &mut deltas.x[..n],
+        );
+    }
+
+    fn backward_gated(&self, pass: &mut BackwardPass<'_>, gated: &Gated, acts: &mut Activations) {
+        let rows = pass.rows;
         let (n, hidden) = (
             rows * self.arch.intermediate_size,
             rows * self.arch.hidden_size,
         );
         let deltas = &mut *pass.deltas;
-        let (norm, inverse) = (layer.post_mlp_norm.as_deref(), &acts.inverse[3][..rows]);
+        let norm = self.layer.post_mlp_norm.as_deref();
+        let inverse = &acts.inverse[3][..rows];
         let (dy, raw) = (&deltas.x[..hidden], &mut deltas.raw);
         let d_out = before_norm(norm, &acts.mlp_out, inverse, dy, raw);
         let down = Backward {
             lora: pass.adapter.group(self.index, Group::Down),
             x: &acts.activated,
             u: &acts.u[Group::Down as usize],
-            layers: &[(&layer.down, d_out)],
+            layers: &[(&gated.down, d_out)],
         };
         down.run(rows, Some(&mut deltas.wide), pass.gradient, &mut deltas.u);
         let (gate, up) = (&mut acts.gate[..n], &mut acts.up[..n]);
-        match self.arch.activation {
-            Activation::Silu => elementwise::swiglu_backward(gate, up, &deltas.wide[..n]),
-            Activation::GeluTanh => elementwise::geglu_backward(gate, up, &deltas.wide[..n]),
-        }
+        self.activate_backward(gate, up, &deltas.wide[..n]);
         let gate_up = Backward {
             lora: pass.adapter.group(self.index, Group::GateUp),
             x: &acts.mlp_normed,
             u: &acts.u[Group::GateUp as usize],
-            layers: &[(&layer.gate, &acts.gate), (&layer.up, &acts.up)],
+            layers: &[(&gated.gate, &acts.gate), (&gated.up, &acts.up)],
         };
         gate_up.run(rows, Some(&mut deltas.normed), pass.gradient, &mut deltas.u);
-        elementwise::rms_norm_backward(
-            &acts.middle[..hidden],
-            &layer.mlp_norm,
-            &acts.inverse[1][..rows],
-            &deltas.normed[..hidden],
-            &mut deltas.x[..hidden],
-        );
     }
 
     fn backward_attention(&self, pass: &mut BackwardPass<'_>, x: &[f32], acts: &mut Activations) {
