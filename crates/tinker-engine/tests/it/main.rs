@@ -12,4 +12,5 @@ mod finite_differences;
 mod generating;
 mod invariance;
 mod loading;
+mod losses;
 mod pytorch;
