@@ -27,6 +27,6 @@ pub use generate::{
     FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, Sample, StopCheck,
     StopReason,
 };
-pub use loss::{Loss, TrainSequence};
-pub use optim::{AdamW, OptimReport};
+pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
+pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
 pub use sampler::Sampling;

@@ -14,6 +14,7 @@ use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
 use crate::clock::now;
+use crate::completions::{Completions, Ended, SamplerClient};
 use crate::db::Db;
 use crate::disk::{Disk, create_dir, remove_dir};
 use crate::engine::Command;
@@ -22,7 +23,7 @@ use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::models::ModelRegistry;
-use crate::operation::Outcome;
+use crate::operation::{Form, Outcome};
 use crate::paths::Paths;
 use crate::segment_log::Syncer;
 
@@ -43,6 +44,7 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) futures: Arc<FutureStore>,
+    pub(crate) completions: Completions,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
     pub(crate) threads: usize,
@@ -123,6 +125,7 @@ impl Core {
             limits: options.limits,
             catalog,
             futures,
+            completions: Completions::default(),
             models: options.models,
             load: options.load,
             threads: options.threads,
@@ -305,8 +308,30 @@ impl Core {
 
     /// Records the result of a sample and wakes those who wait for it.
     pub(crate) fn finish_sample(&self, id: &RequestId, outcome: Outcome) {
+        let ended = Ended {
+            id: id.clone(),
+            failed: outcome.is_failure(),
+            n_bytes: Some(outcome.body.len() as u64),
+        };
         self.samples().finish(id, outcome);
+        self.completions.note(ended);
         self.attempts().note_sample_over(id);
+    }
+
+    /// The samples of a client that ended and whose results nobody fetched since the start.
+    pub(crate) fn ended_samples(&self, client: &SamplerClient) -> Vec<Ended> {
+        let found = self.samples().found().into_iter();
+        found
+            .filter(|f| SamplerClient::of(&f.request_id).as_ref() == Some(client))
+            .filter(|f| !self.futures.was_delivered(&f.request_id))
+            .filter_map(|f| {
+                Some(Ended {
+                    failed: f.finished? == Form::Failed,
+                    id: f.request_id,
+                    n_bytes: None,
+                })
+            })
+            .collect()
     }
 
     /// The training run of a future, if it is one of a run that this server knows.
@@ -543,6 +568,7 @@ mod tests {
             created_at: now(),
             last_request_at: now(),
             corrupted: None,
+            optimizer: Default::default(),
         };
         core.catalog.put_run(row).unwrap();
         id

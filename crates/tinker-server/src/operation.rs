@@ -5,8 +5,8 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tinker_types::{
     CreateModelRequest, ErrorCategory, FailedFuture, ForwardBackwardRequest, LoadWeightsRequest,
-    OptimStepRequest, RequestId, SampleRequest, SamplingSessionId, SaveWeightsForSamplerRequest,
-    SaveWeightsRequest, TrainingRunId, TypeError, proto,
+    OptimStepRequest, RequestId, SampleRequest, SamplingSessionId, SaveWeightsExternalRequest,
+    SaveWeightsForSamplerRequest, SaveWeightsRequest, TrainingRunId, TypeError, proto,
 };
 
 use crate::error::Error;
@@ -23,6 +23,7 @@ pub(crate) enum OpKind {
     OptimStep,
     SaveWeights,
     SaveWeightsForSampler,
+    SaveWeightsExternal,
     /// Puts a checkpoint in the place of a run's weights.
     LoadWeights,
     Sample,
@@ -57,6 +58,7 @@ pub(crate) enum Operation {
     OptimStep(OptimStepRequest),
     SaveWeights(SaveWeightsRequest),
     SaveWeightsForSampler(SaveWeightsForSamplerRequest),
+    SaveWeightsExternal(SaveWeightsExternalRequest),
     LoadWeights(LoadWeightsRequest),
 }
 
@@ -74,6 +76,7 @@ impl Operation {
             OpKind::OptimStep => Self::OptimStep(json(body)?),
             OpKind::SaveWeights => Self::SaveWeights(json(body)?),
             OpKind::SaveWeightsForSampler => Self::SaveWeightsForSampler(json(body)?),
+            OpKind::SaveWeightsExternal => Self::SaveWeightsExternal(json(body)?),
             OpKind::LoadWeights => Self::LoadWeights(json(body)?),
             OpKind::Sample => return Err(TypeError::new("a sample is no operation of a run")),
         })
@@ -87,7 +90,9 @@ impl Operation {
             | Self::CreateFromWeights(_)
             | Self::OptimStep(_)
             | Self::LoadWeights(_) => true,
-            Self::SaveWeights(_) | Self::SaveWeightsForSampler(_) => false,
+            Self::SaveWeights(_)
+            | Self::SaveWeightsForSampler(_)
+            | Self::SaveWeightsExternal(_) => false,
         }
     }
 }

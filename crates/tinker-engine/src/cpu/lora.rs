@@ -1,15 +1,15 @@
 //! Adapters in the layout of the kernels: every factor in both orientations, gradients flat.
 
+mod step;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::{Buffer, round_up};
-use super::elementwise::{self, AdamStep};
-use super::pool::{Pool, SharedMut};
+use super::elementwise;
 use crate::adapter::{ALPHA, AdapterState, HostTensor, LoraSpec};
 use crate::arch::Arch;
 use crate::error::{Error, Result};
-use crate::optim::{AdamW, OptimReport};
+use crate::optim::Family;
 use crate::rng;
 
 /// Linear layers of a block that read the same input, and whose LoRA factors `A` are one matrix.
@@ -284,6 +284,7 @@ pub(crate) struct Adapter {
     /// Accumulated gradient, in the layout of `weights`; empty when there is none.
     pub(crate) gradient: Buffer,
     first_moment: Buffer,
+    /// Empty with Dimuon, which has none.
     second_moment: Buffer,
     step: u64,
 }
@@ -333,6 +334,9 @@ impl Adapter {
         check_names(&places, "gradient", &state.gradient, true)?;
         if !state.moments.is_empty() {
             adapter.first_moment = Buffer::zeros(layout.len);
+        }
+        let family = family_of(state)?;
+        if family == Some(Family::AdamW) {
             adapter.second_moment = Buffer::zeros(layout.len);
         }
         if !state.gradient.is_empty() {
@@ -355,7 +359,9 @@ impl Adapter {
                     return Err(Error::Invalid(message));
                 }
                 place.scatter(first, &mut adapter.first_moment)?;
-                place.scatter(second, &mut adapter.second_moment)?;
+                if family == Some(Family::AdamW) {
+                    place.scatter(second, &mut adapter.second_moment)?;
+                }
             }
             if let Some(gradient) = state.gradient.get(&place.name) {
                 place.scatter(gradient, &mut adapter.gradient)?;
@@ -383,10 +389,12 @@ impl Adapter {
             };
             state.weights.insert(place.name.clone(), tensor);
             if !self.first_moment.is_empty() {
-                let moments = (
-                    place.gather(&self.first_moment),
-                    place.gather(&self.second_moment),
-                );
+                let second = if self.second_moment.is_empty() {
+                    Vec::new()
+                } else {
+                    place.gather(&self.second_moment)
+                };
+                let moments = (place.gather(&self.first_moment), second);
                 state.moments.insert(place.name.clone(), moments);
             }
             if !self.gradient.is_empty() {
@@ -466,101 +474,6 @@ impl Adapter {
         self.layout.rank
     }
 
-    /// One AdamW step; see [`crate::Backend::optim_step`].
-    pub(crate) fn optim_step(&mut self, params: &AdamW, pool: &Pool) -> Result<OptimReport> {
-        params.check()?;
-        let zeros = Buffer::zeros(self.layout.len);
-        let gradient = if self.gradient.is_empty() {
-            &zeros
-        } else {
-            &self.gradient
-        };
-        let grad_norm = norm(gradient, pool);
-        let next = self.step + 1;
-        let step = AdamStep {
-            params: *params,
-            clip: params.clip_factor(grad_norm),
-            correction1: params.correction(params.beta1, next) as f32,
-            correction2_root: params.correction(params.beta2, next).sqrt() as f32,
-        };
-        let (first, second) = if self.step == 0 {
-            (&zeros, &zeros)
-        } else {
-            (&self.first_moment, &self.second_moment)
-        };
-        self.check_update(step, [gradient, first, second], pool)?;
-        if self.step == 0 {
-            self.first_moment = Buffer::zeros(zeros.len());
-            self.second_moment = Buffer::zeros(zeros.len());
-        }
-        if self.gradient.is_empty() {
-            self.gradient = zeros;
-        }
-        self.update(step, pool);
-        self.gradient = Buffer::zeros(0);
-        self.step = next;
-        self.turn();
-        Ok(OptimReport {
-            step: next,
-            grad_norm,
-        })
-    }
-
-    /// Checks that a step with this gradient and these moments leaves every value finite.
-    fn check_update<'a>(
-        &self,
-        step: AdamStep,
-        [gradient, first, second]: [&'a [f32]; 3],
-        pool: &Pool,
-    ) -> Result<()> {
-        let len = self.layout.len;
-        let finite = |w: &[f32], at: usize| {
-            let of = |x: &'a [f32]| &x[at..at + w.len()];
-            elementwise::adamw_stays_finite(step, w, of(gradient), of(first), of(second))
-        };
-        let overflowed = AtomicBool::new(false);
-        pool.run(len.div_ceil(CHUNK), &|i| {
-            let start = i * CHUNK;
-            if !finite(&self.weights[start..len.min(start + CHUNK)], start) {
-                overflowed.store(true, Ordering::Relaxed);
-            }
-        });
-        if !overflowed.into_inner() {
-            return Ok(());
-        }
-        let mut tensors = self.layout.tensors(self.spec.rank);
-        let bad = tensors.find(|t| t.indices().any(|i| !finite(&self.weights[i..=i], i)));
-        let name = bad.map_or("the adapter".to_owned(), |t| format!("`{}`", t.name));
-        Err(Error::NotFinite(format!(
-            "the optimizer step takes weights or moments of {name} out of the range of f32: \
-             lower the learning rate or clip the gradient"
-        )))
-    }
-
-    /// Takes a step that is known to stay finite.
-    fn update(&mut self, step: AdamStep, pool: &Pool) {
-        let len = self.layout.len;
-        let (weights, first, second) = (
-            SharedMut::new(&mut self.weights),
-            SharedMut::new(&mut self.first_moment),
-            SharedMut::new(&mut self.second_moment),
-        );
-        let gradient = &self.gradient;
-        pool.run(len.div_ceil(CHUNK), &|i| {
-            let start = i * CHUNK;
-            let n = CHUNK.min(len - start);
-            // SAFETY: chunks do not overlap and lie inside the buffers, which outlive the call.
-            let (w, m, v) = unsafe {
-                (
-                    weights.slice(start, n),
-                    first.slice(start, n),
-                    second.slice(start, n),
-                )
-            };
-            elementwise::adamw(step, w, &gradient[start..][..n], m, v);
-        });
-    }
-
     /// Checks an accumulated gradient, naming the tensor.
     pub(crate) fn check_gradient(&self, gradient: &[f32]) -> Result<()> {
         if elementwise::sum_of_squares(gradient).is_finite() {
@@ -587,21 +500,6 @@ fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32]) {
     }
 }
 
-/// Elements that one task of an optimizer step handles.
-const CHUNK: usize = 1 << 14;
-
-/// Global L2 norm; chunks are added in order, whoever computed them.
-fn norm(gradient: &[f32], pool: &Pool) -> f64 {
-    let mut sums = vec![0.0f64; gradient.len().div_ceil(CHUNK)];
-    let shared = SharedMut::new(&mut sums);
-    pool.run(gradient.len().div_ceil(CHUNK), &|i| {
-        let chunk = &gradient[i * CHUNK..gradient.len().min((i + 1) * CHUNK)];
-        // SAFETY: each task writes its own element.
-        unsafe { shared.slice(i, 1)[0] = elementwise::sum_of_squares(chunk) };
-    });
-    sums.iter().sum::<f64>().sqrt()
-}
-
 /// Checks that moments and the number of steps that made them fit.
 fn check_step(state: &AdapterState) -> Result<()> {
     // Beyond it `f64`, in which moments are corrected, does not tell steps apart.
@@ -617,6 +515,24 @@ fn check_step(state: &AdapterState) -> Result<()> {
         return Err(Error::Invalid(message));
     }
     Ok(())
+}
+
+/// The optimizer that made the moments, if there are any.
+fn family_of(state: &AdapterState) -> Result<Option<Family>> {
+    let mut moments = state.moments.iter();
+    let Some((_, (_, second))) = moments.next() else {
+        return Ok(None);
+    };
+    let has_none = second.is_empty();
+    if let Some((name, _)) = moments.find(|(_, (_, second))| second.is_empty() != has_none) {
+        let message = format!("second moments of `{name}` and of other weights: some are missing");
+        return Err(Error::Invalid(message));
+    }
+    Ok(Some(if has_none {
+        Family::Dimuon
+    } else {
+        Family::AdamW
+    }))
 }
 
 /// Checks that `names` are those of `places`, all of them and no others; or none at all.

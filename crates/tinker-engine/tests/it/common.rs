@@ -8,7 +8,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::Value;
 use tinker_engine::{
-    AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
+    AdapterId, AdapterState, Backend, Clip, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
     load_cpu_on_vectors,
 };
 
@@ -198,20 +198,18 @@ impl Reference {
                 advantages,
             },
             "ppo" | "cispo" => {
-                let (clip_low, clip_high) = (setting("clip_low"), setting("clip_high"));
+                let clip = Clip::between(setting("clip_low"), setting("clip_high"));
                 if name == "ppo" {
                     Loss::Ppo {
                         logprobs,
                         advantages,
-                        clip_low,
-                        clip_high,
+                        clip,
                     }
                 } else {
                     Loss::Cispo {
                         logprobs,
                         advantages,
-                        clip_low,
-                        clip_high,
+                        clip,
                     }
                 }
             }

@@ -13,4 +13,5 @@ mod finite_differences;
 mod generating;
 mod invariance;
 mod loading;
+mod losses;
 mod pytorch;

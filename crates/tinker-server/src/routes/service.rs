@@ -35,9 +35,8 @@ pub(crate) async fn capabilities(
     Ok(Json(ServerCapabilities { supported_models }))
 }
 
-/// The defaults are right for a server on the same machine: nothing is gained by compressing.
-pub(crate) async fn client_config(_body: Body) -> Json<ClientConfig> {
-    Json(ClientConfig::default())
+pub(crate) async fn client_config(State(app): State<Arc<App>>, _body: Body) -> Json<ClientConfig> {
+    Json(app.client_config().clone())
 }
 
 pub(crate) async fn dynamic_config(_body: Body) -> Json<DynamicConfig> {

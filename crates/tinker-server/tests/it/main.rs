@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod checkpoints;
+mod completions;
 mod disk_faults;
 mod durability;
 mod fake;
@@ -16,5 +17,7 @@ mod passing_faults;
 mod real_engine;
 mod recovery;
 mod sampling;
+mod search;
 mod sessions;
+mod sharing;
 mod training;
