@@ -13,6 +13,7 @@ pub mod generate;
 pub mod load;
 pub mod loss;
 pub mod optim;
+pub mod peft;
 pub mod rng;
 pub mod sampler;
 

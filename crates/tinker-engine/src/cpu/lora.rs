@@ -231,6 +231,19 @@ impl Layout {
     }
 }
 
+/// Names and shapes of the tensors of an adapter.
+///
+/// # Errors
+/// As for [`Adapter::new`].
+pub(crate) fn tensor_shapes(
+    arch: &Arch,
+    spec: &LoraSpec,
+) -> Result<impl Iterator<Item = (String, [usize; 2])>> {
+    let layout = Layout::new(arch, spec)?;
+    let tensors = layout.tensors(spec.rank).map(|t| (t.name, t.shape));
+    Ok(tensors.collect::<Vec<_>>().into_iter())
+}
+
 /// How a PEFT tensor lies in a flat buffer: `A` as it is, `B` transposed, both without padding.
 struct TensorPlace {
     name: String,

@@ -29,6 +29,7 @@ use self::buffer::Buffer;
 pub(crate) use self::elementwise::{arg_max, exp_differences, log_sum_exp};
 use self::infer::{Inference, Scratch, Segment, Slot};
 use self::lora::Adapter;
+pub(crate) use self::lora::tensor_shapes;
 use self::model::{Model, Units};
 use self::pool::Pool;
 use self::simd::Isa;

@@ -27,7 +27,7 @@ pub(crate) const ARCHITECTURES: [&str; 7] = [
     "gemma2",
     "gemma3",
     "qwen3_moe",
-    "qwen3_moe_plain",
+    "qwen3_moe_mixed",
 ];
 
 /// All of these.
@@ -101,22 +101,24 @@ pub(crate) type Load = fn(&str, usize) -> Box<dyn Backend>;
 /// Both ways, which differ where the machine has a matrix unit.
 pub(crate) const LOADS: [Load; 2] = [load, load_on_vectors];
 
-/// All tensors of a float32 safetensors file.
+/// All tensors of a safetensors file of float32 or bf16.
 pub(crate) fn tensors(path: &Path) -> BTreeMap<String, HostTensor> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.tensors().into_iter().map(|(name, view)| {
-        let data = view
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-        (
-            name,
-            HostTensor {
-                shape: view.shape().to_vec(),
-                data: data.collect(),
-            },
-        )
+        let bytes = view.data();
+        let data = match view.dtype() {
+            Dtype::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f32())
+                .collect(),
+            _ => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+        };
+        let shape = view.shape().to_vec();
+        (name, HostTensor { shape, data })
     });
     tensors.collect()
 }

@@ -14,4 +14,5 @@ mod generating;
 mod invariance;
 mod loading;
 mod losses;
+mod peft;
 mod pytorch;
