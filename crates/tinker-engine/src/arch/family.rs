@@ -7,11 +7,11 @@ use super::{LayerArch, Moe};
 /// A family of models whose blocks are alike; one class of transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// Llama 2 and 3, SmolLM 1 and 2.
+    /// Llama 2 and 3, `SmolLM` 1 and 2.
     Llama,
     /// Mistral 7B and what followed it without experts.
     Mistral,
-    /// SmolLM3.
+    /// `SmolLM3`.
     SmolLm3,
     /// Phi-3 and Phi-4.
     Phi3,

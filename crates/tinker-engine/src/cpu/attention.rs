@@ -327,3 +327,59 @@ fn backward_block(
     )];
     matmul(rows, keys, left, products);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heads(window: Option<usize>) -> Heads {
+        Heads {
+            n: 1,
+            n_kv: 1,
+            size: 16,
+            scale: 0.25,
+            softcap: None,
+            window,
+        }
+    }
+
+    #[test]
+    fn a_window_bounds_the_keys_that_a_block_reads() {
+        for window in [1, 31, 32, 33, 500] {
+            let heads = heads(Some(window));
+            for first in (0..4000).step_by(7) {
+                let block = score_block(&heads, first, BLOCK);
+                assert!(block.keys <= window + BLOCK + PANEL, "{window} {first}");
+                assert!(block.from <= (first + 1).saturating_sub(window));
+                assert_eq!(block.from + block.keys, first + BLOCK);
+            }
+        }
+        assert_eq!(heads(None).reach(4000, BLOCK), 4000 + BLOCK);
+    }
+
+    /// Attention of one head over `rows` positions.
+    fn attend(heads: &Heads, rows: usize) -> Vec<f32> {
+        let n = rows * heads.size;
+        let x: Vec<f32> = (0..n).map(|i| ((i * i % 97) as f32 * 0.7).sin()).collect();
+        let mut keys = Buffer::zeros(heads.panels_len(rows));
+        heads.pack_keys(&x, 0, &mut keys);
+        let kv = KeysValues {
+            keys: &keys,
+            values: &x,
+        };
+        let (mut out, mut log) = (vec![0.0; n], vec![0.0; rows]);
+        let shared = SharedMut::new(&mut out);
+        // SAFETY: nobody else touches the output.
+        #[expect(unsafe_code, reason = "as its callers do")]
+        unsafe {
+            forward(heads, 0, 0, &x, kv, (&shared, 0), &mut log);
+        }
+        out
+    }
+
+    #[test]
+    fn a_window_as_long_as_the_sequence_changes_no_bit() {
+        assert_eq!(attend(&heads(Some(300)), 300), attend(&heads(None), 300));
+        assert_ne!(attend(&heads(Some(299)), 300), attend(&heads(None), 300));
+    }
+}

@@ -54,7 +54,7 @@ impl Angles {
     fn rotate(&self, rope: Option<usize>, x: &mut [f32], heads: (usize, usize), direction: f32) {
         if let Some(Turns { half, cos, sin }) = rope.and_then(|rope| self.ropes.get(rope)) {
             let (width, size) = heads;
-            elementwise::rope(x, width, size, cos, sin, *half, direction);
+            elementwise::rope(x, width, size, *half, (cos, sin), direction);
         }
     }
 }

@@ -46,12 +46,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
 fn tanh<const FMA: bool>(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [
-        2.063_908_9e-2,
-        -5.373_971_6e-2,
-        1.333_144_2e-1,
-        -3.333_328e-1,
-    ] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = madd::<FMA>(p, z, c);
     }
     let small = madd::<FMA>(p * z, x, x);
@@ -69,7 +64,7 @@ fn softcap_row<const FMA: bool>(x: &mut [f32], scale: f32, cap: f32) {
 }
 
 /// `sqrt(8 / pi)`, and the cubic coefficient of the approximation of GELU.
-const GELU: [f32; 2] = [1.595_769_1, 0.044_715];
+const GELU: [f32; 2] = [1.595_769, 0.044_715];
 
 #[inline(always)]
 fn sum(lanes: [f32; LANES]) -> f32 {
@@ -274,9 +269,10 @@ kernels! {
     }
 
     /// Rotates the first `2 * half` elements of each head of `x [m, heads * size]`, one half against
-    /// the other (Su et al. 2021, as Llama lays it out); `cos` and `sin` are `[m, half]`. `direction` -1
+    /// the other (Su et al. 2021, as Llama lays it out); `angles` are cosines and sines, `[m, half]`. `direction` -1
     /// turns back, which is the gradient.
-    fn rope / rope_at(x: &mut [f32], width: usize, size: usize, cos: &[f32], sin: &[f32], half: usize, direction: f32) {
+    fn rope / rope_at(x: &mut [f32], width: usize, size: usize, half: usize, angles: (&[f32], &[f32]), direction: f32) {
+        let (cos, sin) = angles;
         let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
         for (row, (cos, sin)) in x.chunks_exact_mut(width).zip(angles) {
             for head in row.chunks_exact_mut(size) {

@@ -216,7 +216,7 @@ pub(crate) struct Layer {
 /// The second half of a block.
 #[derive(Debug)]
 pub(crate) enum Mlp {
-    Dense(Gated),
+    Dense(Box<Gated>),
     Sparse(Experts),
 }
 
@@ -410,7 +410,7 @@ impl Source<'_> {
         let [o] = self.split(block, Group::O, arch.o_bias)?;
         let mlp = match &arch.moe {
             Some(moe) if arch.layers[i].sparse => Mlp::Sparse(self.experts(units, i, moe)?),
-            _ => Mlp::Dense(self.gated(block)?),
+            _ => Mlp::Dense(Box::new(self.gated(block)?)),
         };
         Ok(Layer {
             attention_norm: norm("input_layernorm.weight")?,
