@@ -15,6 +15,7 @@ use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
 use crate::clock::now;
 use crate::completions::{Completions, Ended, SamplerClient};
+use crate::custom_loss::CustomLosses;
 use crate::db::Db;
 use crate::disk::{Disk, create_dir, remove_dir};
 use crate::engine::Command;
@@ -45,6 +46,7 @@ pub(crate) struct Core {
     pub(crate) catalog: Catalog,
     pub(crate) futures: Arc<FutureStore>,
     pub(crate) completions: Completions,
+    pub(crate) custom_losses: CustomLosses,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
     pub(crate) threads: usize,
@@ -117,6 +119,8 @@ impl Core {
             Scope::Samples,
             Arc::clone(&futures),
         )?;
+        let custom_losses =
+            CustomLosses::new(paths.custom_losses(), Arc::clone(&options.disk));
         let attempts = Attempts::open(Arc::clone(&options.disk), paths.attempts());
         let core = Arc::new(Self {
             attempts: Mutex::new(attempts),
@@ -126,6 +130,7 @@ impl Core {
             catalog,
             futures,
             completions: Completions::default(),
+            custom_losses,
             models: options.models,
             load: options.load,
             threads: options.threads,

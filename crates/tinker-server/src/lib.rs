@@ -18,6 +18,7 @@ mod clock;
 mod completions;
 mod copies;
 mod core;
+mod custom_loss;
 mod db;
 mod disk;
 mod engine;

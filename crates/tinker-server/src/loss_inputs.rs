@@ -16,6 +16,7 @@ use tinker_types::{
 };
 
 use crate::error::{Error, Result};
+pub(crate) use settings::FindLoss;
 use settings::Settings;
 use tensors::targets;
 
@@ -32,11 +33,12 @@ const MAX_CELLS: usize = 1 << 26;
 pub(crate) fn sequences(
     request: &ForwardBackwardRequest,
     info: &BaseInfo,
+    find: FindLoss<'_>,
 ) -> Result<Vec<TrainSequence>> {
     if request.data.is_empty() {
         return Err(Error::Invalid("the request holds no data".into()));
     }
-    let settings = Settings::of(&request.loss_fn, &request.loss_fn_config)?;
+    let settings = Settings::of(&request.loss_fn, &request.loss_fn_config, find)?;
     check_size(&request.data)?;
     let of_datum = |(i, datum): (usize, &Datum)| {
         sequence(datum, &settings, info).map_err(|why| Error::Invalid(format!("datum {i}: {why}")))

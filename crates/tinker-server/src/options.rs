@@ -12,6 +12,7 @@ use crate::token::ApiToken;
 /// (nothing is gained by compressing), and clients that share a sampler are told apart by the server.
 pub(crate) fn default_client_config() -> ClientConfig {
     ClientConfig {
+        custom_loss_server_side: true,
         sample_join_sampling_session: true,
         ..ClientConfig::default()
     }

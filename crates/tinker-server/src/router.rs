@@ -13,7 +13,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::auth;
 use crate::routes::{
-    api_keys, checkpoints, futures, models, sampling, search, service, sessions, signed, training,
+    api_keys, checkpoints, custom_losses, futures, models, sampling, search, service, sessions, signed, training,
     training_runs, weights,
 };
 
@@ -71,6 +71,7 @@ fn training_routes() -> Router<Arc<App>> {
         .route(t::SAVE_WEIGHTS_EXTERNAL, post(weights::save_external))
         .route(t::COPY_WEIGHTS, post(weights::copy))
         .route(t::WEIGHTS_INFO, post(weights::info))
+        .route(t::CREATE_CUSTOM_LOSS, post(custom_losses::create))
         .route(t::CREATE_SAMPLING_SESSION, post(sampling::create_session))
         .route(&under(t::SAMPLERS, "/{id}"), get(sampling::get))
         .route(t::ASAMPLE, post(sampling::sample))

@@ -1,5 +1,7 @@
 //! The steps of training: passes that add to the gradient, and optimizer steps that use it up.
 
+use std::sync::Arc;
+
 use prost::Message as _;
 use tinker_engine::Optimizer;
 use tinker_types::{
@@ -18,8 +20,11 @@ impl Worker {
         run: &TrainingRunId,
         request: &ForwardBackwardRequest,
     ) -> Result<Outcome> {
+        let core = Arc::clone(&self.core);
+        let session = core.catalog.run(run)?.session_id;
+        let find = |id: &str| core.custom_losses.get(&session, id);
         let (base, active) = self.active(run)?;
-        let sequences = loss_inputs::sequences(request, base.backend.info())?;
+        let sequences = loss_inputs::sequences(request, base.backend.info(), &find)?;
         let outputs = if request.forward_only {
             base.backend.forward(Some(active.adapter), &sequences)?
         } else {

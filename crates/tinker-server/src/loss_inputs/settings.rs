@@ -1,16 +1,24 @@
 //! Which losses there are, their settings, and the inputs that each takes.
 
+use std::sync::Arc;
+
 use tinker_engine::{Bound, Clip, Loss};
 use tinker_types::{Datum, LossConfig, LossConfigValue, LossFn, loss_input};
 
-use super::tensors::floats;
+use super::tensors::{floats, input};
+use crate::custom_loss::{Program, loss_of};
 use crate::error::{Error, Result};
 
+/// Finds an uploaded loss by its id.
+pub(crate) type FindLoss<'a> = &'a dyn Fn(&str) -> Result<Arc<Program>>;
+
 /// The loss of a request with its settings resolved.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Settings {
     name: LossFn,
     kind: Kind,
+    /// The uploaded loss of [`Kind::Custom`].
+    program: Option<Arc<Program>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,6 +29,7 @@ enum Kind {
     Cispo(Range),
     Dro { beta: f32 },
     Gspo(Range),
+    Custom,
 }
 
 /// Bounds of the ratio.
@@ -34,6 +43,7 @@ const CLIP_LOW: &str = "clip_low_threshold";
 const CLIP_HIGH: &str = "clip_high_threshold";
 const RATIO_MASK: &str = "sequence_ratio_mask";
 const BETA: &str = "beta";
+const LOSS_ID: &str = "loss_id";
 /// The example value of the public description of DRO.
 const DEFAULT_BETA: f32 = 0.05;
 const PPO_RANGE: Range = Range {
@@ -58,7 +68,8 @@ impl Settings {
     ///
     /// # Errors
     /// [`Error::Invalid`] naming the loss or the setting at fault.
-    pub(super) fn of(loss: &LossFn, config: &LossConfig) -> Result<Self> {
+    pub(super) fn of(loss: &LossFn, config: &LossConfig, find: FindLoss<'_>) -> Result<Self> {
+        let mut program = None;
         let kind = match loss {
             LossFn::CrossEntropy => Kind::CrossEntropy,
             LossFn::ImportanceSampling => Kind::ImportanceSampling,
@@ -68,9 +79,18 @@ impl Settings {
             LossFn::Dro => Kind::Dro {
                 beta: number(config, BETA, DEFAULT_BETA)?,
             },
+            LossFn::Custom => {
+                let Some(LossConfigValue::Text(id)) = config.get(LOSS_ID) else {
+                    return Err(Error::Invalid(format!(
+                        "loss custom needs the text {LOSS_ID} in its settings, as create_custom_loss returned it"
+                    )));
+                };
+                program = Some(find(id)?);
+                Kind::Custom
+            }
             other => {
                 return Err(Error::Invalid(format!(
-                    "loss {other} is not supported by this server: it has cross_entropy, importance_sampling, ppo, cispo, dro and gspo"
+                    "loss {other} is not supported by this server: it has cross_entropy, importance_sampling, ppo, cispo, dro, gspo and custom"
                 )));
             }
         };
@@ -88,13 +108,28 @@ impl Settings {
         Ok(Self {
             name: loss.clone(),
             kind,
+            program,
         })
     }
 
     /// Checks that a datum has the inputs that the loss needs and no others.
     pub(super) fn check_names(&self, datum: &Datum) -> Checked<()> {
-        let (needed, optional) = self.kind.inputs();
         let inputs = datum.loss_fn_inputs();
+        if let Some(program) = &self.program {
+            let names = program.inputs().iter().map(|input| input.name.as_str());
+            // Clients send a datum as it is, so it may hold more.
+            return match names
+                .chain([loss_input::TARGET_TOKENS])
+                .find(|n| !inputs.contains_key(*n))
+            {
+                Some(missing) => Err(format!(
+                    "loss {} needs the input {missing:?}",
+                    program.name()
+                )),
+                None => Ok(()),
+            };
+        }
+        let (needed, optional) = self.kind.inputs();
         let mut takes = needed.iter().chain(optional);
         if let Some(unknown) = inputs
             .keys()
@@ -115,6 +150,9 @@ impl Settings {
 
     /// The loss of a datum whose targets have this shape.
     pub(super) fn loss(&self, datum: &Datum, shape: &[usize]) -> Checked<Loss> {
+        if let Some(program) = &self.program {
+            return custom(program, datum, shape);
+        }
         let floats = |name: &str| floats(datum, name, shape);
         if self.kind == Kind::CrossEntropy {
             // Clients may leave the weights out; then every target counts once.
@@ -135,10 +173,12 @@ impl Settings {
         let advantages = floats(loss_input::ADVANTAGES)?;
         let clip = |range| clip(datum, range, *n);
         Ok(match self.kind {
-            Kind::CrossEntropy | Kind::ImportanceSampling => Loss::ImportanceSampling {
-                logprobs,
-                advantages,
-            },
+            Kind::CrossEntropy | Kind::ImportanceSampling | Kind::Custom => {
+                Loss::ImportanceSampling {
+                    logprobs,
+                    advantages,
+                }
+            }
             Kind::Ppo(range) => Loss::Ppo {
                 logprobs,
                 advantages,
@@ -170,6 +210,7 @@ impl Kind {
             Self::CrossEntropy | Self::ImportanceSampling => &[],
             Self::Ppo(_) | Self::Cispo(_) | Self::Gspo(_) => &[CLIP_LOW, CLIP_HIGH],
             Self::Dro { .. } => &[BETA],
+            Self::Custom => &[LOSS_ID],
         }
     }
 
@@ -179,6 +220,7 @@ impl Kind {
         const POLICY: &[&str] = &[TARGETS, loss_input::LOGPROBS, loss_input::ADVANTAGES];
         match self {
             Self::CrossEntropy => (&[TARGETS], &[loss_input::WEIGHTS]),
+            Self::Custom => (&[TARGETS], &[]),
             Self::ImportanceSampling | Self::Dro { .. } => (POLICY, &[]),
             Self::Ppo(_) | Self::Cispo(_) => (POLICY, &[CLIP_LOW, CLIP_HIGH]),
             Self::Gspo(_) => (
@@ -192,6 +234,31 @@ impl Kind {
             ),
         }
     }
+}
+
+/// The uploaded loss of a datum, with the inputs that it reads.
+fn custom(program: &Arc<Program>, datum: &Datum, shape: &[usize]) -> Checked<Loss> {
+    if shape.len() != program.rank() {
+        return Err(format!(
+            "target_tokens of shape {shape:?} for loss {}, whose logprobs have rank {}",
+            program.name(),
+            program.rank()
+        ));
+    }
+    let inputs = program.inputs().iter().map(|declared| {
+        let found = input(datum, &declared.name)?;
+        if found.shape.len() == usize::from(declared.rank) {
+            return Ok(found);
+        }
+        Err(format!(
+            "{} of shape {:?} for loss {}, which takes it with rank {}",
+            declared.name,
+            found.shape,
+            program.name(),
+            declared.rank
+        ))
+    });
+    Ok(loss_of(program, shape, inputs.collect::<Checked<_>>()?))
 }
 
 fn range(config: &LossConfig, default: Range) -> Result<Range> {
@@ -252,9 +319,17 @@ fn in_ratio(mask: &[f32]) -> Checked<Vec<bool>> {
 mod tests {
     use super::*;
 
+    fn no_loss(id: &str) -> Result<Arc<Program>> {
+        Err(Error::Invalid(format!("no loss {id}")))
+    }
+
     #[test]
     fn policy_losses_have_the_documented_defaults() {
-        let kind_of = |loss: &LossFn| Settings::of(loss, &LossConfig::new()).unwrap().kind;
+        let kind_of = |loss: &LossFn| {
+            Settings::of(loss, &LossConfig::new(), &no_loss)
+                .unwrap()
+                .kind
+        };
 
         assert_eq!(
             kind_of(&LossFn::Ppo),
@@ -282,12 +357,14 @@ mod tests {
     fn unknown_losses_and_settings_are_refused() {
         let config = LossConfig::from([("beta".to_owned(), LossConfigValue::Number(1.0))]);
 
-        let error = Settings::of(&LossFn::Ppo, &config).unwrap_err().to_string();
+        let error = Settings::of(&LossFn::Ppo, &config, &no_loss)
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "loss ppo does not take the setting \"beta\": it takes clip_low_threshold, clip_high_threshold"
         );
-        let error = Settings::of(&LossFn::StableReinforce, &LossConfig::new());
+        let error = Settings::of(&LossFn::StableReinforce, &LossConfig::new(), &no_loss);
         let error = error.unwrap_err().to_string();
         assert!(
             error.contains("stable_reinforce is not supported by this server"),

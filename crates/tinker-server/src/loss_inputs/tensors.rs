@@ -4,6 +4,7 @@ use tinker_engine::BaseInfo;
 use tinker_types::{Datum, loss_input};
 
 use super::check_range;
+use crate::custom_loss::Input;
 
 /// Most targets per position: a distillation target lists the likeliest tokens, not a vocabulary.
 const MAX_TARGETS: usize = 1024;
@@ -40,6 +41,29 @@ pub(super) fn targets(
     check_range(name, values.iter().copied(), info)?;
     let targets = values.iter().map(|&t| t as u32).collect();
     Ok((targets, k, tensor.shape().to_vec()))
+}
+
+/// An input of any shape and kind, for an uploaded loss.
+pub(super) fn input(datum: &Datum, name: &str) -> Result<Input, String> {
+    let Some(tensor) = datum.loss_fn_inputs().get(name) else {
+        return Err(format!("the input {name:?} is missing"));
+    };
+    let tensor = tensor.to_dense();
+    let shape = tensor.shape().to_vec();
+    if let Some(values) = tensor.as_ints() {
+        let data = values.iter().map(|v| *v as f64).collect();
+        return Ok(Input {
+            shape,
+            is_int: true,
+            data,
+        });
+    }
+    let data = floats(datum, name, &shape)?;
+    Ok(Input {
+        data: data.into_iter().map(f64::from).collect(),
+        is_int: false,
+        shape,
+    })
 }
 
 /// Finite numbers of this shape.

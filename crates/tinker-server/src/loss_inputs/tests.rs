@@ -1,6 +1,13 @@
+use std::sync::Arc;
+
 use super::*;
+use crate::custom_loss::Program;
 use tinker_engine::{Bound, Loss};
 use tinker_types::{LossConfig, LossFn, SparseIndex};
+
+fn no_loss(id: &str) -> Result<Arc<Program>> {
+    Err(Error::Invalid(format!("no loss {id}")))
+}
 
 fn info() -> BaseInfo {
     BaseInfo {
@@ -34,7 +41,7 @@ fn request(loss: LossFn, datum: Datum) -> ForwardBackwardRequest {
 }
 
 fn refusal(loss: LossFn, datum: Datum) -> String {
-    sequences(&request(loss, datum), &info())
+    sequences(&request(loss, datum), &info(), &no_loss)
         .unwrap_err()
         .to_string()
 }
@@ -52,6 +59,7 @@ fn missing_weights_count_every_target_once() {
     let built = sequences(
         &request(LossFn::CrossEntropy, datum(&[1, 2], &[targets_of(2)])),
         &info(),
+        &no_loss,
     );
 
     let expected = Loss::CrossEntropy {
@@ -75,6 +83,7 @@ fn sparse_targets_become_dense() {
     let built = sequences(
         &request(LossFn::CrossEntropy, datum(&[1, 2], &inputs)),
         &info(),
+        &no_loss,
     )
     .unwrap();
 
@@ -115,11 +124,11 @@ fn wide_and_many_sparse_tensors_are_refused() {
     let mut many = request(ce.clone(), of_shape(2, 1 << 20));
     many.data = vec![many.data[0].clone(); 33];
     assert_eq!(
-        sequences(&many, &info()).unwrap_err().to_string(),
+        sequences(&many, &info(), &no_loss).unwrap_err().to_string(),
         "datum 32: the tensors of the data up to here have 69206016 cells, more than 67108864: send fewer data at once"
     );
     assert_eq!(
-        sequences(&request(ce, of_shape(2, 1024)), &info()).unwrap()[0].k,
+        sequences(&request(ce, of_shape(2, 1024)), &info(), &no_loss).unwrap()[0].k,
         1024
     );
 }
@@ -196,7 +205,7 @@ fn policy(others: &[(&'static str, TensorData)]) -> Datum {
 fn thresholds_of_a_datum_take_the_place_of_those_of_the_request() {
     let low = floats_of("clip_low_threshold", &[0.5, 0.75]);
 
-    let built = sequences(&request(LossFn::Ppo, policy(&[low])), &info()).unwrap();
+    let built = sequences(&request(LossFn::Ppo, policy(&[low])), &info(), &no_loss).unwrap();
 
     let Loss::Ppo { clip, .. } = &built[0].loss else {
         panic!("{built:?}");
@@ -209,7 +218,7 @@ fn thresholds_of_a_datum_take_the_place_of_those_of_the_request() {
 fn gspo_needs_a_mask_that_marks_something() {
     let mask = floats_of("sequence_ratio_mask", &[0.0, -2.0]);
 
-    let built = sequences(&request(LossFn::Gspo, policy(&[mask])), &info()).unwrap();
+    let built = sequences(&request(LossFn::Gspo, policy(&[mask])), &info(), &no_loss).unwrap();
 
     let Loss::Gspo { in_ratio, .. } = &built[0].loss else {
         panic!("{built:?}");
@@ -266,7 +275,7 @@ fn outputs_name_what_each_target_adds() {
         LossFn::CrossEntropy,
         datum(&[1, 2], &[targets_of(2), weights]),
     );
-    let sequences = sequences(&request, &info()).unwrap();
+    let sequences = sequences(&request, &info(), &no_loss).unwrap();
     let computed = SequenceOutput {
         logprobs: vec![-1.0, -3.0],
         loss: 6.5,

@@ -2,6 +2,7 @@
 
 pub(crate) mod api_keys;
 pub(crate) mod checkpoints;
+pub(crate) mod custom_losses;
 pub(crate) mod futures;
 pub(crate) mod models;
 pub(crate) mod sampling;
