@@ -465,6 +465,8 @@ pub(crate) const fn name_of(kind: OpKind) -> &'static str {
         OpKind::CreateFromWeights | OpKind::LoadWeights => "load_weights",
         OpKind::ForwardBackward => "forward_backward",
         OpKind::OptimStep => "optim_step",
+        OpKind::ZeroGrad => "zero_grad",
+        OpKind::GradientStats => "gradient_stats",
         OpKind::SaveWeights => "save_weights",
         OpKind::SaveWeightsForSampler => "save_weights_for_sampler",
         OpKind::SaveWeightsExternal => "save_weights_external",

@@ -65,6 +65,8 @@ fn training_routes() -> Router<Arc<App>> {
         .route(t::FORWARD_BACKWARD, post(training::forward_backward))
         .route(t::FORWARD, post(training::forward))
         .route(t::OPTIM_STEP, post(training::optim_step))
+        .route(t::ZERO_GRAD, post(training::zero_grad))
+        .route(t::GRADIENT_STATS, post(training::gradient_stats))
         .route(t::SAVE_WEIGHTS, post(weights::save))
         .route(t::LOAD_WEIGHTS, post(weights::load))
         .route(t::SAVE_WEIGHTS_FOR_SAMPLER, post(weights::save_for_sampler))

@@ -89,6 +89,8 @@ impl Worker {
             Operation::CreateFromWeights(request) => self.create_from_weights(run, request),
             Operation::ForwardBackward(request) => self.forward_backward(run, request),
             Operation::OptimStep(request) => self.optim_step(run, request),
+            Operation::ZeroGrad => self.zero_grad(run),
+            Operation::GradientStats => self.gradient_stats(run),
             Operation::LoadWeights(request) => self.load_weights(run, request),
             Operation::SaveWeights(request) => self.save_weights(run, seq, queued, request),
             Operation::SaveWeightsExternal(request) => {

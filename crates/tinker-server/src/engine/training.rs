@@ -5,7 +5,8 @@ use std::sync::Arc;
 use prost::Message as _;
 use tinker_engine::Optimizer;
 use tinker_types::{
-    ForwardBackwardRequest, OptimStepRequest, OptimStepResponse, TrainingRunId, proto,
+    ForwardBackwardRequest, GradientStats, GradientStatsResponse, OptimStepRequest,
+    OptimStepResponse, TrainingRunId, ZeroGradResponse, proto,
 };
 
 use super::Worker;
@@ -64,4 +65,35 @@ impl Worker {
             metrics: Some(metrics.into()),
         }))
     }
+
+    pub(super) fn zero_grad(&mut self, run: &TrainingRunId) -> Result<Outcome> {
+        let (base, active) = self.active(run)?;
+        base.backend.clear_gradient(active.adapter)?;
+        Ok(Outcome::json(&ZeroGradResponse::default()))
+    }
+
+    pub(super) fn gradient_stats(&mut self, run: &TrainingRunId) -> Result<Outcome> {
+        let (base, active) = self.active(run)?;
+        let state = base.backend.export_adapter(active.adapter)?;
+        let all = state.gradient.values().flatten().copied();
+        let tensors = state.gradient.iter();
+        let tensors = tensors.map(|(name, g)| (name.clone(), stats(g.iter().copied())));
+        Ok(Outcome::json(&GradientStatsResponse {
+            total: stats(all),
+            tensors: tensors.collect(),
+            tag: Default::default(),
+        }))
+    }
+}
+
+fn stats(gradient: impl Iterator<Item = f32>) -> GradientStats {
+    let (mut stats, mut squares) = (GradientStats::default(), 0.0);
+    for g in gradient.map(f64::from) {
+        squares += g * g;
+        stats.max_abs = stats.max_abs.max(g.abs());
+        stats.n_zero += u64::from(g == 0.0);
+        stats.n_values += 1;
+    }
+    stats.l2 = squares.sqrt();
+    stats
 }

@@ -13,6 +13,9 @@ use crate::api_error::ApiResult;
 use crate::app::App;
 use crate::body::{Body, blocking};
 
+/// What this server does beyond the API.
+const EXTENSIONS: [&str; 2] = ["zero_grad", "gradient_stats"];
+
 pub(crate) async fn healthz() -> Json<HealthResponse> {
     Json(HealthResponse {
         status: "ok".into(),
@@ -32,7 +35,10 @@ pub(crate) async fn capabilities(
             sampleable: Some(true),
         })
         .collect();
-    Ok(Json(ServerCapabilities { supported_models }))
+    Ok(Json(ServerCapabilities {
+        supported_models,
+        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+    }))
 }
 
 pub(crate) async fn client_config(State(app): State<Arc<App>>, _body: Body) -> Json<ClientConfig> {

@@ -13,6 +13,7 @@ mod durability;
 mod fake;
 mod harness;
 mod lifecycle;
+mod losses;
 mod passing_faults;
 mod real_engine;
 mod recovery;
