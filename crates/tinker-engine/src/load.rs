@@ -79,11 +79,6 @@ impl Weights {
         entries.map(|(name, entry)| (name.as_str(), &entry.shape[..]))
     }
 
-    /// The shape of a tensor, if it is there.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.index.get(name).map(|entry| &entry.shape[..])
-    }
-
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
         let refuse = |message: String| Error::Model {
             path: path.clone(),

@@ -52,7 +52,7 @@ impl Config {
                 format!("bias `{}`", self.bias.as_deref().unwrap_or_default()),
             ),
             (
-                !self.alpha_pattern.is_empty(),
+                self.alpha_pattern.keys().any(|key| !key.ends_with(EXPERTS)),
                 "an alpha_pattern".to_owned(),
             ),
             (
@@ -71,10 +71,26 @@ impl Config {
     }
 
     /// What PEFT multiplies `B A x` by in a module of rank `r`.
-    fn scale(&self, r: usize) -> f64 {
+    fn scale(&self, r: usize, is_joined: bool) -> f64 {
         let r = r as f64;
-        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
+        let own = self.alpha_pattern.iter().find(|_| is_joined);
+        let alpha = own
+            .and_then(|(_, alpha)| alpha.as_f64())
+            .unwrap_or(self.lora_alpha);
+        alpha / if self.use_rslora { r.sqrt() } else { r }
     }
+}
+
+/// How PEFT's pattern for the joined gate and up projections of experts ends.
+const EXPERTS: &str = "gate_up_proj";
+
+/// A factor of a module, `[rows, columns]`.
+struct Factor {
+    rows: usize,
+    columns: usize,
+    values: Vec<f32>,
+    /// Of the gate and up projections of experts, which PEFT takes for one module.
+    is_joined: bool,
 }
 
 /// Reads an adapter directory for the base model in `base`.
@@ -95,87 +111,189 @@ pub fn read_peft(dir: &Path, base: &Path) -> Result<AdapterState> {
     let config: Config = serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))?;
     config.check().map_err(refuse)?;
     let arch = Arch::load(base)?;
-    let weights = Weights::open_file(&dir.join("adapter_model.safetensors"))?;
-    let spec = spec(&config, &weights)?;
-    let mut places = BTreeMap::new();
-    for (name, shape) in tensor_shapes(&arch, &spec)? {
-        places.insert(name, shape);
-    }
-    if let Some((name, _)) = weights
-        .shapes()
-        .find(|(name, _)| !places.contains_key(*name))
-    {
+    let mut factors = factors(&arch, dir)?;
+    split_experts(&arch, &mut factors)?;
+    let spec = spec(&config, &factors)?;
+    let places: BTreeMap<_, _> = tensor_shapes(&arch, &spec)?.collect();
+    if let Some(name) = factors.keys().find(|name| !places.contains_key(*name)) {
         let message = format!("`{name}` is of no LoRA module of {}", arch.name);
         return Err(Error::Invalid(message));
     }
     let tensor = |(name, shape): (String, [usize; 2])| {
-        let data = read(&config, &weights, &name, shape, spec.rank)?;
+        let data = match factors.get(&name) {
+            Some(factor) => fit(&config, &name, shape, spec.rank, factor)?,
+            None => vec![0.0; shape[0] * shape[1]],
+        };
         let shape = shape.to_vec();
         Ok((name, HostTensor { shape, data }))
     };
+    let weights = places.into_iter().map(tensor).collect::<Result<_>>()?;
     Ok(AdapterState {
         spec,
-        weights: places.into_iter().map(tensor).collect::<Result<_>>()?,
+        weights,
         moments: BTreeMap::new(),
         gradient: BTreeMap::new(),
         step: 0,
     })
 }
 
+/// All factors in the file, by name.
+fn factors(arch: &Arch, dir: &Path) -> Result<BTreeMap<String, Factor>> {
+    let weights = Weights::open_file(&dir.join("adapter_model.safetensors"))?;
+    let mut factors = BTreeMap::new();
+    for (name, shape) in weights.shapes() {
+        // With a module of the head or of the embedding PEFT also writes the frozen weight.
+        let is_frozen = [".base_layer.weight", ".embed_tokens.weight"];
+        if is_frozen.iter().any(|end| name.ends_with(end)) {
+            weights.tensor(name, &[arch.vocab_size, arch.hidden_size])?;
+            continue;
+        }
+        let &[rows, columns] = shape else {
+            return Err(Error::Invalid(format!("`{name}` has shape {shape:?}")));
+        };
+        let mut values = vec![0.0; rows * columns];
+        weights.tensor(name, shape)?.read(0, &mut values)?;
+        let factor = Factor {
+            rows,
+            columns,
+            values,
+            is_joined: false,
+        };
+        factors.insert(name.to_owned(), factor);
+    }
+    Ok(factors)
+}
+
+/// Replaces the factors of all experts of a block, as PEFT writes them since transformers keeps these
+/// in one tensor, by factors of each.
+///
+/// With `e` experts, `A` is `[e * rank, in]`, one expert after the other; `B` is `[out, rank * e]`,
+/// where column `j * e + i` is column `j` of expert `i`. Gate and up are one module.
+fn split_experts(arch: &Arch, factors: &mut BTreeMap<String, Factor>) -> Result<()> {
+    let Some(moe) = &arch.moe else { return Ok(()) };
+    for block in 0..arch.n_layers {
+        let owner = format!("base_model.model.model.layers.{block}.mlp.experts");
+        // The first of two parameters that PEFT wraps is inside the wrapper of the second.
+        for wrapper in ["", ".base_layer"] {
+            let name = |factor: &str| format!("{owner}{wrapper}.lora_{factor}.weight");
+            let (a, b) = (factors.remove(&name("A")), factors.remove(&name("B")));
+            let (a, b) = match (a, b) {
+                (Some(a), Some(b)) => (a, b),
+                (None, None) => continue,
+                _ => {
+                    let message = format!("`{}` or its B is missing", name("A"));
+                    return Err(Error::Invalid(message));
+                }
+            };
+            let down = (moe.width, arch.hidden_size);
+            let parts: &[&str] = match (a.columns, b.rows) {
+                sizes if sizes == (arch.hidden_size, 2 * moe.width) => &["gate_proj", "up_proj"],
+                sizes if sizes == down => &["down_proj"],
+                _ => &[],
+            };
+            let fits = a.rows.is_multiple_of(moe.n_experts) && b.columns == a.rows;
+            if parts.is_empty() || !fits {
+                let (a, b) = ([a.rows, a.columns], [b.rows, b.columns]);
+                let name = name("A");
+                let message = format!("`{name}` has shape {a:?} and its B {b:?}, of no experts");
+                return Err(Error::Invalid(message));
+            }
+            for expert in 0..moe.n_experts {
+                for (i, part) in parts.iter().enumerate() {
+                    let [a, b] = expert_factors(&a, &b, moe.n_experts, expert, (i, parts.len()));
+                    let name = |factor| format!("{owner}.{expert}.{part}.lora_{factor}.weight");
+                    factors.insert(name("A"), a);
+                    factors.insert(name("B"), b);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `A` and `B` of part `i` of `n` of one of the experts.
+fn expert_factors(
+    a: &Factor,
+    b: &Factor,
+    n_experts: usize,
+    expert: usize,
+    (i, n): (usize, usize),
+) -> [Factor; 2] {
+    let (rank, out) = (a.rows / n_experts, b.rows / n);
+    let start = expert * rank * a.columns;
+    let rows = b.values.chunks_exact(b.columns).skip(i * out).take(out);
+    let column =
+        |row: &[f32]| -> Vec<f32> { row[expert..].iter().step_by(n_experts).copied().collect() };
+    let is_joined = n > 1;
+    [
+        Factor {
+            rows: rank,
+            columns: a.columns,
+            values: a.values[start..][..rank * a.columns].to_vec(),
+            is_joined,
+        },
+        Factor {
+            rows: out,
+            columns: rank,
+            values: rows.flat_map(column).collect(),
+            is_joined,
+        },
+    ]
+}
+
 /// The largest rank, and the groups that have modules.
-fn spec(config: &Config, weights: &Weights) -> Result<LoraSpec> {
+fn spec(config: &Config, factors: &BTreeMap<String, Factor>) -> Result<LoraSpec> {
     let mut spec = LoraSpec {
-        rank: config.r,
+        rank: 0,
         seed: 0,
         train_attn: false,
         train_mlp: false,
         train_unembed: false,
     };
-    let mut widest = 0;
-    for (name, shape) in weights.shapes() {
+    for (name, factor) in factors {
         if name.ends_with(".lora_A.weight") {
-            widest = widest.max(shape.first().copied().unwrap_or(0));
+            spec.rank = spec.rank.max(factor.rows);
         }
         spec.train_attn |= name.contains(".self_attn.");
         spec.train_mlp |= name.contains(".mlp.");
         spec.train_unembed |= name.contains(".lm_head.");
     }
-    if widest != config.r && config.rank_pattern.is_empty() {
-        let r = config.r;
+    if spec.rank != config.r && config.rank_pattern.is_empty() {
+        let (found, r) = (spec.rank, config.r);
         return Err(Error::Invalid(format!(
-            "the adapter's tensors have rank {widest}, adapter_config.json says {r}"
+            "the adapter's tensors have rank {found}, adapter_config.json says {r}"
         )));
     }
-    spec.rank = widest.max(1);
     Ok(spec)
 }
 
-/// One tensor, `A [rank, in]` or `B [out, rank]`: padded with zeros, or all zeros if it is not there.
-fn read(
+/// A factor in our shape, `A [rank, in]` or `B [out, rank]`: scaled, and padded with zeros.
+fn fit(
     config: &Config,
-    weights: &Weights,
     name: &str,
     [rows, columns]: [usize; 2],
     rank: usize,
+    factor: &Factor,
 ) -> Result<Vec<f32>> {
-    let mut data = vec![0.0; rows * columns];
     let is_a = name.ends_with(".lora_A.weight");
-    let (own, found) = match weights.shape(name) {
-        None => return Ok(data),
-        // A rank of its own is padded; any other difference is refused below.
-        Some(&[own, _]) if is_a => (own, [own, columns]),
-        Some(&[_, own]) => (own, [rows, own]),
-        Some(_) => (rank, [rows, columns]),
+    let (own, fits) = if is_a {
+        (factor.rows, factor.columns == columns)
+    } else {
+        (factor.columns, factor.rows == rows)
     };
-    let tensor = weights.tensor(name, &found)?;
-    let mut values = vec![0.0; found[0] * found[1]];
-    tensor.read(0, &mut values)?;
+    if !fits || own == 0 || own > rank {
+        let found = [factor.rows, factor.columns];
+        let wanted = [rows, columns];
+        return Err(Error::Invalid(format!(
+            "`{name}` has shape {found:?}, the base model asks for {wanted:?}"
+        )));
+    }
     let ours = f64::from(ALPHA) / rank as f64;
-    let scale = if is_a { 1.0 } else { config.scale(own) / ours };
-    for (row, values) in data
-        .chunks_exact_mut(columns)
-        .zip(values.chunks_exact(found[1]))
-    {
+    let theirs = config.scale(own, factor.is_joined);
+    let scale = if is_a { 1.0 } else { theirs / ours };
+    let mut data = vec![0.0; rows * columns];
+    let found = factor.values.chunks_exact(factor.columns);
+    for (row, values) in data.chunks_exact_mut(columns).zip(found) {
         for (to, from) in row.iter_mut().zip(values) {
             *to = (f64::from(*from) * scale) as f32;
         }

@@ -79,6 +79,22 @@ fn an_adapter_as_peft_wrote_it_gives_its_logits() {
 }
 
 #[test]
+fn an_adapter_that_peft_made_gives_its_logits() {
+    // Experts joined in one module, and the frozen weight of the head beside its LoRA.
+    let reference = Reference::of("qwen3_moe");
+
+    let read = read_peft(&dir("qwen3_moe").join("peft"), &dir("qwen3_moe")).unwrap();
+
+    assert_eq!(read.spec.rank, 4);
+    let theirs = floats(&reference.json["peft_own"]["logits"]);
+    for (a, b) in logits("qwen3_moe", &read).iter().zip(&theirs) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    let plain = logits("qwen3_moe", &reference.adapter());
+    assert!(relative(&plain, &theirs) > 0.01, "the adapters differ");
+}
+
+#[test]
 fn alpha_rank_and_modules_are_the_adapters_own() {
     let reference = Reference::of("llama");
     let state = reference.adapter();

@@ -369,3 +369,91 @@ impl Block<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOE: Moe = Moe {
+        n_experts: 4,
+        per_token: 2,
+        width: 8,
+        normalised: true,
+    };
+
+    /// Where rows with these logits go.
+    fn route(moe: &Moe, logits: &[f32]) -> Routing {
+        let mut routing = Routing::new();
+        let rows = logits.len() / moe.n_experts;
+        routing.probabilities = Buffer::from_slice(logits);
+        routing.rows.resize(rows * moe.per_token, 0);
+        routing.weights.resize(rows * moe.per_token, 0.0);
+        routing.route(moe, rows);
+        routing
+    }
+
+    #[test]
+    fn rows_go_to_their_likeliest_experts_sorted_by_expert_then_row() {
+        let logits = [0.0, 1.0, 2.0, -1.0, 3.0, 0.0, 1.0, 2.0, 0.0, 0.5, -2.0, 0.4];
+
+        let routing = route(&MOE, &logits);
+
+        assert_eq!(routing.chosen, [2, 1, 0, 3, 1, 3]);
+        assert_eq!(routing.starts, [0, 1, 3, 4, 6]);
+        assert_eq!(routing.assigned(), [1, 0, 2, 0, 1, 2]);
+        let e = std::f32::consts::E;
+        let wanted = [e, 1.0, 1.0 / (1.0 + (-0.1f32).exp())];
+        let wanted = [wanted[0] / (1.0 + e), wanted[1] / (1.0 + e), wanted[2]];
+        for (weight, wanted) in routing.weights.iter().zip(wanted) {
+            assert!((weight - wanted).abs() < 1e-6, "{weight} {wanted}");
+        }
+    }
+
+    #[test]
+    fn weights_are_probabilities_unless_they_are_normalised() {
+        let moe = Moe {
+            normalised: false,
+            ..MOE
+        };
+
+        let routing = route(&moe, &[0.0; 4]);
+
+        // Of equals the first.
+        assert_eq!(routing.chosen, [0, 1]);
+        assert_eq!(routing.weights, [0.25, 0.25]);
+    }
+
+    #[test]
+    fn a_row_that_is_not_a_number_goes_somewhere() {
+        let routing = route(&MOE, &[f32::NAN; 8]);
+
+        assert_eq!(routing.assigned().len(), 4);
+        assert!(routing.assigned().iter().all(|row| *row < 2));
+    }
+
+    #[test]
+    fn runs_of_a_batch_are_found_among_the_rows_of_an_expert() {
+        let logits = [[5.0, 4.0, 0.0, 0.0], [0.0, 0.0, 5.0, 4.0]];
+        let rows = [0, 1, 0, 0, 1].map(|kind: usize| logits[kind]).concat();
+        let routing = route(&MOE, &rows);
+        let run = |rows| Run {
+            rows,
+            adapter: None,
+        };
+        let batch_runs = [run(0..1), run(1..2), run(2..4), run(4..5)];
+        let batch = Batch {
+            rows: 5,
+            runs: &batch_runs,
+            rank: 0,
+            pool: None,
+            trains: false,
+        };
+        let found = |expert| -> Vec<Range<usize>> {
+            let runs = routing.runs(&routing.of(expert), &batch);
+            runs.into_iter().map(|run| run.rows).collect()
+        };
+
+        assert_eq!(found(0), [0..1, 1..3]);
+        assert_eq!(found(2), [0..1, 1..2]);
+    }
+}
