@@ -34,7 +34,7 @@ pub enum Loss {
         /// Bounds of the ratio.
         clip: Clip,
     },
-    /// `-sum stop_gradient(clip(r, low, high)) l A` (MiniMax 2025, eq. 4).
+    /// `-sum stop_gradient(clip(r, low, high)) l A` (Chen et al. 2025).
     Cispo {
         /// `q`, `[tokens]`.
         logprobs: Vec<f32>,

@@ -19,6 +19,7 @@ use crate::core::{Core, CoreOptions, LoadBackend, lock};
 use crate::disk::{Disk, OsDisk};
 use crate::engine::{Command, EngineThread, family};
 use crate::error::Result;
+use crate::inference::Tokenizers;
 use crate::journal::Accepted;
 use crate::limits::Limits;
 use crate::models::ModelRegistry;
@@ -85,6 +86,7 @@ pub struct App {
     pub(crate) entering: Mutex<()>,
     token: ApiToken,
     client_config: ClientConfig,
+    pub(crate) tokenizers: Tokenizers,
     born: Instant,
     last_request_ms: AtomicU64,
     /// Wakes those who wait for results when the server stops.
@@ -118,6 +120,7 @@ impl App {
             entering: Mutex::default(),
             token: options.token,
             client_config: options.client_config,
+            tokenizers: Tokenizers::default(),
             born: Instant::now(),
             last_request_ms: AtomicU64::new(0),
             stop: Notify::new(),

@@ -150,7 +150,11 @@ impl Core {
             corrupted: None,
             optimizer: self.optimizer_of(source),
         })?;
-        self.catalog.put_checkpoint(copy)
+        let path = copy.path.clone();
+        self.catalog.put_checkpoint(copy)?;
+        let details = serde_json::json!({"tinker_path": path, "source_path": source});
+        self.accounts.note("checkpoint_copied", details);
+        Ok(())
     }
 
     /// What a checkpoint was trained with; AdamW if its run is gone.

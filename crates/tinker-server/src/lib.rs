@@ -5,6 +5,7 @@
 //! [`resolve_model`] finds a base model by name. [`App`] and [`router()`] are the server without its
 //! socket, as tests use it.
 
+mod accounts;
 mod adapter_files;
 mod api_error;
 mod app;
@@ -25,6 +26,7 @@ mod engine;
 mod error;
 mod future_store;
 mod identity;
+mod inference;
 mod journal;
 mod limits;
 mod links;
@@ -42,6 +44,7 @@ mod segment_log;
 mod server;
 mod token;
 mod trace;
+mod watchers;
 
 pub use crate::core::LoadBackend;
 pub use app::{App, AppOptions};

@@ -13,8 +13,8 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::auth;
 use crate::routes::{
-    api_keys, checkpoints, custom_losses, futures, models, sampling, search, service, sessions, signed, training,
-    training_runs, weights,
+    admin, anthropic, api_keys, checkpoints, custom_losses, futures, models, openai, sampling,
+    search, service, sessions, signed, training, training_runs, weights,
 };
 
 /// The whole API over `app`: every path, with the checks of host, origin and token before it.
@@ -24,6 +24,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(training_routes())
         .merge(rest_routes())
         .merge(signed_routes())
+        .merge(inference_routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         // Bodies are bounded where they are read, so that the refusal can explain itself.
@@ -104,7 +105,24 @@ fn rest_routes() -> Router<Arc<App>> {
         )
         .route(&under(&checkpoint, "/archive"), get(checkpoints::archive))
         .route(t::SEARCH_CHECKPOINTS, post(search::checkpoints))
+        .route(t::AUDIT, get(admin::audit))
+        .route(t::BILLING_USAGE, get(admin::usage))
+        .route(t::STORAGE_USAGE, get(admin::storage))
         .route(t::CHECKPOINTS, get(checkpoints::list))
+}
+
+/// The endpoints that clients of other APIs know.
+fn inference_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/oai/api/v1/models", get(openai::models))
+        .route("/oai/api/v1/models/{*name}", get(openai::model))
+        .route("/oai/api/v1/completions", post(openai::completions))
+        .route("/oai/api/v1/chat/completions", post(openai::chat))
+        .route("/anthropic/api/v1/messages", post(anthropic::messages))
+        .route(
+            "/anthropic/api/v1/messages/count_tokens",
+            post(anthropic::count_tokens),
+        )
 }
 
 /// Where signed links lead.

@@ -186,7 +186,7 @@ impl Tape {
     ) -> Result<Tensor, String> {
         self.reserve(&x.shape)?;
         let mut data = x.data.to_vec();
-        let has_previous = move |i: usize| (i / stride) % n > 0;
+        let has_previous = move |i: usize| !(i / stride).is_multiple_of(n);
         for i in 0..data.len() {
             if has_previous(i) {
                 data[i] += data[i - stride];

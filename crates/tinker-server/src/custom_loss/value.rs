@@ -49,8 +49,8 @@ pub(super) enum Value {
     None,
     Text(String),
     /// A list or a tuple.
-    List(Vec<Value>),
-    Dict(BTreeMap<String, Value>),
+    List(Vec<Self>),
+    Dict(BTreeMap<String, Self>),
     /// Start, stop and step.
     Slice([Option<i64>; 3]),
     Ellipsis,

@@ -1,6 +1,7 @@
 //! The engine on its own thread: one training operation, then a share of sampling, in turn.
 
 mod base;
+mod counting;
 mod held;
 mod loading;
 mod optimizers;
@@ -397,6 +398,9 @@ impl Worker {
         self.core.close_settled_journals();
         self.core.discard_expired();
         self.core.discard_stale_samplers();
+        if let Err(error) = self.core.accounts.flush() {
+            tracing::warn!(error = error.with_causes(), "cannot write the counters");
+        }
         if let Err(error) = self.core.catalog.flush_times() {
             tracing::warn!(error = error.with_causes(), "cannot write last-used times");
         }

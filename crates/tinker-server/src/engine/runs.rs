@@ -69,7 +69,10 @@ impl Worker {
             return self.load(run, seq, queued, operation, request);
         }
         match self.perform(run, seq, queued, operation) {
-            Ok(outcome) => Attempt::Done(outcome),
+            Ok(outcome) => {
+                self.count(run, operation, &outcome);
+                Attempt::Done(outcome)
+            }
             // The fault is the operation's own, a save on a full disk, say.
             Err(error) if self.runs.contains_key(run) => Attempt::Done(error.into()),
             // The run did not come into memory, so nothing was done.

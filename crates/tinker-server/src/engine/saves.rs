@@ -183,6 +183,7 @@ impl Worker {
             created_at: now(),
             expires_at,
         })?;
+        self.core.note_checkpoint("checkpoint_created", &path);
         Ok(path)
     }
 

@@ -61,7 +61,7 @@ pub(crate) async fn publish(
     State(app): State<Arc<App>>,
     address: Address,
 ) -> ApiResult<StatusCode> {
-    change(&app, address, |checkpoint| {
+    change(&app, address, "checkpoint_published", |checkpoint| {
         checkpoint.public = true;
         Ok(())
     })
@@ -72,7 +72,7 @@ pub(crate) async fn unpublish(
     State(app): State<Arc<App>>,
     address: Address,
 ) -> ApiResult<StatusCode> {
-    change(&app, address, |checkpoint| {
+    change(&app, address, "checkpoint_unpublished", |checkpoint| {
         checkpoint.public = false;
         Ok(())
     })
@@ -90,7 +90,7 @@ pub(crate) async fn set_ttl(
     address: Address,
     request: Parsed<TtlRequest>,
 ) -> ApiResult<StatusCode> {
-    change(&app, address, move |checkpoint| {
+    change(&app, address, "checkpoint_ttl_set", move |checkpoint| {
         checkpoint.expires_at = expiry(request.value.ttl_seconds)?;
         Ok(())
     })
@@ -151,6 +151,7 @@ pub(crate) async fn archive(
 async fn change(
     app: &Arc<App>,
     address: Address,
+    event: &'static str,
     edit: impl FnOnce(&mut SavedCheckpoint) -> ApiResult<()> + Send + 'static,
 ) -> ApiResult<StatusCode> {
     let path = tinker_path(address)?;
@@ -161,7 +162,9 @@ async fn change(
             return Err(catalog.no_checkpoint(&path).into());
         };
         edit(&mut checkpoint)?;
-        Ok(catalog.put_checkpoint(checkpoint)?)
+        catalog.put_checkpoint(checkpoint)?;
+        app.core.note_checkpoint(event, &path);
+        Ok(())
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

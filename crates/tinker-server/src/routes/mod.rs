@@ -1,10 +1,13 @@
 //! Handlers, one file per group of endpoints. They parse, call [`crate::app::App`], and answer.
 
+pub(crate) mod admin;
+pub(crate) mod anthropic;
 pub(crate) mod api_keys;
 pub(crate) mod checkpoints;
 pub(crate) mod custom_losses;
 pub(crate) mod futures;
 pub(crate) mod models;
+pub(crate) mod openai;
 pub(crate) mod sampling;
 pub(crate) mod search;
 pub(crate) mod service;

@@ -90,7 +90,10 @@ pub(crate) async fn assign_project(
     let id = session_id(&id)?;
     blocking(&app, move |app| {
         let project = request.value.project_id;
-        Ok(app.core.catalog.assign_project(&id, project)?)
+        let details = serde_json::json!({"session_id": id, "project_id": project});
+        app.core.catalog.assign_project(&id, project)?;
+        app.core.accounts.note("project_session_assigned", details);
+        Ok(())
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

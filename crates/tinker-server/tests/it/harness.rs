@@ -123,6 +123,18 @@ impl Harness {
         self.send(request.body(Body::empty()).unwrap()).await
     }
 
+    /// Posts and leaves once the answer has begun; its status.
+    pub(crate) async fn begin(&self, url: &str, body: &Value) -> u16 {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(url)
+            .header("host", "127.0.0.1")
+            .header("x-api-key", TOKEN)
+            .body(Body::from(body.to_string()));
+        let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
+        response.status().as_u16()
+    }
+
     pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         let request = Self::request(Method::PUT, path)
             .header("content-type", "application/json")

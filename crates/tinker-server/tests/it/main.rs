@@ -5,6 +5,7 @@
     reason = "helpers of tests fail the test that calls them"
 )]
 
+mod admin;
 mod bad_input;
 mod checkpoints;
 mod completions;
@@ -12,6 +13,7 @@ mod disk_faults;
 mod durability;
 mod fake;
 mod harness;
+mod inference;
 mod lifecycle;
 mod losses;
 mod passing_faults;

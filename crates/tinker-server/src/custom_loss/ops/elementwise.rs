@@ -52,7 +52,7 @@ pub(super) fn unary(name: &str) -> Option<Op> {
         "cos" => float(|x| (x.cos(), -x.sin())),
         "tanh" => float(|x| (x.tanh(), 1.0 - x.tanh() * x.tanh())),
         "atan" => float(|x| (x.atan(), 1.0 / (1.0 + x * x))),
-        "sigmoid" => float(|x| (sigmoid(x), sigmoid(x) * sigmoid(-x))),
+        "sigmoid" | "expit" | "special_expit" => float(|x| (sigmoid(x), sigmoid(x) * sigmoid(-x))),
         "logsigmoid" | "log_sigmoid" => float(|x| (-softplus(-x), sigmoid(-x))),
         "silu" => float(|x| {
             let s = sigmoid(x);
