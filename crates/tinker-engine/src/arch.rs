@@ -462,6 +462,10 @@ mod tests {
         }
     }
 
+    fn moe(extra: &str) -> String {
+        config(extra).replace("Llama", "Qwen3Moe")
+    }
+
     #[test]
     fn what_cannot_be_computed_is_refused_by_name() {
         let cases = [
@@ -514,6 +518,34 @@ mod tests {
             (
                 config(r#", "rms_norm_eps": 1e300"#),
                 "rms_norm_eps is inf, it must be at least 0",
+            ),
+            (
+                moe(r#", "num_experts": 4, "num_experts_per_tok": 5"#),
+                "num_experts_per_tok is 5, it must be in 1..=4",
+            ),
+            (
+                moe(r#", "num_experts": 5000"#),
+                "num_experts is 5000, it must be in 1..=4096",
+            ),
+            (
+                moe(r#", "moe_intermediate_size": 0"#),
+                "moe_intermediate_size is 0",
+            ),
+            (
+                config(r#", "partial_rotary_factor": 0.5"#),
+                "partial_rotary_factor 0.5 is not supported here",
+            ),
+            (
+                config(r#", "partial_rotary_factor": 0.3"#).replace("Llama", "Phi3"),
+                "partial_rotary_factor 0.3 of head_dim 4 is not an even number of elements",
+            ),
+            (
+                config(r#", "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}"#),
+                "rope scaling has 1 usable numbers in `short_factor` for 2 pairs",
+            ),
+            (
+                config(r#", "use_bidirectional_attention": true"#).replace("Llama", "Gemma3"),
+                "use_bidirectional_attention is not supported",
             ),
             ("{".into(), "EOF while parsing"),
         ];
