@@ -73,7 +73,9 @@ def with_openai():
 
 def with_anthropic():
     client = anthropic.Anthropic(base_url=f"{BASE_URL}/anthropic/api", api_key=KEY, max_retries=0)
-    ask = {"model": MODEL, "max_tokens": 12, "temperature": 0.0, "messages": QUESTION, "system": "Be brief."}
+    ask = {"model": MODEL, "max_tokens": 12, "messages": QUESTION, "system": "Be brief."}
+    # The client has no argument for it any more.
+    ask["extra_body"] = {"temperature": 0.0}
     whole = client.messages.create(**ask)
     assert whole.role == "assistant" and whole.content[0].type == "text", whole
     counted = client.messages.count_tokens(model=MODEL, messages=QUESTION, system="Be brief.")

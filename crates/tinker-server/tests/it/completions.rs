@@ -1,9 +1,10 @@
 //! One long poll for all samples of a sampler's client, and clients that share a sampler.
 
 use serde_json::{Value, json};
+use tinker_server::{ApiToken, AppOptions};
 
 use crate::durability::image;
-use crate::harness::{Answer, Harness};
+use crate::harness::{Answer, Harness, TOKEN};
 
 async fn sampler(server: &Harness) -> String {
     let session = server.session().await;
@@ -144,4 +145,26 @@ async fn every_client_that_joins_has_another_number_even_after_a_restart() {
         again.post("/join_sampling_session", unknown).await.status,
         404
     );
+}
+
+#[tokio::test]
+async fn a_cancelled_sample_ends_before_its_time_and_is_told_as_failed() {
+    let home = tempfile::tempdir().unwrap();
+    // The real engine draws slowly enough that the sample cannot be over by then.
+    let server = Harness::with(AppOptions {
+        threads: 2,
+        ..AppOptions::new(home.path().to_owned(), ApiToken::new(TOKEN).unwrap())
+    });
+    let name = sampler(&server).await;
+    let body = json!({"sampling_session_id": name, "seq_id": 0, "num_samples": 64,
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [3]}]},
+        "sampling_params": {"max_tokens": 400, "stop": []}});
+    let long = server.submit("/asample", body).await;
+
+    let cancelled = json!({"request_id": long});
+    assert_eq!(server.post("/cancel_future", cancelled).await.status, 204);
+
+    let told = until(&server, &name, 0, 1).await.0;
+    assert_eq!(told, [row(&long, "failed")]);
+    assert!(server.failure(&long).await.contains("cancelled"));
 }

@@ -169,7 +169,7 @@ async fn a_streamed_completion_is_the_whole_one_in_pieces() {
             2
         );
         assert_eq!(
-            of_choice("finish_reason").last(),
+            of_choice("finish_reason").next_back(),
             Some(choice["finish_reason"].clone())
         );
     }
