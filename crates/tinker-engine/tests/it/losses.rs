@@ -295,3 +295,103 @@ fn dimuon_takes_the_steps_of_a_singular_value_decomposition() {
     }
     assert_eq!(state.step, 2);
 }
+
+#[test]
+fn a_dimuon_step_that_overflows_or_is_out_of_range_leaves_the_adapter() {
+    let reference = Reference::of("llama");
+    let mut backend = load("llama", 2);
+    let adapter = reference.import(&mut *backend);
+    backend
+        .forward_backward(adapter, &reference.batch("cross_entropy"))
+        .unwrap();
+    let before = backend.export_adapter(adapter).unwrap();
+    let good = Dimuon::new(0.01);
+    let cases = [
+        (
+            Dimuon {
+                rank_exponent: -1.0,
+                ..Dimuon::new(f32::MAX)
+            },
+            "the optimizer step takes weights or moments of",
+        ),
+        (
+            Dimuon {
+                damping: 0.0,
+                ..good
+            },
+            "damping is 0, it must be above 0",
+        ),
+        (
+            Dimuon { beta1: 1.0, ..good },
+            "beta1 is 1, it must be in [0, 1)",
+        ),
+        (
+            Dimuon::new(f32::NAN),
+            "learning_rate is NaN, it must be at least 0",
+        ),
+    ];
+    for (step, expected) in cases {
+        let error = backend.optim_step(adapter, &step.into()).unwrap_err();
+
+        let text = error.to_string();
+        assert!(text.starts_with(expected), "{text}");
+        assert_eq!(backend.export_adapter(adapter).unwrap(), before);
+    }
+    assert_eq!(backend.optim_step(adapter, &good.into()).unwrap().step, 1);
+}
+
+#[test]
+fn moments_of_one_optimizer_are_not_used_by_the_other() {
+    let reference = Reference::of("llama");
+    let mut backend = load("llama", 2);
+    let adapter = reference.import(&mut *backend);
+    let batch = reference.batch("cross_entropy");
+    backend.forward_backward(adapter, &batch).unwrap();
+    backend
+        .optim_step(adapter, &Dimuon::new(0.01).into())
+        .unwrap();
+    let adamw = AdamW {
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        grad_clip_norm: 0.0,
+    };
+
+    let error = backend.optim_step(adapter, &adamw.into()).unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        "the adapter was trained with dimuon, a step of adamw cannot follow: load its weights without optimizer"
+    );
+    let mut state = backend.export_adapter(adapter).unwrap();
+    let (name, (_, second)) = state.moments.iter_mut().next().unwrap();
+    assert!(second.is_empty(), "{name}");
+    *second = vec![0.0; 1];
+    let error = backend.import_adapter(&state).unwrap_err();
+    assert!(error.to_string().contains("some are missing"), "{error}");
+}
+
+#[test]
+fn dimuon_gives_the_same_bits_on_any_number_of_threads() {
+    let reference = Reference::of("qwen3");
+    let after = |threads| {
+        let mut backend = load("qwen3", threads);
+        let adapter = reference.import(&mut *backend);
+        for _ in 0..2 {
+            backend
+                .forward_backward(adapter, &reference.batch("ppo"))
+                .unwrap();
+            backend
+                .optim_step(adapter, &Dimuon::new(0.01).into())
+                .unwrap();
+        }
+        backend.export_adapter(adapter).unwrap()
+    };
+
+    let alone = after(1);
+
+    assert_eq!(after(2), alone);
+    assert_eq!(after(3), alone);
+}

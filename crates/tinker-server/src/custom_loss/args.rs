@@ -61,6 +61,13 @@ impl Args {
         seen.1.extend(names.iter().map(|name| (*name).to_owned()));
     }
 
+    /// Accounts for the values that the call reads.
+    pub(super) fn account(&self, tape: &mut Tape) -> Checked<()> {
+        let all = self.positional.iter().chain(self.named.values());
+        let n = all.map(Value::n_values).sum();
+        tape.reserve(&[n]).map(drop)
+    }
+
     /// Refuses what nobody has looked at.
     pub(super) fn check_all_seen(&self) -> Checked<()> {
         let seen = self.seen.borrow();

@@ -60,6 +60,7 @@ pub(super) fn lookup(name: &str) -> Option<Op> {
 impl Op {
     /// Calls the operation.
     pub(super) fn call(self, tape: &mut Tape, args: &Args) -> Outcome {
+        args.account(tape)?;
         let outcome = match self {
             Self::Unary(f, result) => elementwise::call_unary(tape, args, f, result),
             Self::Binary(f, result) => elementwise::call_binary(tape, args, f, result),

@@ -246,12 +246,15 @@ impl Arg {
             Self::Number(value, kind) => Value::Number(*value, *kind),
             Self::None => Value::None,
             Self::Text(text) => Value::Text(text.clone()),
-            Self::List(args) => Value::List(all(args)?),
+            Self::List(args) => Value::list(all(args)?)?,
             Self::Dict(args) => {
                 let pairs = args
                     .iter()
                     .map(|(key, arg)| Ok((key.clone(), arg.value(values)?)));
-                Value::Dict(pairs.collect::<Checked<_>>()?)
+                let dict = Value::Dict(pairs.collect::<Checked<_>>()?);
+                // It counts as the only item of a list.
+                Value::list(vec![dict.clone()])?;
+                dict
             }
             Self::Slice(parts) => {
                 let part = |i: usize| match parts.get(i) {

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::value::{Kind, Tensor, broadcast, broadcast_offsets};
 
-/// Most values of all tensors of one evaluation together; a small graph could ask for any number.
-const MAX_CELLS: usize = 1 << 23;
+/// Most values that one evaluation reads and writes; a small graph could ask for any number.
+const MAX_CELLS: usize = 1 << 24;
 
 /// From the derivative for a result to that for one of its arguments.
 type Back = Box<dyn Fn(&[f64]) -> Vec<f64>>;
@@ -32,7 +32,7 @@ impl Tape {
         self.n_cells = self.n_cells.saturating_add(n);
         if self.n_cells > MAX_CELLS {
             return Err(format!(
-                "a tensor of shape {shape:?} is too much: a loss may compute {MAX_CELLS} values of a datum in all"
+                "a tensor of shape {shape:?} is too much: a loss may read and write {MAX_CELLS} values of a datum in all"
             ));
         }
         Ok(n)

@@ -130,7 +130,7 @@ fn failures_name_the_node_and_the_shapes() {
             json!([{"tuple": [100_000, 100_000]}, 1.0]),
             json!({})
         )),
-        "loss f: node x (torch.full): a tensor of shape [100000, 100000] is too much: a loss may compute 8388608 values of a datum in all"
+        "loss f: node x (torch.full): a tensor of shape [100000, 100000] is too much: a loss may read and write 16777216 values of a datum in all"
     );
     assert_eq!(
         failure(&call("operator.getitem", json!([logprobs, 2]), json!({}))),
@@ -211,4 +211,92 @@ fn graphs_that_are_not_understood_are_refused_by_node() {
         refusal(&scalar),
         "the first input must be logprobs, of rank 1 or 2"
     );
+}
+
+/// A graph in which each of `n` calls takes the one before it twice.
+fn doubling(n: usize, target: &str, args: impl Fn(Json) -> Json) -> CreateCustomLossRequest {
+    let mut request = call("torch.sum", json!([{"ref": "logprobs"}]), json!({}));
+    let mut nodes = vec![
+        json!({"op": "call_function", "name": "n0", "target": "operator.getitem",
+        "args": [[[1, 2], 0], 0]}),
+    ];
+    for i in 1..n {
+        let before = json!({"ref": format!("n{}", i - 1)});
+        nodes.push(
+            json!({"op": "call_function", "name": format!("n{i}"), "target": target,
+            "args": args(before)}),
+        );
+    }
+    let nodes: Vec<_> = nodes
+        .into_iter()
+        .map(|n| serde_json::from_value(n).unwrap())
+        .collect();
+    request.graph.nodes.splice(2..2, nodes);
+    request
+}
+
+#[test]
+fn lists_do_not_grow_without_bound() {
+    let appended = doubling(60, "operator.add", |list| json!([list, list]));
+    let nested = doubling(60, "operator.getitem", |list| json!([[[list, list]], 0]));
+
+    for request in [appended, nested] {
+        let text = failure(&request);
+        assert!(text.contains("a list of more than 4096 items"), "{text}");
+    }
+}
+
+#[test]
+fn reading_is_bounded_as_writing_is() {
+    let mut request = call(
+        "torch.full",
+        json!([{"tuple": [4_000_000]}, 1.0]),
+        json!({}),
+    );
+    for i in 0..5 {
+        let sum = json!({"op": "call_method", "name": format!("s{i}"), "target": "sum", "args": [{"ref": "x"}]});
+        request
+            .graph
+            .nodes
+            .insert(3, serde_json::from_value(sum).unwrap());
+    }
+
+    let text = failure(&request);
+
+    assert!(text.contains("is too much"), "{text}");
+}
+
+#[test]
+fn hostile_arguments_are_errors() {
+    let x = json!({"ref": "logprobs"});
+    let huge = 9_007_199_254_740_991_i64;
+    let empty = json!({"slice": [2, 2, null]});
+    for (target, args) in [
+        ("torch.reshape", json!([x, [huge, huge, huge]])),
+        ("torch.reshape", json!([x, [-1, 0]])),
+        ("torch.narrow", json!([x, 0, 1, huge])),
+        ("torch.select", json!([x, 0, huge])),
+        ("torch.topk", json!([x, 3])),
+        ("torch.topk", json!([x, -1])),
+        ("torch.flatten", json!([x, 1, 0])),
+        ("torch.permute", json!([x, [0, 0]])),
+        ("torch.transpose", json!([x, 5, 0])),
+        ("torch.arange", json!([0, 1, 0])),
+        ("torch.arange", json!([{"float": "nan"}])),
+        ("torch.broadcast_to", json!([x, [huge, 2]])),
+        ("torch.cat", json!([[]])),
+        ("torch.stack", json!([[x, {"ref": "a"}]])),
+        ("torch.gather", json!([x, 0, {"ref": "a"}])),
+        ("torch.index_select", json!([x, 0, {"ref": "a"}])),
+        ("torch.zeros", json!([-1])),
+        ("torch.matmul", json!([x, {"ref": "a"}])),
+        ("torch.diff", json!([1.0])),
+        ("operator.getitem", json!([x, {"tuple": [0, 0]}])),
+        ("operator.getitem", json!([x, {"slice": [null, null, 0]}])),
+        ("operator.getitem", json!([x, empty])),
+        ("math.sqrt", json!(["text"])),
+        ("getattr", json!([x, "data_ptr"])),
+    ] {
+        failure(&call(target, args, json!({})));
+    }
 }

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+/// Most items of a list, those of lists in it included.
+const MAX_ITEMS: usize = 1 << 12;
+
 /// The kinds of numbers, each of which holds those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -82,6 +85,33 @@ impl Value {
             Self::Ellipsis => "an ellipsis",
             Self::Kind(_) => "a dtype",
             Self::Place => "a device",
+        }
+    }
+
+    /// Values of all tensors in it.
+    pub(super) fn n_values(&self) -> usize {
+        match self {
+            Self::Tensor(tensor) => tensor.data.len(),
+            Self::List(values) => values.iter().map(Self::n_values).sum(),
+            Self::Dict(values) => values.values().map(Self::n_values).sum(),
+            _ => 0,
+        }
+    }
+
+    /// A list, which lists of lists must not let grow without bound.
+    pub(super) fn list(values: Vec<Self>) -> Result<Self, String> {
+        let list = Self::List(values);
+        if list.n_items() > MAX_ITEMS {
+            return Err(format!("a list of more than {MAX_ITEMS} items"));
+        }
+        Ok(list)
+    }
+
+    fn n_items(&self) -> usize {
+        match self {
+            Self::List(values) => 1 + values.iter().map(Self::n_items).sum::<usize>(),
+            Self::Dict(values) => 1 + values.values().map(Self::n_items).sum::<usize>(),
+            _ => 1,
         }
     }
 

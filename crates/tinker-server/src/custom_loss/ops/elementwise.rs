@@ -222,7 +222,7 @@ fn add(tape: &mut Tape, args: &Args) -> Outcome {
     if let (Some(Value::List(a)), Some(Value::List(b))) =
         (args.get(0, "input"), args.get(1, "other"))
     {
-        return Ok(Value::List(a.iter().chain(b).cloned().collect()));
+        return Value::list(a.iter().chain(b).cloned().collect());
     }
     let alpha = args.number(2, "alpha")?.unwrap_or(1.0);
     combine(tape, args, |x, y| [x + alpha * y, 1.0, alpha], Gives::Same)

@@ -63,11 +63,8 @@ fn reshape(tape: &mut Tape, args: &Args) -> Outcome {
         .iter()
         .map(Value::integer)
         .collect::<Result<_, _>>()?;
-    let known: usize = asked
-        .iter()
-        .filter(|n| **n >= 0)
-        .map(|n| *n as usize)
-        .product();
+    let sizes = asked.iter().filter(|n| **n >= 0);
+    let known = sizes.fold(1_usize, |all, n| all.saturating_mul(*n as usize));
     let open = asked.iter().filter(|n| **n < 0).count();
     if open > 1 || (open == 1 && known == 0) {
         return Err(format!("shape {asked:?} does not say how large it is"));
@@ -605,13 +602,17 @@ fn sorted(tape: &mut Tape, x: &Tensor, dim: i64, descending: bool, k: Option<usi
     if dim + 1 != x.shape.len().max(1) {
         return Err("values are sorted along the last dimension alone".into());
     }
-    let n = x.shape.last().copied().unwrap_or(1).max(1);
+    let n = x.shape.last().copied().unwrap_or(1);
     let k = k.unwrap_or(n);
     if k > n {
         return Err(format!("there are no {k} of {n} values"));
     }
     let order = order_of(x, descending);
-    let places: Vec<usize> = order.chunks(n).flat_map(|row| &row[..k]).copied().collect();
+    let places: Vec<usize> = order
+        .chunks(n.max(1))
+        .flat_map(|row| &row[..k])
+        .copied()
+        .collect();
     let mut shape = x.shape.clone();
     if let Some(last) = shape.last_mut() {
         *last = k;
