@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tinker_api::{PollPolicy, RetryPolicy, ServiceClient, TinkerPath};
 use tinker_http::machine::Backoff;
 use tinker_server::{ServeOptions, Server};
+use tinker_types::ClientConfig;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -44,11 +45,16 @@ pub struct Target {
 impl Target {
     /// Starts a server on a free port.
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// Starts a server on a free port that hands other settings than the usual ones to its clients.
+    pub async fn start_with(change: impl FnOnce(&mut ClientConfig)) -> Self {
         let home = TempDir::new().expect("a temporary directory");
         let model = tiny_model(&home.path().join("tiny"));
-        let server = Server::bind(options(home.path(), &model))
-            .await
-            .expect("a server");
+        let mut options = options(home.path(), &model);
+        change(&mut options.client_config);
+        let server = Server::bind(options).await.expect("a server");
         let (base_url, api_key) = (server.base_url(), server.token().expose().to_owned());
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(server.run(async move {

@@ -130,7 +130,7 @@ fn train(
         }
         let start = Instant::now();
         let outputs = backend.forward_backward(adapter, &batch)?;
-        backend.optim_step(adapter, &STEP)?;
+        backend.optim_step(adapter, &STEP.into())?;
         seconds.push(start.elapsed().as_secs_f64());
         losses.push(outputs.iter().map(|o| o.loss).sum::<f64>());
     }

@@ -39,7 +39,8 @@ pub struct AdapterState {
     pub spec: LoraSpec,
     /// LoRA weights.
     pub weights: BTreeMap<String, HostTensor>,
-    /// First and second Adam moments by the name of their weight; empty before the first step.
+    /// First and second moments by the name of their weight; empty before the first step. Dimuon has
+    /// no second ones: they are empty.
     pub moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
     /// Accumulated gradient by the name of its weight; empty when there is none.
     pub gradient: BTreeMap<String, Vec<f32>>,

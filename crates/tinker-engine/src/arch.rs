@@ -1,12 +1,19 @@
 //! A model's `config.json`, read into the description of one decoder block.
 //!
-//! An architecture is data: which norms, biases, head sizes and rotary scaling the block has. What
-//! is not listed here is refused by name, never ignored.
+//! An architecture is data: which norms, biases, head sizes, windows and rotary scaling the blocks
+//! have. What is not listed here is refused by name, never ignored. Defaults are those of
+//! transformers, since a `config.json` may leave them out.
+
+mod config;
+mod family;
+mod rope;
 
 use std::path::Path;
 
-use serde::Deserialize;
+pub use self::family::Family;
+pub use self::rope::Rope;
 
+use self::config::Config;
 use crate::error::{Error, Result};
 
 /// Everything the engine needs to know about a decoder-only transformer.
@@ -14,6 +21,8 @@ use crate::error::{Error, Result};
 pub struct Arch {
     /// As in `config.json`, such as `Qwen3ForCausalLM`.
     pub name: String,
+    /// Which of the families of models it is.
+    pub family: Family,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -30,54 +39,114 @@ pub struct Arch {
     pub head_dim: usize,
     /// Added to the mean square in norms.
     pub rms_eps: f32,
-    /// RMS norm of each query and key head before the rotation (Qwen3).
+    /// Added to the weight of every norm: 1 where files hold the difference from 1 (Gemma), else 0.
+    pub norm_shift: f32,
+    /// RMS norm of each query and key head before the rotation (Qwen3, Gemma 3).
     pub qk_norm: bool,
+    /// RMS norms also after attention and after the MLP, before they are added (Gemma).
+    pub post_norms: bool,
     /// Biases of the q, k and v projections (Qwen2).
     pub qkv_bias: bool,
+    /// Bias of the o projection.
+    pub o_bias: bool,
+    /// Biases of the gate, up and down projections.
+    pub mlp_bias: bool,
+    /// The file, and LoRA with it, has q, k and v as one layer, and gate and up as another (Phi-3).
+    pub fused: bool,
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// Factor on the embedding of a token.
+    pub embedding_scale: f32,
+    /// Factor on the scores of attention.
+    pub attention_scale: f32,
+    /// Scores of attention become `cap * tanh(score / cap)` (Gemma 2).
+    pub attention_softcap: Option<f32>,
+    /// So do logits.
+    pub logit_softcap: Option<f32>,
     /// The output head is the embedding.
     pub tied_head: bool,
     /// Longest sequence in tokens.
     pub max_context: usize,
-    /// Inverse frequency of each pair of a head, `[head_dim / 2]`, radians per position.
-    pub inverse_frequencies: Vec<f32>,
+    /// The rotary positions that blocks choose from; at least one.
+    pub ropes: Vec<Rope>,
+    /// What differs between blocks, `[n_layers]`.
+    pub layers: Vec<LayerArch>,
+    /// The mixture of experts that some blocks have instead of the MLP.
+    pub moe: Option<Moe>,
 }
 
-const SUPPORTED: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
-
-/// The fields of `config.json` that are read. Unknown fields are ignored, as every writer adds some.
-#[derive(Debug, Deserialize)]
-struct Config {
-    #[serde(default)]
-    architectures: Vec<String>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    max_position_embeddings: Option<usize>,
-    tie_word_embeddings: Option<bool>,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    use_sliding_window: Option<bool>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Rope>,
-    rope_parameters: Option<Rope>,
+/// A mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moe {
+    /// Experts of a block.
+    pub n_experts: usize,
+    /// Experts that a token goes to; at most `n_experts`.
+    pub per_token: usize,
+    /// Width of an expert's MLP.
+    pub width: usize,
+    /// Probabilities of a token's experts are divided by their sum.
+    pub normalised: bool,
 }
 
-/// `rope_scaling`, or `rope_parameters` as transformers 5 writes it.
-#[derive(Debug, Default, Deserialize)]
-struct Rope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
+impl Moe {
+    fn check(&self) -> Result<(), String> {
+        const MOST: usize = 1 << 12;
+        let Self {
+            n_experts,
+            per_token,
+            width,
+            ..
+        } = *self;
+        if n_experts == 0 || n_experts > MOST {
+            return Err(format!(
+                "num_experts is {n_experts}, it must be in 1..={MOST}"
+            ));
+        }
+        if per_token == 0 || per_token > n_experts {
+            return Err(format!(
+                "num_experts_per_tok is {per_token}, it must be in 1..={n_experts}"
+            ));
+        }
+        if width == 0 || width > LARGEST {
+            return Err(format!("moe_intermediate_size is {width}"));
+        }
+        Ok(())
+    }
+}
+
+/// What differs between the blocks of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerArch {
+    /// Tokens that a token attends to, itself included; all before it if absent. At least 1.
+    pub window: Option<usize>,
+    /// Index in [`Arch::ropes`]; without it heads are not rotated.
+    pub rope: Option<usize>,
+    /// Whether it has [`Arch::moe`] instead of the MLP.
+    pub sparse: bool,
+}
+
+/// No size is larger, so that products of two fit.
+const LARGEST: usize = 1 << 30;
+
+/// Nonlinearity of a gated MLP (Shazeer 2020).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`.
+    Silu,
+    /// The approximation of GELU with a hyperbolic tangent (Hendrycks and Gimpel 2016, section 2).
+    GeluTanh,
+}
+
+impl Activation {
+    fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "silu" | "swish" => Ok(Self::Silu),
+            "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
+            other => Err(format!(
+                "hidden_act `{other}` is not supported; supported: silu, gelu_pytorch_tanh"
+            )),
+        }
+    }
 }
 
 impl Arch {
@@ -99,42 +168,84 @@ impl Arch {
     fn parse(text: &str) -> Result<Self, String> {
         let config: Config = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let name = config.architectures.first().cloned().unwrap_or_default();
-        if !SUPPORTED.contains(&name.as_str()) {
-            let supported = SUPPORTED.join(", ");
-            return Err(format!(
-                "architecture `{name}` is not supported; supported: {supported}"
-            ));
+        let family = Family::of(&name)?;
+        refuse_quantised(&config)?;
+        if config.use_bidirectional_attention == Some(true) {
+            return Err("use_bidirectional_attention is not supported".into());
         }
-        refuse_unsupported(&config)?;
-        let head_dim = match config.head_dim {
-            Some(size) => size,
-            None if config.num_attention_heads > 0 => {
-                config.hidden_size / config.num_attention_heads
-            }
-            None => 0,
+        if config.use_bidirectional_attention == Some(true) {
+            return Err("use_bidirectional_attention is not supported".into());
+        }
+        let n_heads = config.num_attention_heads;
+        let head_dim = match (config.head_dim, family.default_head_dim()) {
+            (Some(size), _) | (None, Some(size)) => size,
+            (None, None) => config.hidden_size.checked_div(n_heads).unwrap_or(0),
         };
-        let qwen2 = name == "Qwen2ForCausalLM";
+        let activation = family
+            .activation(&config)
+            .map_or(Ok(Activation::Silu), Activation::parse)?;
+        let attention_bias = family.has_bias_flags() && config.attention_bias == Some(true);
+        let is_gemma = family.is_gemma();
+        let max_context = config.max_position_embeddings.unwrap_or(2048);
         let mut arch = Self {
-            qk_norm: name == "Qwen3ForCausalLM",
-            qkv_bias: qwen2,
             name,
+            family,
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
             n_layers: config.num_hidden_layers,
-            n_heads: config.num_attention_heads,
-            n_kv_heads: config
-                .num_key_value_heads
-                .unwrap_or(config.num_attention_heads),
+            n_heads,
+            n_kv_heads: config.num_key_value_heads.unwrap_or(n_heads),
             head_dim,
             rms_eps: config.rms_norm_eps.unwrap_or(1e-6) as f32,
-            tied_head: config.tie_word_embeddings.unwrap_or(false),
-            max_context: config.max_position_embeddings.unwrap_or(2048),
-            inverse_frequencies: Vec::new(),
+            norm_shift: if is_gemma { 1.0 } else { 0.0 },
+            qk_norm: family.has_qk_norm(),
+            post_norms: is_gemma,
+            qkv_bias: attention_bias || family == Family::Qwen2,
+            o_bias: attention_bias,
+            mlp_bias: family.has_mlp_bias_flag() && config.mlp_bias == Some(true),
+            fused: family == Family::Phi3,
+            activation,
+            embedding_scale: if is_gemma {
+                (config.hidden_size as f32).sqrt()
+            } else {
+                1.0
+            },
+            attention_scale: family.attention_scale(&config, head_dim)?,
+            attention_softcap: None,
+            logit_softcap: None,
+            tied_head: config
+                .tie_word_embeddings
+                .unwrap_or(family.ties_by_default()),
+            max_context,
+            ropes: Vec::new(),
+            layers: Vec::new(),
+            moe: family.moe(&config),
         };
         arch.check()?;
-        arch.inverse_frequencies = inverse_frequencies(&config, head_dim)?;
+        let [attention, logits] = family.softcaps(&config)?;
+        (arch.attention_softcap, arch.logit_softcap) = (attention, logits);
+        arch.add_layers(&config)?;
         Ok(arch)
+    }
+
+    /// Windows and rotary positions, once sizes are known to be sane.
+    fn add_layers(&mut self, config: &Config) -> Result<(), String> {
+        let (ropes, context) = self.family.ropes(config, self.head_dim, self.max_context)?;
+        self.max_context = self.max_context.min(context.unwrap_or(self.max_context));
+        self.ropes = ropes;
+        self.layers = self.family.layers(config)?;
+        if let Some(moe) = &self.moe {
+            moe.check()?;
+        }
+        for layer in &mut self.layers {
+            if layer.window == Some(0) {
+                return Err("sliding_window is 0".into());
+            }
+            // A window that no sequence is longer than is none.
+            layer.window = layer.window.filter(|w| *w < self.max_context);
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), String> {
@@ -148,9 +259,13 @@ impl Arch {
             ("head_dim", self.head_dim),
             ("max_position_embeddings", self.max_context),
         ];
-        const LARGEST: usize = 1 << 30;
         if let Some((name, value)) = positive.iter().find(|(_, n)| *n == 0 || *n > LARGEST) {
             return Err(format!("{name} is {value}"));
+        }
+        const MOST_LAYERS: usize = 1 << 14;
+        if self.n_layers > MOST_LAYERS {
+            let n = self.n_layers;
+            return Err(format!("num_hidden_layers is {n}, above {MOST_LAYERS}"));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let (heads, kv) = (self.n_heads, self.n_kv_heads);
@@ -172,178 +287,17 @@ impl Arch {
     }
 }
 
-fn refuse_unsupported(config: &Config) -> Result<(), String> {
-    let act = config.hidden_act.as_deref().unwrap_or("silu");
-    if act != "silu" {
-        return Err(format!(
-            "hidden_act `{act}` is not supported; supported: silu"
-        ));
-    }
-    let flags = [
-        ("attention_bias", config.attention_bias),
-        ("mlp_bias", config.mlp_bias),
-        ("use_sliding_window", config.use_sliding_window),
-    ];
-    match flags.iter().find(|(_, value)| *value == Some(true)) {
-        Some((name, _)) => Err(format!("{name} is not supported")),
-        None => Ok(()),
-    }
-}
-
-/// Rotary frequencies with their scaling applied (Su et al. 2021, section 3.2.2).
-fn inverse_frequencies(config: &Config, head_dim: usize) -> Result<Vec<f32>, String> {
-    let none = Rope::default();
-    let parameters = config.rope_parameters.as_ref();
-    let scaling = parameters.or(config.rope_scaling.as_ref()).unwrap_or(&none);
-    let theta = scaling.rope_theta.or(config.rope_theta).unwrap_or(10_000.0);
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(format!("rope_theta is {theta}, it must be above 0"));
-    }
-    let exponents = (0..head_dim / 2).map(|i| (2 * i) as f64 / head_dim as f64);
-    let plain = exponents.map(|e| 1.0 / theta.powf(e));
-    let need = |name: &str, value: Option<f64>| {
-        let value = value.filter(|v| v.is_finite() && *v > 0.0);
-        value.ok_or_else(|| format!("rope scaling has no usable `{name}`"))
+/// Weights must be numbers of 16 or 32 bits; quantised ones have their own layout.
+fn refuse_quantised(config: &Config) -> Result<(), String> {
+    let Some(quantisation) = &config.quantization_config else {
+        return Ok(());
     };
-    let frequencies: Vec<f32> = match scaling.rope_type.as_deref().unwrap_or("default") {
-        "default" => plain.map(|f| f as f32).collect(),
-        "linear" => {
-            let factor = need("factor", scaling.factor)?;
-            plain.map(|f| (f / factor) as f32).collect()
-        }
-        "llama3" => {
-            let rule = Llama3 {
-                factor: need("factor", scaling.factor)?,
-                low: need("low_freq_factor", scaling.low_freq_factor)?,
-                high: need("high_freq_factor", scaling.high_freq_factor)?,
-                context: need(
-                    "original_max_position_embeddings",
-                    scaling.original_max_position_embeddings,
-                )?,
-            };
-            plain.map(|f| rule.scale(f) as f32).collect()
-        }
-        other => {
-            return Err(format!(
-                "rope type `{other}` is not supported; supported: default, linear, llama3"
-            ));
-        }
-    };
-    match frequencies.iter().find(|f| !f.is_finite()) {
-        None => Ok(frequencies),
-        Some(f) => Err(format!("rope_theta {theta} gives the frequency {f}")),
-    }
-}
-
-/// Llama 3.1's scaling: short wavelengths stay, long ones are stretched, between them a blend.
-struct Llama3 {
-    factor: f64,
-    low: f64,
-    high: f64,
-    context: f64,
-}
-
-impl Llama3 {
-    fn scale(&self, frequency: f64) -> f64 {
-        let wavelength = std::f64::consts::TAU / frequency;
-        if wavelength < self.context / self.high {
-            frequency
-        } else if wavelength > self.context / self.low {
-            frequency / self.factor
-        } else {
-            let blend = (self.context / wavelength - self.low) / (self.high - self.low);
-            (1.0 - blend) * frequency / self.factor + blend * frequency
-        }
-    }
+    let method = quantisation.get("quant_method").and_then(|m| m.as_str());
+    let method = method.unwrap_or("unknown");
+    Err(format!(
+        "quantised weights (quant_method `{method}`) are not supported; supported: F32, F16, BF16"
+    ))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(extra: &str) -> String {
-        format!(
-            r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16,
-            "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4{extra}}}"#
-        )
-    }
-
-    #[test]
-    fn old_and_new_spellings_of_rope_mean_the_same() {
-        let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64"#;
-        let old = format!(
-            r#", "rope_theta": 500.0, "rope_scaling": {{"rope_type": "llama3", {scaling}}}"#
-        );
-        let new = format!(
-            r#", "rope_parameters": {{"rope_theta": 500.0, "rope_type": "llama3", {scaling}}}"#
-        );
-
-        let (old, new) = (
-            Arch::parse(&config(&old)).unwrap(),
-            Arch::parse(&config(&new)).unwrap(),
-        );
-
-        assert_eq!(old, new);
-        assert_eq!(old.inverse_frequencies[0], 1.0);
-        assert!(old.inverse_frequencies[1] < 500f32.powf(-0.5));
-    }
-
-    #[test]
-    fn what_cannot_be_computed_is_refused_by_name() {
-        let cases = [
-            (
-                config("").replace("Llama", "Mamba"),
-                "architecture `MambaForCausalLM` is not supported",
-            ),
-            (
-                config(r#", "rope_scaling": {"type": "yarn"}"#),
-                "rope type `yarn` is not supported",
-            ),
-            (
-                config(r#", "hidden_act": "gelu""#),
-                "hidden_act `gelu` is not supported",
-            ),
-            (config(r#", "mlp_bias": true"#), "mlp_bias is not supported"),
-            (
-                config(r#", "num_key_value_heads": 3"#),
-                "4 query heads cannot share 3 key heads",
-            ),
-            (config(r#", "head_dim": 5"#), "head_dim 5 is odd"),
-            (config("").replace("32", "0"), "vocab_size is 0"),
-            (
-                config(r#", "head_dim": 18446744073709551614"#),
-                "head_dim is 18446744073709551614",
-            ),
-            (
-                config(r#", "head_dim": 1000000000"#),
-                "head_dim is 1000000000, above 65536",
-            ),
-            (
-                config(r#", "rope_theta": 0"#),
-                "rope_theta is 0, it must be above 0",
-            ),
-            (
-                config(r#", "rope_parameters": {"rope_theta": -10.0}"#),
-                "rope_theta is -10, it must be above 0",
-            ),
-            (
-                config(r#", "rope_theta": 1e-200"#),
-                "gives the frequency inf",
-            ),
-            (
-                config(r#", "rms_norm_eps": -1e-6"#),
-                "rms_norm_eps is -0.000001, it must be at least 0",
-            ),
-            (
-                config(r#", "rms_norm_eps": 1e300"#),
-                "rms_norm_eps is inf, it must be at least 0",
-            ),
-            ("{".into(), "EOF while parsing"),
-        ];
-        for (text, expected) in cases {
-            let message = Arch::parse(&text).unwrap_err();
-            assert!(message.contains(expected), "{message}");
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::adapter::{AdapterState, LoraSpec};
 use crate::error::Result;
 use crate::loss::TrainSequence;
-use crate::optim::{AdamW, OptimReport};
+use crate::optim::{OptimReport, Optimizer};
 
 /// An adapter (LoRA weights, gradient, optimizer moments) that lives in a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,7 +109,8 @@ pub trait Backend: Send + fmt::Debug {
 
     /// Runs forward and backward and adds to the adapter's gradient.
     ///
-    /// Either the whole batch is added or, on an error, the gradient is unchanged. Where the processor
+    /// Either the whole batch is added or, on an error, the gradient is unchanged. A loss that is no sum
+    /// over targets costs a second pass of the output head. Where the processor
     /// has a matrix unit, log-probabilities differ from those of [`Backend::forward`], which have the
     /// bits of sampling, by about 1e-7 relative: sums are in another order.
     ///
@@ -122,12 +123,19 @@ pub trait Backend: Send + fmt::Debug {
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>>;
 
-    /// Applies one AdamW step with the accumulated gradient (zero if there is none) and clears it.
+    /// Takes one step with the accumulated gradient (zero if there is none) and clears it.
     ///
     /// # Errors
-    /// If a hyper-parameter is out of range, the adapter is unknown, or a weight or moment would not
-    /// be finite, naming its tensor; the adapter is unchanged.
-    fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport>;
+    /// If a hyper-parameter is out of range, the adapter is unknown or has taken steps of another
+    /// optimizer, or a weight or moment would not be finite, naming its tensor; the adapter is
+    /// unchanged.
+    fn optim_step(&mut self, adapter: AdapterId, optimizer: &Optimizer) -> Result<OptimReport>;
+
+    /// Throws the accumulated gradient away.
+    ///
+    /// # Errors
+    /// If the adapter is unknown.
+    fn clear_gradient(&mut self, adapter: AdapterId) -> Result<()>;
 
     /// Opens an empty cached sequence of at most `capacity` tokens.
     ///

@@ -12,7 +12,7 @@ use crate::adapter::{AdapterState, HostTensor, LoraSpec};
 use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
-use crate::optim::{AdamW, OptimReport};
+use crate::optim::{Family, OptimReport, Optimizer, clip_factor, ema};
 use crate::rng;
 use crate::sampler::logprob_of;
 
@@ -130,11 +130,11 @@ impl FakeBackend {
         for (i, targets) in sequence.targets.chunks(sequence.k).enumerate() {
             let logits = self.logits(weights, &sequence.tokens[..=i]);
             for target in targets {
-                let logprob = logprob_of(&logits, *target)?;
-                output.loss += sequence.loss.term(output.logprobs.len(), logprob).0;
-                output.logprobs.push(logprob);
+                output.logprobs.push(logprob_of(&logits, *target)?);
             }
         }
+        let evaluated = sequence.loss.evaluate(&output.logprobs);
+        output.loss = evaluated.map_err(Error::Invalid)?.total;
         if !output.loss.is_finite() {
             return Err(Error::NotFinite(format!("the loss is {}", output.loss)));
         }
@@ -259,21 +259,32 @@ impl Backend for FakeBackend {
                 .entry(name.clone())
                 .or_insert_with(|| vec![0.0; n]);
             for (sequence, output) in sequences.iter().zip(&outputs) {
-                for (i, (target, l)) in sequence.targets.iter().zip(&output.logprobs).enumerate() {
-                    gradient[*target as usize % n] += sequence.loss.term(i, *l).1;
+                let evaluated = sequence.loss.evaluate(&output.logprobs);
+                let derivatives = evaluated.map_err(Error::Invalid)?.gradient;
+                for (target, derivative) in sequence.targets.iter().zip(derivatives) {
+                    gradient[*target as usize % n] += derivative;
                 }
             }
         }
         Ok(outputs)
     }
 
-    fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport> {
-        params.check()?;
+    fn optim_step(&mut self, adapter: AdapterId, optimizer: &Optimizer) -> Result<OptimReport> {
+        optimizer.check()?;
         let known = Error::Unknown {
             kind: "adapter",
             id: adapter.0,
         };
         let state = self.adapters.get_mut(&adapter).ok_or(known)?;
+        let is_dimuon = optimizer.family() == Family::Dimuon;
+        if state
+            .moments
+            .values()
+            .any(|(_, second)| second.is_empty() != is_dimuon)
+        {
+            let message = format!("a step of {} cannot follow", optimizer.family().name());
+            return Err(Error::Invalid(message));
+        }
         let gradient = std::mem::take(&mut state.gradient);
         let squares = gradient.values().flatten().map(|g| f64::from(*g).powi(2));
         let grad_norm = squares.sum::<f64>().sqrt();
@@ -283,17 +294,44 @@ impl Backend for FakeBackend {
             let none = || (vec![0.0; n], vec![0.0; n]);
             let (first, second) = state.moments.entry(name.clone()).or_insert_with(none);
             for (i, weight) in tensor.data.iter_mut().enumerate() {
-                let g = gradient.get(name).map_or(0.0, |g| g[i]) * params.clip_factor(grad_norm);
-                first[i] = params.beta1 * first[i] + (1.0 - params.beta1) * g;
-                second[i] = params.beta2 * second[i] + (1.0 - params.beta2) * g * g;
-                *weight *= 1.0 - params.learning_rate * params.weight_decay;
-                *weight -= params.learning_rate * first[i] / (second[i].sqrt() + params.eps);
+                let g = gradient.get(name).map_or(0.0, |g| g[i]);
+                match optimizer {
+                    Optimizer::AdamW(params) => {
+                        let g = g * clip_factor(params.grad_clip_norm, grad_norm);
+                        first[i] = ema(params.beta1, first[i], g);
+                        second[i] = ema(params.beta2, second[i], g * g);
+                        *weight *= 1.0 - params.learning_rate * params.weight_decay;
+                        *weight -=
+                            params.learning_rate * first[i] / (second[i].sqrt() + params.eps);
+                    }
+                    Optimizer::Dimuon(params) => {
+                        let g = g * clip_factor(params.grad_clip_norm, grad_norm);
+                        first[i] = ema(params.beta1, first[i], g);
+                        *weight -= params.learning_rate * first[i].signum();
+                    }
+                }
+            }
+            if is_dimuon {
+                second.clear();
             }
         }
         Ok(OptimReport {
             step: state.step,
             grad_norm,
         })
+    }
+
+    fn clear_gradient(&mut self, adapter: AdapterId) -> Result<()> {
+        let known = Error::Unknown {
+            kind: "adapter",
+            id: adapter.0,
+        };
+        self.adapters
+            .get_mut(&adapter)
+            .ok_or(known)?
+            .gradient
+            .clear();
+        Ok(())
     }
 
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {

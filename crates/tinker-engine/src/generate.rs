@@ -78,6 +78,17 @@ pub struct Sample {
     pub top_logprobs: Vec<TopLogprobs>,
 }
 
+/// What was drawn so far of a sample under way; as in [`Sample`].
+#[derive(Debug, Clone, Copy)]
+pub struct DrawnSoFar<'a> {
+    /// Sampled tokens.
+    pub tokens: &'a [u32],
+    /// `[tokens]`.
+    pub logprobs: &'a [f32],
+    /// `[tokens]` if asked for, else empty.
+    pub top_logprobs: &'a [TopLogprobs],
+}
+
 /// A finished request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
@@ -203,6 +214,21 @@ impl Generator {
     /// Whether there is nothing to do. A cancelled request is work until a step has closed its slots.
     pub fn is_idle(&self) -> bool {
         self.active.is_empty() && self.orphans.is_empty()
+    }
+
+    /// What was drawn so far of a request's samples, in order, up to the first that has not begun;
+    /// nothing for requests that are not (or no longer) known.
+    pub fn drawn(&self, id: GenerationId) -> impl Iterator<Item = DrawnSoFar<'_>> {
+        let found = self.active.iter().find(|active| active.id == id);
+        let samples = found.into_iter().flat_map(|active| &active.samples);
+        samples.map_while(|sample| {
+            let sample = sample.as_ref()?;
+            Some(DrawnSoFar {
+                tokens: &sample.tokens,
+                logprobs: &sample.logprobs,
+                top_logprobs: &sample.top_logprobs,
+            })
+        })
     }
 
     /// Whether an unfinished request samples with `adapter`.

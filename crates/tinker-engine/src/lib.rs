@@ -13,6 +13,7 @@ pub mod generate;
 pub mod load;
 pub mod loss;
 pub mod optim;
+pub mod peft;
 pub mod rng;
 pub mod sampler;
 
@@ -27,6 +28,6 @@ pub use generate::{
     FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, Sample, StopCheck,
     StopReason,
 };
-pub use loss::{Loss, TrainSequence};
-pub use optim::{AdamW, OptimReport};
+pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
+pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
 pub use sampler::Sampling;

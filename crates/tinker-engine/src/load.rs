@@ -59,6 +59,26 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Maps one safetensors file.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not valid.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let mut weights = Self {
+            dir: path.to_path_buf(),
+            files: Vec::new(),
+            index: BTreeMap::new(),
+        };
+        weights.add_file(path.to_path_buf())?;
+        Ok(weights)
+    }
+
+    /// Names and shapes of all tensors, in the order of names.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        let entries = self.index.iter();
+        entries.map(|(name, entry)| (name.as_str(), &entry.shape[..]))
+    }
+
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
         let refuse = |message: String| Error::Model {
             path: path.clone(),

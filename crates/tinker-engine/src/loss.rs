@@ -1,5 +1,12 @@
 //! Training sequences and the losses over their log-probabilities.
 
+mod checks;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
 /// The loss of a sequence, with its per-target inputs.
 ///
 /// Every loss is a sum over targets. `l` is the log-probability of a target under the adapter,
@@ -24,23 +31,19 @@ pub enum Loss {
         logprobs: Vec<f32>,
         /// `A`, `[tokens]`.
         advantages: Vec<f32>,
-        /// Lower bound of the ratio.
-        clip_low: f32,
-        /// Upper bound of the ratio.
-        clip_high: f32,
+        /// Bounds of the ratio.
+        clip: Clip,
     },
-    /// `-sum stop_gradient(clip(r, low, high)) l A`.
+    /// `-sum stop_gradient(clip(r, low, high)) l A` (Chen et al. 2025).
     Cispo {
         /// `q`, `[tokens]`.
         logprobs: Vec<f32>,
         /// `A`, `[tokens]`.
         advantages: Vec<f32>,
-        /// Lower bound of the ratio.
-        clip_low: f32,
-        /// Upper bound of the ratio.
-        clip_high: f32,
+        /// Bounds of the ratio.
+        clip: Clip,
     },
-    /// `-sum (l A - beta/2 (l - q)^2)`.
+    /// `-sum (l A - beta/2 (l - q)^2)` (Richemond et al. 2024).
     Dro {
         /// `q`, `[tokens]`.
         logprobs: Vec<f32>,
@@ -49,6 +52,96 @@ pub enum Loss {
         /// Strength of the quadratic penalty.
         beta: f32,
     },
+    /// As PPO, with the ratio of the sequence in the place of each target's: `s = exp(mean (l - q))`
+    /// over the targets in the ratio, of which each target has the value and `s dl` as differential
+    /// (GSPO-token, Zheng et al. 2025, eq. 13 and 14).
+    Gspo {
+        /// `q`, `[tokens]`.
+        logprobs: Vec<f32>,
+        /// `A`, `[tokens]`.
+        advantages: Vec<f32>,
+        /// Which targets the mean is over, `[tokens]`; at least one.
+        in_ratio: Vec<bool>,
+        /// Bounds of the ratio.
+        clip: Clip,
+    },
+    /// Whatever a function says.
+    Computed(Computed),
+}
+
+/// Bounds of a ratio: at every target `low <= high`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clip {
+    /// Lower bound.
+    pub low: Bound,
+    /// Upper bound.
+    pub high: Bound,
+}
+
+impl Clip {
+    /// The same bounds for all targets.
+    #[must_use]
+    pub const fn between(low: f32, high: f32) -> Self {
+        Self {
+            low: Bound::All(low),
+            high: Bound::All(high),
+        }
+    }
+
+    /// Lower and upper bound of target `i`.
+    fn at(&self, i: usize) -> (f64, f64) {
+        (self.low.at(i).into(), self.high.at(i).into())
+    }
+}
+
+/// A bound of the ratio.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Bound {
+    /// For all targets.
+    All(f32),
+    /// For each target, `[tokens]`.
+    Each(Vec<f32>),
+}
+
+impl Bound {
+    fn at(&self, i: usize) -> f32 {
+        match self {
+            Self::All(bound) => *bound,
+            Self::Each(bounds) => bounds[i],
+        }
+    }
+}
+
+/// A loss that is a function of all log-probabilities of a sequence.
+pub trait SequenceLoss: fmt::Debug + Send + Sync {
+    /// Value and derivative at `logprobs`, `[tokens * k]`. The same arguments give the same bits.
+    ///
+    /// # Errors
+    /// A message that says why the function has no value there.
+    fn evaluate(&self, logprobs: &[f32]) -> Result<Evaluation, String>;
+}
+
+/// A [`SequenceLoss`] in a [`Loss`]; equal to its clones alone.
+#[derive(Debug, Clone)]
+pub struct Computed(pub Arc<dyn SequenceLoss>);
+
+impl PartialEq for Computed {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Value and derivative of a loss at the log-probabilities of a sequence.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Evaluation {
+    /// The loss, summed over the targets.
+    pub total: f64,
+    /// What each target adds to it, `[tokens * k]`; empty if the loss is no sum over targets.
+    pub terms: Vec<f32>,
+    /// Derivative for each log-probability, `[tokens * k]`.
+    pub gradient: Vec<f32>,
+    /// Further numbers by name.
+    pub metrics: Vec<(String, f64)>,
 }
 
 /// One sequence of a training batch: position `i` predicts `targets[i * k..][..k]`.
@@ -64,6 +157,19 @@ pub struct TrainSequence {
     pub loss: Loss,
 }
 
+impl TrainSequence {
+    /// The same targets with the linear loss of this `gradient`, `[tokens * k]`.
+    pub(crate) fn linear(&self, gradient: &[f32]) -> Self {
+        let weights = gradient.iter().map(|c| -c).collect();
+        Self {
+            tokens: self.tokens.clone(),
+            targets: self.targets.clone(),
+            k: self.k,
+            loss: Loss::CrossEntropy { weights },
+        }
+    }
+}
+
 /// Log-probability of a logit, given the log of the sum of the exponentials of all; at most 0.
 pub(crate) fn log_prob(logit: f32, log_sum_exp: f32) -> f32 {
     let value = logit - log_sum_exp;
@@ -72,9 +178,15 @@ pub(crate) fn log_prob(logit: f32, log_sum_exp: f32) -> f32 {
 }
 
 impl Loss {
+    /// Whether each target's contribution depends on its own log-probability alone.
+    pub(crate) const fn is_per_target(&self) -> bool {
+        !matches!(self, Self::Gspo { .. } | Self::Computed(_))
+    }
+
     /// Contribution of target `i` with log-probability `l`, and its derivative for `l`.
     ///
-    /// The loss is the sum of the contributions, so this is all that differs between losses.
+    /// The loss is the sum of the contributions, so this is all that differs between losses that are
+    /// [per target](Self::is_per_target). Of the others it is zero.
     pub(crate) fn term(&self, i: usize, l: f32) -> (f64, f32) {
         let wide = f64::from;
         match self {
@@ -97,23 +209,19 @@ impl Loss {
             Self::Ppo {
                 logprobs,
                 advantages,
-                clip_low,
-                clip_high,
+                clip,
             } => {
-                let (r, a) = ((wide(l) - wide(logprobs[i])).exp(), wide(advantages[i]));
-                let (low, high) = (wide(*clip_low), wide(*clip_high));
-                let value = (r * a).min(r.clamp(low, high) * a);
-                let clipped = (a > 0.0 && r > high) || (a < 0.0 && r < low);
-                (-value, if clipped { 0.0 } else { (-r * a) as f32 })
+                let ratio = (wide(l) - wide(logprobs[i])).exp();
+                clipped(ratio, advantages[i].into(), clip.at(i))
             }
             Self::Cispo {
                 logprobs,
                 advantages,
-                clip_low,
-                clip_high,
+                clip,
             } => {
                 let (r, a) = ((wide(l) - wide(logprobs[i])).exp(), wide(advantages[i]));
-                let ratio = r.clamp(wide(*clip_low), wide(*clip_high));
+                let (low, high) = clip.at(i);
+                let ratio = r.clamp(low, high);
                 (-ratio * wide(l) * a, (-ratio * a) as f32)
             }
             Self::Dro {
@@ -126,177 +234,59 @@ impl Loss {
                 let value = l * a - 0.5 * beta * difference * difference;
                 (-value, (beta * difference - a) as f32)
             }
+            Self::Gspo { .. } | Self::Computed(_) => (0.0, 0.0),
         }
     }
 
-    /// Lengths of the per-target inputs, by name.
-    fn inputs(&self) -> Vec<(&'static str, usize)> {
-        match self {
-            Self::CrossEntropy { weights } => vec![("weights", weights.len())],
-            Self::ImportanceSampling {
-                logprobs,
+    /// Value and derivative at `logprobs`, `[tokens * k]`.
+    ///
+    /// # Errors
+    /// A message, if a [`SequenceLoss`] has one.
+    pub fn evaluate(&self, logprobs: &[f32]) -> Result<Evaluation, String> {
+        let terms: Vec<(f64, f32)> = match self {
+            Self::Computed(function) => return function.0.evaluate(logprobs),
+            Self::Gspo {
+                logprobs: q,
                 advantages,
-            }
-            | Self::Ppo {
-                logprobs,
-                advantages,
-                ..
-            }
-            | Self::Cispo {
-                logprobs,
-                advantages,
-                ..
-            }
-            | Self::Dro {
-                logprobs,
-                advantages,
-                ..
+                in_ratio,
+                clip,
             } => {
-                vec![
-                    ("logprobs", logprobs.len()),
-                    ("advantages", advantages.len()),
-                ]
+                let ratio = sequence_ratio(logprobs, q, in_ratio);
+                let term = |(i, a): (usize, &f32)| clipped(ratio, (*a).into(), clip.at(i));
+                advantages.iter().enumerate().map(term).collect()
             }
-        }
-    }
-
-    /// Checks the numbers that are not per target; the error is a message.
-    fn check(&self, k: usize) -> Result<(), String> {
-        if let Self::Ppo {
-            clip_low,
-            clip_high,
-            ..
-        }
-        | Self::Cispo {
-            clip_low,
-            clip_high,
-            ..
-        } = self
-            && clip_low
-                .partial_cmp(clip_high)
-                .is_none_or(|order| order.is_gt())
-        {
-            return Err(format!("clip range {clip_low} to {clip_high} is empty"));
-        }
-        if let Self::Dro { beta, .. } = self
-            && !(beta.is_finite() && *beta >= 0.0)
-        {
-            return Err(format!("beta is {beta}, it must be at least 0"));
-        }
-        if k != 1 && !matches!(self, Self::CrossEntropy { .. }) {
-            return Err(format!(
-                "{k} targets per token; only cross entropy takes more than 1"
-            ));
-        }
-        Ok(())
+            _ => (0..).zip(logprobs).map(|(i, l)| self.term(i, *l)).collect(),
+        };
+        Ok(Evaluation::of_terms(&terms))
     }
 }
 
-impl TrainSequence {
-    /// Checks lengths, tokens and loss inputs against a model; the error is a message.
-    pub(crate) fn check(&self, vocab_size: usize, max_context: usize) -> Result<(), String> {
-        let n = self.tokens.len();
-        if n == 0 {
-            return Err("it has no tokens".into());
+impl Evaluation {
+    fn of_terms(terms: &[(f64, f32)]) -> Self {
+        Self {
+            total: terms.iter().map(|(value, _)| value).sum(),
+            terms: terms.iter().map(|(value, _)| *value as f32).collect(),
+            gradient: terms.iter().map(|(_, derivative)| *derivative).collect(),
+            metrics: Vec::new(),
         }
-        if n > max_context {
-            return Err(format!("{n} tokens, the model's context is {max_context}"));
-        }
-        if self.k == 0 || n.checked_mul(self.k) != Some(self.targets.len()) {
-            let (targets, k) = (self.targets.len(), self.k);
-            return Err(format!("{targets} targets for {n} tokens with {k} each"));
-        }
-        let mut all = self.tokens.iter().chain(&self.targets);
-        if let Some(token) = all.find(|t| **t as usize >= vocab_size) {
-            return Err(format!(
-                "token {token} is not below the vocabulary size {vocab_size}"
-            ));
-        }
-        let targets = self.targets.len();
-        if let Some((name, len)) = self
-            .loss
-            .inputs()
-            .into_iter()
-            .find(|(_, len)| *len != targets)
-        {
-            return Err(format!("{len} {name} for {targets} targets"));
-        }
-        self.loss.check(self.k)
     }
 }
 
-#[cfg(test)]
-#[expect(clippy::approx_constant, reason = "the digits of the golden vector")]
-mod tests {
-    use super::*;
+/// The clipped objective of PPO for a ratio whose derivative is itself: value and derivative.
+fn clipped(ratio: f64, advantage: f64, (low, high): (f64, f64)) -> (f64, f32) {
+    let (r, a) = (ratio, advantage);
+    let value = (r * a).min(r.clamp(low, high) * a);
+    let is_clipped = (a > 0.0 && r > high) || (a < 0.0 && r < low);
+    (-value, if is_clipped { 0.0 } else { (-r * a) as f32 })
+}
 
-    const L: [f32; 4] = [-0.5, -1.2, -2.0, -0.1];
-    const ADVANTAGES: [f32; 4] = [1.0, 1.0, -0.5, -1.0];
-
-    fn logprobs() -> Vec<f32> {
-        vec![-0.7, -1.0, -2.0, -1.1]
+/// The geometric mean of the ratios that are marked.
+fn sequence_ratio(l: &[f32], q: &[f32], in_ratio: &[bool]) -> f64 {
+    let marked = l.iter().zip(q).zip(in_ratio).filter(|(_, marked)| **marked);
+    let (mut sum, mut n) = (0.0, 0.0);
+    for ((l, q), _) in marked {
+        sum += f64::from(*l) - f64::from(*q);
+        n += 1.0;
     }
-
-    fn check(loss: &Loss, value: f64, gradient: [f64; 4]) {
-        let terms: Vec<(f64, f32)> = (0..4).map(|i| loss.term(i, L[i])).collect();
-        let total: f64 = terms.iter().map(|t| t.0).sum();
-        assert!((total - value).abs() < 1e-6, "{loss:?}: {total}");
-        for ((_, c), expected) in terms.iter().zip(gradient) {
-            assert!(
-                (f64::from(*c) - expected).abs() < 1e-6,
-                "{loss:?}: {terms:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn values_and_gradients_match_the_golden_vector() {
-        let (logprobs, advantages) = (logprobs(), ADVANTAGES.to_vec());
-        let weights = vec![0.0, 1.0, 1.0, 0.5];
-        check(
-            &Loss::CrossEntropy { weights },
-            3.25,
-            [0.0, -1.0, -1.0, -0.5],
-        );
-        let is = Loss::ImportanceSampling {
-            logprobs: logprobs.clone(),
-            advantages: advantages.clone(),
-        };
-        check(&is, 1.178_148_317, [-1.221_403, -0.818_731, 0.5, 2.718_282]);
-        let (clip_low, clip_high) = (0.8, 1.2);
-        let ppo = Loss::Ppo {
-            logprobs: logprobs.clone(),
-            advantages: advantages.clone(),
-            clip_low,
-            clip_high,
-        };
-        check(&ppo, 1.199_551_075, [0.0, -0.818_731, 0.5, 2.718_282]);
-        for (clip_low, clip_high, value, gradient) in [
-            (
-                0.0,
-                4.0,
-                0.321_350_1,
-                [-1.221_403, -0.818_731, 0.5, 2.718_282],
-            ),
-            (0.8, 1.2, 0.462_476_904, [-1.2, -0.818_731, 0.5, 1.2]),
-        ] {
-            let (logprobs, advantages) = (logprobs.clone(), advantages.clone());
-            check(
-                &Loss::Cispo {
-                    logprobs,
-                    advantages,
-                    clip_low,
-                    clip_high,
-                },
-                value,
-                gradient,
-            );
-        }
-        let dro = Loss::Dro {
-            logprobs,
-            advantages,
-            beta: 0.05,
-        };
-        check(&dro, 0.627, [-0.99, -1.01, 0.5, 1.05]);
-    }
+    (sum / n).exp()
 }

@@ -31,7 +31,9 @@ pub(crate) fn encode_optimizer(state: &AdapterState) -> Result<Vec<u8>> {
     let moments = state
         .moments
         .iter()
-        .flat_map(|(name, (first, second))| [(name, FIRST, first), (name, SECOND, second)]);
+        .flat_map(|(name, (first, second))| [(name, FIRST, first), (name, SECOND, second)])
+        // An optimizer without second moments.
+        .filter(|(_, suffix, values)| *suffix == FIRST || !values.is_empty());
     let gradient = state.gradient.iter().map(|(name, g)| (name, GRADIENT, g));
     encode(
         moments

@@ -30,6 +30,16 @@ impl ApiError {
         }
     }
 
+    /// The status of the answer.
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The text for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// 400: the request makes no sense as it stands.
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
@@ -109,8 +119,9 @@ impl From<Error> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// Notes the refusal in the log.
+    pub(crate) fn log(&self) {
         if let Some(detail) = &self.detail {
             tracing::error!(status = self.status.as_u16(), detail, "request failed");
         } else {
@@ -120,6 +131,12 @@ impl IntoResponse for ApiError {
                 "request refused"
             );
         }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.log();
         (self.status, Json(ErrorBody::new(self.message))).into_response()
     }
 }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use tinker_engine::Family;
 use tinker_types::{
-    CreateModelRequest, LoadWeightsRequest, LoraConfig, RequestId, SampleRequest, SessionId,
-    TrainingRunId, TypeError, UntypedFuture, UserMetadata,
+    ClientConfig, CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig, RequestId,
+    SampleRequest, SessionId, TrainingRunId, TypeError, UntypedFuture, UserMetadata,
 };
 use tokio::sync::Notify;
 
@@ -16,12 +17,14 @@ use crate::catalog::Run;
 use crate::clock::now;
 use crate::core::{Core, CoreOptions, LoadBackend, lock};
 use crate::disk::{Disk, OsDisk};
-use crate::engine::{Command, EngineThread};
+use crate::engine::{Command, EngineThread, family};
 use crate::error::Result;
+use crate::inference::Tokenizers;
 use crate::journal::Accepted;
 use crate::limits::Limits;
 use crate::models::ModelRegistry;
 use crate::operation::{OpKind, run_request_id, sample_request_id};
+use crate::options::default_client_config;
 use crate::token::ApiToken;
 
 /// What an [`App`] is made of; tests put a failing disk or another backend in.
@@ -35,6 +38,8 @@ pub struct AppOptions {
     pub models: Vec<PathBuf>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
+    /// Settings handed to clients.
+    pub client_config: ClientConfig,
     /// Version to report.
     pub version: String,
     /// Bounds on requests and queues.
@@ -62,6 +67,7 @@ impl AppOptions {
             token,
             models: Vec::new(),
             threads: 0,
+            client_config: default_client_config(),
             version: env!("CARGO_PKG_VERSION").into(),
             limits: Limits::default(),
             disk: Arc::new(OsDisk),
@@ -77,8 +83,10 @@ pub struct App {
     engine: Mutex<EngineThread>,
     /// Held while a training run is entered: of two requests for one number, the run is that of
     /// the one which is accepted.
-    entering: Mutex<()>,
+    pub(crate) entering: Mutex<()>,
     token: ApiToken,
+    client_config: ClientConfig,
+    pub(crate) tokenizers: Tokenizers,
     born: Instant,
     last_request_ms: AtomicU64,
     /// Wakes those who wait for results when the server stops.
@@ -111,6 +119,8 @@ impl App {
             engine: Mutex::new(engine),
             entering: Mutex::default(),
             token: options.token,
+            client_config: options.client_config,
+            tokenizers: Tokenizers::default(),
             born: Instant::now(),
             last_request_ms: AtomicU64::new(0),
             stop: Notify::new(),
@@ -120,6 +130,10 @@ impl App {
 
     pub(crate) const fn token(&self) -> &ApiToken {
         &self.token
+    }
+
+    pub(crate) const fn client_config(&self) -> &ClientConfig {
+        &self.client_config
     }
 
     /// Notes that somebody is there.
@@ -166,7 +180,7 @@ impl App {
         }
     }
 
-    fn check_open(&self) -> ApiResult<()> {
+    pub(crate) fn check_open(&self) -> ApiResult<()> {
         if self.stopping.load(Ordering::Relaxed) {
             Err(ApiError::stopping())
         } else {
@@ -189,6 +203,11 @@ impl App {
         let journal = self.core.journal(run)?;
         self.core.catalog.touch_run(run);
         let mut journal = lock(&journal);
+        if !kind.creates_run() && journal.is_empty() {
+            return Err(ApiError::bad_request(format!(
+                "training run {run} holds copied checkpoints and cannot be trained: load_weights makes a run of one"
+            )));
+        }
         let limit = self.core.limits.max_pending_operations;
         match journal.accept(&id, kind, seq, body, limit)? {
             Accepted::Known => {}
@@ -240,7 +259,7 @@ impl App {
         body: &[u8],
     ) -> ApiResult<UntypedFuture> {
         self.check_open()?;
-        check_optimizer(&request.optimizer_config.family)?;
+        optimizer_family(&request.optimizer_config)?;
         let model = self.core.models.resolve(&request.base_model)?;
         let lora = request.lora_config.clone().unwrap_or_default();
         if lora.rank == 0 {
@@ -253,7 +272,16 @@ impl App {
         }
         let key = (&request.session_id, request.model_seq_id);
         let _entering = lock(&self.entering);
-        let run = self.new_run(key, model.name, lora, request.user_metadata.clone())?;
+        let run = self.new_run(key, |id| {
+            let optimizer = request.optimizer_config.clone();
+            new_row(
+                id,
+                model.name,
+                lora,
+                request.user_metadata.clone(),
+                optimizer,
+            )
+        })?;
         self.submit(&run, 0, OpKind::CreateModel, body)
     }
 
@@ -270,7 +298,7 @@ impl App {
         // A repeated request is answered even if its checkpoint is gone by now.
         if !self.is_created(&run)? {
             if let Some(config) = &request.optimizer_config {
-                check_optimizer(&config.family)?;
+                optimizer_family(config)?;
             }
             let kind = tinker_types::CheckpointKind::Training;
             let checkpoint = self.core.catalog.checkpoint(&request.path, kind)?;
@@ -285,8 +313,29 @@ impl App {
                 )));
             }
             self.core.models.resolve(&checkpoint.base_model)?;
+            let source = self.core.catalog.run(&request.path.run);
+            // A state goes on with the optimizer that made it; weights alone may take another.
+            let own = source.map(|run| run.optimizer).unwrap_or_default();
+            let optimizer = match &request.optimizer_config {
+                Some(config) if request.optimizer && config.family != own.family => {
+                    return Err(ApiError::bad_request(format!(
+                        "{} was trained with optimizer {}, not with {}: load its weights without optimizer",
+                        request.path, own.family, config.family
+                    )));
+                }
+                Some(config) => config.clone(),
+                None => own,
+            };
             let metadata = request.user_metadata.clone();
-            self.new_run(key, checkpoint.base_model, checkpoint.lora, metadata)?;
+            self.new_run(key, |id| {
+                new_row(
+                    id,
+                    checkpoint.base_model,
+                    checkpoint.lora,
+                    metadata,
+                    optimizer,
+                )
+            })?;
         }
         self.submit(&run, 0, OpKind::CreateFromWeights, body)
     }
@@ -296,29 +345,20 @@ impl App {
     fn new_run(
         &self,
         (session, number): (&SessionId, u64),
-        base_model: String,
-        lora: LoraConfig,
-        user_metadata: Option<UserMetadata>,
+        row: impl FnOnce((TrainingRunId, SessionId)) -> Run,
     ) -> ApiResult<TrainingRunId> {
         self.core.catalog.session(session)?;
         let id = TrainingRunId::of_session(session, number);
         if !self.is_created(&id)? {
-            self.core.catalog.put_run(Run {
-                id: id.clone(),
-                session_id: session.clone(),
-                base_model,
-                lora,
-                user_metadata,
-                created_at: now(),
-                last_request_at: now(),
-                corrupted: None,
-            })?;
+            self.core
+                .catalog
+                .put_run(row((id.clone(), session.clone())))?;
         }
         Ok(id)
     }
 
     /// Whether a run's creation was accepted. A row alone is what a refused log entry leaves.
-    fn is_created(&self, run: &TrainingRunId) -> ApiResult<bool> {
+    pub(crate) fn is_created(&self, run: &TrainingRunId) -> ApiResult<bool> {
         if self.core.catalog.run(run).is_err() {
             return Ok(false);
         }
@@ -397,23 +437,42 @@ fn malformed(error: TypeError) -> ApiError {
     ApiError::bad_request(error.to_string())
 }
 
-fn check_optimizer(family: &str) -> ApiResult<()> {
-    if family == "adamw" {
-        return Ok(());
-    }
-    Err(ApiError::bad_request(format!(
-        "optimizer {family:?} is not supported by this server: it has adamw"
-    )))
+fn optimizer_family(config: &OptimizerConfig) -> ApiResult<Family> {
+    family(config).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-const fn name_of(kind: OpKind) -> &'static str {
+/// The row of a run that begins now.
+fn new_row(
+    (id, session_id): (TrainingRunId, SessionId),
+    base_model: String,
+    lora: LoraConfig,
+    user_metadata: Option<UserMetadata>,
+    optimizer: OptimizerConfig,
+) -> Run {
+    Run {
+        id,
+        session_id,
+        base_model,
+        lora,
+        user_metadata,
+        created_at: now(),
+        last_request_at: now(),
+        corrupted: None,
+        optimizer,
+    }
+}
+
+pub(crate) const fn name_of(kind: OpKind) -> &'static str {
     match kind {
         OpKind::CreateModel => "create_model",
         OpKind::CreateFromWeights | OpKind::LoadWeights => "load_weights",
         OpKind::ForwardBackward => "forward_backward",
         OpKind::OptimStep => "optim_step",
+        OpKind::ZeroGrad => "zero_grad",
+        OpKind::GradientStats => "gradient_stats",
         OpKind::SaveWeights => "save_weights",
         OpKind::SaveWeightsForSampler => "save_weights_for_sampler",
+        OpKind::SaveWeightsExternal => "save_weights_external",
         OpKind::Sample => "sample",
     }
 }

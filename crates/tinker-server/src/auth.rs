@@ -8,13 +8,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tinker_types::HEALTHZ;
 
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
+use crate::identity;
+use crate::links;
 use crate::token::ApiToken;
 
 /// Lets a request through or answers it with 401 or 403.
@@ -24,15 +26,26 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
             app.touch();
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => refusal(request.headers(), error),
     }
 }
 
+/// A refused short-lived token is named as such, so that clients exchange their key for a new one
+/// (RFC 6750, section 3).
+fn refusal(headers: &HeaderMap, error: ApiError) -> Response {
+    let mut response = error.into_response();
+    let is_stale = presented(headers).is_some_and(identity::is_jwt);
+    if response.status() == StatusCode::UNAUTHORIZED && is_stale {
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
 fn check(headers: &HeaderMap, uri: &Uri, token: &ApiToken) -> ApiResult<()> {
-    let authority = uri
-        .authority()
-        .map(|a| a.as_str())
-        .or_else(|| text(headers, header::HOST))
+    let authority = links::authority(headers, uri)
         .ok_or_else(|| ApiError::bad_request("the request has no Host header"))?;
     if !is_local_name(authority) {
         return Err(ApiError::forbidden(format!(
@@ -49,7 +62,14 @@ fn check(headers: &HeaderMap, uri: &Uri, token: &ApiToken) -> ApiResult<()> {
     if uri.path() == HEALTHZ {
         return Ok(());
     }
+    if uri.path().starts_with(links::SIGNED) {
+        return links::check(token, uri);
+    }
     match presented(headers) {
+        Some(jwt) if identity::is_jwt(jwt) && identity::is_valid(token, jwt) => Ok(()),
+        Some(jwt) if identity::is_jwt(jwt) => Err(ApiError::unauthenticated(
+            "the short-lived token is not valid, or no longer: exchange the API key for a new one at /api/v1/auth/token",
+        )),
         Some(key) if token.matches(key) => Ok(()),
         Some(_) => Err(ApiError::unauthenticated(
             "the API key is not this server's token: `tinker serve status` shows the right one for TINKER_API_KEY",
@@ -90,7 +110,6 @@ fn is_local_name(authority: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::HeaderValue;
 
     fn status(path: &str, headers: &[(&'static str, &'static str)]) -> u16 {
         let mut map = HeaderMap::new();

@@ -48,6 +48,9 @@ pub(crate) struct Manifest {
     /// The operation that wrote it: the same one executed again finds its own work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) request_id: Option<String>,
+    /// The checkpoint that it is a copy of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) copied_from: Option<TinkerPath>,
     /// The first log segment after a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log_segment: Option<u64>,
@@ -115,7 +118,7 @@ pub(crate) fn write(
     with_optimizer: bool,
     replace: bool,
 ) -> Result<Manifest> {
-    let mut files = vec![
+    let mut files: Vec<(&str, Vec<u8>)> = vec![
         (WEIGHTS_FILE, encode_weights(state)?),
         (CONFIG_FILE, peft_config(&manifest, state)?),
     ];
@@ -126,6 +129,40 @@ pub(crate) fn write(
         .iter()
         .map(|(name, bytes)| ((*name).to_owned(), file_entry(bytes)))
         .collect();
+    place(disk, temp_root, dir, manifest, files, replace)
+}
+
+/// Copies a bundle's files, checking every checksum, beside a manifest that `edit` has changed.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is none, [`Error::Corrupt`] naming a damaged file, or the disk
+/// refuses; nothing is left behind.
+pub(crate) fn copy(
+    disk: &dyn Disk,
+    temp_root: &Path,
+    from: &Path,
+    to: &Path,
+    edit: impl FnOnce(&mut Manifest),
+) -> Result<Manifest> {
+    let mut manifest = present_manifest(disk, from)?;
+    let names: Vec<String> = manifest.files.keys().cloned().collect();
+    let mut files = Vec::new();
+    for name in &names {
+        files.push((name.as_str(), read_checked(disk, from, &manifest, name)?));
+    }
+    edit(&mut manifest);
+    place(disk, temp_root, to, manifest, files, false)
+}
+
+/// Writes files with their manifest into a new directory and moves it to its place.
+fn place(
+    disk: &dyn Disk,
+    temp_root: &Path,
+    dir: &Path,
+    manifest: Manifest,
+    mut files: Vec<(&str, Vec<u8>)>,
+    replace: bool,
+) -> Result<Manifest> {
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Invalid(e.to_string()))?;
     files.push((MANIFEST_FILE, text));
     let temp = temp_root.join(uuid::Uuid::now_v7().to_string());
@@ -254,6 +291,15 @@ pub(crate) fn read_manifest(disk: &dyn Disk, dir: &Path) -> Result<Option<Manife
     Ok(Some(manifest))
 }
 
+/// Reads the manifest of a bundle that must be there.
+///
+/// # Errors
+/// [`Error::NotFound`] if it is not, and as [`read_manifest`].
+pub(crate) fn present_manifest(disk: &dyn Disk, dir: &Path) -> Result<Manifest> {
+    read_manifest(disk, dir)?
+        .ok_or_else(|| Error::NotFound(format!("there is no saved adapter in {}", dir.display())))
+}
+
 /// Reads a bundle back, checking every checksum.
 ///
 /// # Errors
@@ -263,9 +309,7 @@ pub(crate) fn read(
     dir: &Path,
     with_optimizer: bool,
 ) -> Result<(Manifest, AdapterState)> {
-    let manifest = read_manifest(disk, dir)?.ok_or_else(|| {
-        Error::NotFound(format!("there is no saved adapter in {}", dir.display()))
-    })?;
+    let manifest = present_manifest(disk, dir)?;
     let weights = read_checked(disk, dir, &manifest, WEIGHTS_FILE)?;
     let optimizer = if with_optimizer {
         Some(read_checked(disk, dir, &manifest, OPTIMIZER_FILE)?)

@@ -16,6 +16,15 @@ pub(crate) fn millis(text: &Timestamp) -> Option<Millis> {
     Some(moment.as_millisecond())
 }
 
+/// RFC 9110 text, as HTTP headers carry it.
+pub(crate) fn http_date(at: Millis) -> String {
+    let moment = jiff::Timestamp::from_millisecond(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+    printer
+        .timestamp_to_rfc9110_string(&moment)
+        .unwrap_or_default()
+}
+
 /// RFC 3339 text, as answers carry it.
 pub(crate) fn timestamp(at: Millis) -> Timestamp {
     let moment = jiff::Timestamp::from_millisecond(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);

@@ -10,10 +10,13 @@ use tinker_types::{
     FinishSessionRequest, RequestId, SamplingSessionId, SessionId, TinkerPath, TrainingRunId,
 };
 
+use crate::accounts::Accounts;
 use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
 use crate::clock::now;
+use crate::completions::{Completions, Ended, SamplerClient};
+use crate::custom_loss::CustomLosses;
 use crate::db::Db;
 use crate::disk::{Disk, create_dir, remove_dir};
 use crate::engine::Command;
@@ -22,9 +25,10 @@ use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::models::ModelRegistry;
-use crate::operation::Outcome;
+use crate::operation::{Form, Outcome};
 use crate::paths::Paths;
 use crate::segment_log::Syncer;
+use crate::watchers::Watchers;
 
 /// Loads a model directory onto a device, with a number of threads (0: one per core).
 pub type LoadBackend =
@@ -42,7 +46,11 @@ pub(crate) struct Core {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
+    pub(crate) accounts: Accounts,
     pub(crate) futures: Arc<FutureStore>,
+    pub(crate) completions: Completions,
+    pub(crate) watchers: Watchers,
+    pub(crate) custom_losses: CustomLosses,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
     pub(crate) threads: usize,
@@ -105,7 +113,8 @@ impl Core {
         // What is in there was not finished when the last server ended.
         remove_dir(&paths.temp())?;
         create_dir(options.disk.as_ref(), &paths.temp())?;
-        let catalog = Catalog::open(Db::open(&paths.database())?)?;
+        let db = Db::open(&paths.database())?;
+        let catalog = Catalog::open(db.clone())?;
         let futures: Arc<FutureStore> = Arc::default();
         let syncer = Syncer::start();
         let samples = Journal::open(
@@ -115,6 +124,7 @@ impl Core {
             Scope::Samples,
             Arc::clone(&futures),
         )?;
+        let custom_losses = CustomLosses::new(paths.custom_losses(), Arc::clone(&options.disk));
         let attempts = Attempts::open(Arc::clone(&options.disk), paths.attempts());
         let core = Arc::new(Self {
             attempts: Mutex::new(attempts),
@@ -122,7 +132,11 @@ impl Core {
             disk: options.disk,
             limits: options.limits,
             catalog,
+            accounts: Accounts::new(db),
             futures,
+            completions: Completions::default(),
+            watchers: Watchers::default(),
+            custom_losses,
             models: options.models,
             load: options.load,
             threads: options.threads,
@@ -305,8 +319,31 @@ impl Core {
 
     /// Records the result of a sample and wakes those who wait for it.
     pub(crate) fn finish_sample(&self, id: &RequestId, outcome: Outcome) {
+        let ended = Ended {
+            id: id.clone(),
+            failed: outcome.is_failure(),
+            n_bytes: Some(outcome.body.len() as u64),
+        };
         self.samples().finish(id, outcome);
+        self.completions.note(ended);
+        self.watchers.end(id);
         self.attempts().note_sample_over(id);
+    }
+
+    /// The samples of a client that ended and whose results nobody fetched since the start.
+    pub(crate) fn ended_samples(&self, client: &SamplerClient) -> Vec<Ended> {
+        let found = self.samples().found().into_iter();
+        found
+            .filter(|f| SamplerClient::of(&f.request_id).as_ref() == Some(client))
+            .filter(|f| !self.futures.was_delivered(&f.request_id))
+            .filter_map(|f| {
+                Some(Ended {
+                    failed: f.finished? == Form::Failed,
+                    id: f.request_id,
+                    n_bytes: None,
+                })
+            })
+            .collect()
     }
 
     /// The training run of a future, if it is one of a run that this server knows.
@@ -339,15 +376,26 @@ impl Core {
         if self.catalog.find_checkpoint(path).is_none() {
             return Err(self.catalog.no_checkpoint(path));
         }
-        self.discard_checkpoint(path)
+        self.discard_checkpoint(path)?;
+        self.note_checkpoint("checkpoint_deleted", path);
+        Ok(())
+    }
+
+    /// Notes in the audit log what became of a checkpoint.
+    pub(crate) fn note_checkpoint(&self, event: &'static str, path: &TinkerPath) {
+        self.accounts
+            .note(event, serde_json::json!({ "tinker_path": path }));
     }
 
     /// Removes checkpoints whose time is up.
     pub(crate) fn discard_expired(&self) {
         let _changing = self.change_checkpoints();
         for path in self.catalog.expired_checkpoints() {
-            if let Err(error) = self.discard_checkpoint(&path) {
-                tracing::warn!(%path, error = error.with_causes(), "cannot remove an expired checkpoint");
+            match self.discard_checkpoint(&path) {
+                Ok(()) => self.note_checkpoint("checkpoint_expired", &path),
+                Err(error) => {
+                    tracing::warn!(%path, error = error.with_causes(), "cannot remove an expired checkpoint");
+                }
             }
         }
     }
@@ -419,6 +467,7 @@ impl Core {
     /// If the disk refuses.
     pub(crate) fn flush(&self) -> Result<()> {
         self.catalog.flush_times()?;
+        self.accounts.flush()?;
         self.samples().sync()?;
         let journals: Vec<_> = lock(&self.journals).values().cloned().collect();
         for journal in journals {
@@ -543,6 +592,7 @@ mod tests {
             created_at: now(),
             last_request_at: now(),
             corrupted: None,
+            optimizer: Default::default(),
         };
         core.catalog.put_run(row).unwrap();
         id

@@ -10,7 +10,12 @@ use crate::disk::create_private_file;
 use crate::error::{Error, Result};
 
 /// Schema versions in order; entry `i` takes a database from version `i` to `i + 1`.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_init.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_init.sql"),
+    include_str!("../migrations/0002_sampler_clients.sql"),
+    include_str!("../migrations/0003_optimizer.sql"),
+    include_str!("../migrations/0004_accounts.sql"),
+];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 

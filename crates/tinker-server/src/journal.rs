@@ -79,6 +79,7 @@ pub(crate) struct Found {
     pub(crate) request_id: RequestId,
     pub(crate) kind: OpKind,
     pub(crate) seq: u64,
+    pub(crate) accepted_at: Millis,
     /// How it ended, if it did.
     pub(crate) finished: Option<Form>,
     /// When it ended, or when it was accepted.
@@ -149,6 +150,7 @@ impl Journal {
                 request_id: id.clone(),
                 kind: entry.kind,
                 seq: entry.seq,
+                accepted_at: entry.at,
                 finished: entry.finished.map(|f| f.form),
                 at: entry.finished.map_or(entry.at, |f| f.at),
             })

@@ -5,23 +5,31 @@
 //! [`resolve_model`] finds a base model by name. [`App`] and [`router()`] are the server without its
 //! socket, as tests use it.
 
+mod accounts;
 mod adapter_files;
 mod api_error;
 mod app;
 mod attempts;
 mod auth;
+mod blob;
 mod body;
 mod bundle;
 mod catalog;
 mod clock;
+mod completions;
+mod copies;
 mod core;
+mod custom_loss;
 mod db;
 mod disk;
 mod engine;
 mod error;
 mod future_store;
+mod identity;
+mod inference;
 mod journal;
 mod limits;
+mod links;
 mod lock;
 mod loss_inputs;
 mod models;
@@ -35,6 +43,8 @@ mod scheduler;
 mod segment_log;
 mod server;
 mod token;
+mod trace;
+mod watchers;
 
 pub use crate::core::LoadBackend;
 pub use app::{App, AppOptions};

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tinker_types::{
-    CreateModelRequest, ErrorCategory, FailedFuture, ForwardBackwardRequest, LoadWeightsRequest,
-    OptimStepRequest, RequestId, SampleRequest, SamplingSessionId, SaveWeightsForSamplerRequest,
-    SaveWeightsRequest, TrainingRunId, TypeError, proto,
+    CreateModelRequest, ErrorCategory, FailedFuture, ForwardBackwardRequest, GradientStatsRequest,
+    LoadWeightsRequest, OptimStepRequest, RequestId, SampleRequest, SamplingSessionId,
+    SaveWeightsExternalRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest, TrainingRunId,
+    TypeError, ZeroGradRequest, proto,
 };
 
 use crate::error::Error;
@@ -21,8 +22,11 @@ pub(crate) enum OpKind {
     CreateFromWeights,
     ForwardBackward,
     OptimStep,
+    ZeroGrad,
+    GradientStats,
     SaveWeights,
     SaveWeightsForSampler,
+    SaveWeightsExternal,
     /// Puts a checkpoint in the place of a run's weights.
     LoadWeights,
     Sample,
@@ -55,8 +59,11 @@ pub(crate) enum Operation {
     CreateFromWeights(LoadWeightsRequest),
     ForwardBackward(ForwardBackwardRequest),
     OptimStep(OptimStepRequest),
+    ZeroGrad,
+    GradientStats,
     SaveWeights(SaveWeightsRequest),
     SaveWeightsForSampler(SaveWeightsForSamplerRequest),
+    SaveWeightsExternal(SaveWeightsExternalRequest),
     LoadWeights(LoadWeightsRequest),
 }
 
@@ -72,8 +79,13 @@ impl Operation {
                 Self::ForwardBackward(ForwardBackwardRequest::try_from(&message)?)
             }
             OpKind::OptimStep => Self::OptimStep(json(body)?),
+            OpKind::ZeroGrad => json::<ZeroGradRequest>(body).map(|_| Self::ZeroGrad)?,
+            OpKind::GradientStats => {
+                json::<GradientStatsRequest>(body).map(|_| Self::GradientStats)?
+            }
             OpKind::SaveWeights => Self::SaveWeights(json(body)?),
             OpKind::SaveWeightsForSampler => Self::SaveWeightsForSampler(json(body)?),
+            OpKind::SaveWeightsExternal => Self::SaveWeightsExternal(json(body)?),
             OpKind::LoadWeights => Self::LoadWeights(json(body)?),
             OpKind::Sample => return Err(TypeError::new("a sample is no operation of a run")),
         })
@@ -86,8 +98,12 @@ impl Operation {
             Self::CreateModel(_)
             | Self::CreateFromWeights(_)
             | Self::OptimStep(_)
+            | Self::ZeroGrad
             | Self::LoadWeights(_) => true,
-            Self::SaveWeights(_) | Self::SaveWeightsForSampler(_) => false,
+            Self::GradientStats
+            | Self::SaveWeights(_)
+            | Self::SaveWeightsForSampler(_)
+            | Self::SaveWeightsExternal(_) => false,
         }
     }
 }

@@ -4,7 +4,19 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tinker_types::ClientConfig;
+
 use crate::token::ApiToken;
+
+/// The settings handed to clients: the defaults of the API are right for a server on the same machine
+/// (nothing is gained by compressing), and clients that share a sampler are told apart by the server.
+pub(crate) fn default_client_config() -> ClientConfig {
+    ClientConfig {
+        custom_loss_server_side: true,
+        sample_join_sampling_session: true,
+        ..ClientConfig::default()
+    }
+}
 
 /// Settings of a server.
 #[derive(Debug, Clone)]
@@ -26,6 +38,8 @@ pub struct ServeOptions {
     /// A Hugging Face hub cache to put the embedded model's tokenizer in, so that
     /// `AutoTokenizer.from_pretrained("tinker/nano")` works offline.
     pub hf_cache: Option<PathBuf>,
+    /// Settings handed to clients.
+    pub client_config: ClientConfig,
     /// Version to report.
     pub version: String,
 }
@@ -43,6 +57,7 @@ impl ServeOptions {
             threads: 0,
             idle_timeout: None,
             hf_cache: None,
+            client_config: default_client_config(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

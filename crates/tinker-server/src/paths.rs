@@ -35,6 +35,11 @@ impl Paths {
         self.root.join("attempts.json")
     }
 
+    /// Uploaded losses.
+    pub(crate) fn custom_losses(&self) -> PathBuf {
+        self.root.join("losses")
+    }
+
     /// Half-written bundles; emptied at start.
     pub(crate) fn temp(&self) -> PathBuf {
         self.root.join("tmp")

@@ -13,7 +13,8 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::auth;
 use crate::routes::{
-    checkpoints, futures, models, sampling, service, sessions, training, training_runs, weights,
+    admin, anthropic, api_keys, checkpoints, custom_losses, futures, models, openai, sampling,
+    search, service, sessions, signed, training, training_runs, weights,
 };
 
 /// The whole API over `app`: every path, with the checks of host, origin and token before it.
@@ -22,6 +23,8 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(session_routes())
         .merge(training_routes())
         .merge(rest_routes())
+        .merge(signed_routes())
+        .merge(inference_routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         // Bodies are bounded where they are read, so that the refusal can explain itself.
@@ -40,6 +43,17 @@ fn session_routes() -> Router<Arc<App>> {
         .route(t::CREATE_SESSION, post(sessions::create))
         .route(t::SESSION_HEARTBEAT, post(sessions::heartbeat))
         .route(t::SESSIONS, get(sessions::list))
+        .route(t::AUTH_TOKEN, post(api_keys::token))
+        .route(t::API_KEY, get(api_keys::describe).delete(api_keys::delete))
+        .route(t::SEARCH_SESSIONS, post(search::sessions))
+        .route(
+            &under(t::SESSIONS, "/{id}/project"),
+            put(sessions::assign_project),
+        )
+        .route(
+            &under(t::SESSIONS, "/{id}/trace_export"),
+            get(sessions::export_trace),
+        )
         .route(&under(t::SESSIONS, "/{id}"), get(sessions::get))
         .route(&under(t::SESSIONS, "/{id}/finish"), post(sessions::finish))
 }
@@ -52,14 +66,21 @@ fn training_routes() -> Router<Arc<App>> {
         .route(t::FORWARD_BACKWARD, post(training::forward_backward))
         .route(t::FORWARD, post(training::forward))
         .route(t::OPTIM_STEP, post(training::optim_step))
+        .route(t::ZERO_GRAD, post(training::zero_grad))
+        .route(t::GRADIENT_STATS, post(training::gradient_stats))
         .route(t::SAVE_WEIGHTS, post(weights::save))
         .route(t::LOAD_WEIGHTS, post(weights::load))
         .route(t::SAVE_WEIGHTS_FOR_SAMPLER, post(weights::save_for_sampler))
+        .route(t::SAVE_WEIGHTS_EXTERNAL, post(weights::save_external))
+        .route(t::COPY_WEIGHTS, post(weights::copy))
         .route(t::WEIGHTS_INFO, post(weights::info))
+        .route(t::CREATE_CUSTOM_LOSS, post(custom_losses::create))
         .route(t::CREATE_SAMPLING_SESSION, post(sampling::create_session))
         .route(&under(t::SAMPLERS, "/{id}"), get(sampling::get))
         .route(t::ASAMPLE, post(sampling::sample))
         .route(t::RETRIEVE_FUTURE, post(futures::retrieve))
+        .route(t::RETRIEVE_FUTURES, post(futures::retrieve_many))
+        .route(t::JOIN_SAMPLING_SESSION, post(sampling::join))
         .route(t::CANCEL_FUTURE, post(futures::cancel))
 }
 
@@ -78,7 +99,44 @@ fn rest_routes() -> Router<Arc<App>> {
             post(checkpoints::publish).delete(checkpoints::unpublish),
         )
         .route(&under(&checkpoint, "/ttl"), put(checkpoints::set_ttl))
+        .route(
+            &under(&checkpoint, "/external_weights_urls"),
+            get(checkpoints::external_weights_urls),
+        )
+        .route(&under(&checkpoint, "/archive"), get(checkpoints::archive))
+        .route(t::SEARCH_CHECKPOINTS, post(search::checkpoints))
+        .route(t::AUDIT, get(admin::audit))
+        .route(t::BILLING_USAGE, get(admin::usage))
+        .route(t::STORAGE_USAGE, get(admin::storage))
         .route(t::CHECKPOINTS, get(checkpoints::list))
+}
+
+/// The endpoints that clients of other APIs know.
+fn inference_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/oai/api/v1/models", get(openai::models))
+        .route("/oai/api/v1/models/{*name}", get(openai::model))
+        .route("/oai/api/v1/completions", post(openai::completions))
+        .route("/oai/api/v1/chat/completions", post(openai::chat))
+        .route("/anthropic/api/v1/messages", post(anthropic::messages))
+        .route(
+            "/anthropic/api/v1/messages/count_tokens",
+            post(anthropic::count_tokens),
+        )
+}
+
+/// Where signed links lead.
+fn signed_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route(
+            "/signed/files/{run}/{segment}/{name}/{file}",
+            get(signed::file),
+        )
+        .route(
+            "/signed/archives/{run}/{segment}/{name}",
+            get(signed::archive),
+        )
+        .route("/signed/traces/{session}", get(signed::trace))
 }
 
 fn under(path: &str, rest: &str) -> String {

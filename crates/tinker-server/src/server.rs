@@ -138,6 +138,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     let app_options = AppOptions {
         models: options.models.clone(),
         threads: options.threads,
+        client_config: options.client_config.clone(),
         version: options.version.clone(),
         ..AppOptions::new(options.home.clone(), token)
     };

@@ -36,6 +36,11 @@ pub const FORWARD: &str = "/api/v1/forward";
 pub const CREATE_CUSTOM_LOSS: &str = "/api/v1/create_custom_loss";
 /// `POST`: an optimizer step.
 pub const OPTIM_STEP: &str = "/api/v1/optim_step";
+/// `POST`: throws the accumulated gradient away. An extension, see
+/// [`ServerCapabilities::extensions`](crate::ServerCapabilities::extensions).
+pub const ZERO_GRAD: &str = "/api/v1/extensions/zero_grad";
+/// `POST`: describes the accumulated gradient. An extension.
+pub const GRADIENT_STATS: &str = "/api/v1/extensions/gradient_stats";
 /// `POST`: saves weights and optimizer state.
 pub const SAVE_WEIGHTS: &str = "/api/v1/save_weights";
 /// `POST`: loads them.

@@ -14,6 +14,10 @@ pub struct HealthResponse {
 pub struct ServerCapabilities {
     /// Base models on offer.
     pub supported_models: Vec<SupportedModel>,
+    /// What this server does beyond the API, such as `zero_grad` and `gradient_stats`, which are the
+    /// last parts of the paths that do it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extensions: Vec<String>,
 }
 
 /// A base model on offer; absent fields are unknown.

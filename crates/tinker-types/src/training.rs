@@ -8,6 +8,8 @@ use crate::tags::type_tag;
 use crate::{AdamParams, Datum, LossConfig, LossFn, TensorData, TrainingRunId};
 
 type_tag!(OptimStepTag, "optim_step");
+type_tag!(ZeroGradTag, "zero_grad");
+type_tag!(GradientStatsTag, "gradient_stats");
 
 /// Request of `POST /api/v1/forward_backward`, sent as protobuf (see [`crate::proto`]).
 ///
@@ -70,4 +72,65 @@ pub struct OptimStepResponse {
     /// What the server measured, such as the gradient norm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<BTreeMap<String, f64>>,
+}
+
+/// Request of `POST /api/v1/extensions/zero_grad`, which throws the accumulated gradient away;
+/// answered by a future of [`ZeroGradResponse`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZeroGradRequest {
+    /// The training run.
+    pub model_id: TrainingRunId,
+    /// Position in the run's order of operations.
+    #[serde(default)]
+    pub seq_id: u64,
+    /// Literal tag.
+    #[serde(rename = "type", default)]
+    pub tag: ZeroGradTag,
+}
+
+/// Result of [`ZeroGradRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ZeroGradResponse {
+    /// Literal tag.
+    #[serde(rename = "type", default)]
+    pub tag: ZeroGradTag,
+}
+
+/// Request of `POST /api/v1/extensions/gradient_stats`, which describes the accumulated gradient and
+/// changes nothing; answered by a future of [`GradientStatsResponse`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GradientStatsRequest {
+    /// The training run.
+    pub model_id: TrainingRunId,
+    /// Position in the run's order of operations.
+    #[serde(default)]
+    pub seq_id: u64,
+    /// Literal tag.
+    #[serde(rename = "type", default)]
+    pub tag: GradientStatsTag,
+}
+
+/// Result of [`GradientStatsRequest`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GradientStatsResponse {
+    /// The whole gradient; zeros if there is none.
+    pub total: GradientStats,
+    /// The gradient of each weight by its PEFT name; empty if there is none.
+    pub tensors: BTreeMap<String, GradientStats>,
+    /// Literal tag.
+    #[serde(rename = "type", default)]
+    pub tag: GradientStatsTag,
+}
+
+/// Sizes of a gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct GradientStats {
+    /// L2 norm, before any clipping.
+    pub l2: f64,
+    /// Largest magnitude.
+    pub max_abs: f64,
+    /// How many values are zero, of `n_values`.
+    pub n_zero: u64,
+    /// Number of values.
+    pub n_values: u64,
 }

@@ -142,10 +142,16 @@ fn render(pending: &[(&str, &str)]) -> String {
         "# What client and server agree on\n\n\
          Written by the tests of `tinker-contract`; anew with\n\
          `UPDATE_REFERENCE=1 cargo test -p tinker-contract --test it tables`.\n\n\
-         ## Endpoints that the embedded server does not have yet\n\n\
-         Clients get an error of kind `Unsupported` there, which names the capability.\n\n\
-         | endpoint |\n|---|\n",
+         ## Endpoints that the embedded server does not have yet\n\n",
     );
+    if pending.is_empty() {
+        page.push_str("None: it has every endpoint of the protocol.\n");
+    } else {
+        page.push_str(
+            "Clients get an error of kind `Unsupported` there, which names the capability.\n\n\
+             | endpoint |\n|---|\n",
+        );
+    }
     for (method, path) in pending {
         writeln!(page, "| `{method} {path}` |").unwrap();
     }

@@ -20,6 +20,12 @@ pub(crate) struct Heads {
     pub(crate) n: usize,
     pub(crate) n_kv: usize,
     pub(crate) size: usize,
+    /// Factor on scores.
+    scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    softcap: Option<f32>,
+    /// Positions that one attends to, itself included; all before it if absent.
+    window: Option<usize>,
 }
 
 impl Heads {
@@ -28,7 +34,31 @@ impl Heads {
             n: arch.n_heads,
             n_kv: arch.n_kv_heads,
             size: arch.head_dim,
+            scale: arch.attention_scale,
+            softcap: arch.attention_softcap,
+            window: None,
         }
+    }
+
+    /// As in block `layer`.
+    pub(crate) fn of_layer(arch: &Arch, layer: usize) -> Self {
+        Self {
+            window: arch.layers[layer].window,
+            ..Self::of(arch)
+        }
+    }
+
+    /// Keys that `rows` rows at positions `first..` attend to, at most.
+    pub(crate) fn reach(&self, first: usize, rows: usize) -> usize {
+        first + rows - self.first_key(first)
+    }
+
+    /// The first key that a row at position `first` attends to, down to a whole panel.
+    fn first_key(&self, first: usize) -> usize {
+        let start = self
+            .window
+            .map_or(0, |window| (first + 1).saturating_sub(window));
+        start / PANEL * PANEL
     }
 
     /// Width of a row of queries.
@@ -43,10 +73,6 @@ impl Heads {
 
     fn kv_of(&self, head: usize) -> usize {
         head / (self.n / self.n_kv)
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.size as f32).sqrt()
     }
 
     /// Floats that the key panels of `n` positions take.
@@ -76,20 +102,18 @@ pub(crate) struct KeysValues<'a> {
 }
 
 impl<'a> KeysValues<'a> {
-    /// `K^T [size, n]` of a key head.
-    fn keys(&self, heads: &Heads, kv_head: usize, n: usize) -> Cols<'a> {
-        let panels = &self.keys[kv_head * heads.size * PANEL..];
-        Cols::panels(panels, heads.size, n, PANEL * heads.kv_width())
+    /// `K^T [size, keys]` of a key head for a block.
+    fn keys(&self, heads: &Heads, kv_head: usize, block: ScoreBlock) -> Cols<'a> {
+        let width = heads.kv_width();
+        let panels = &self.keys[block.from * width + kv_head * heads.size * PANEL..];
+        Cols::panels(panels, heads.size, block.keys, PANEL * width)
     }
 
-    /// `V [n, size]` of a value head.
-    fn values(&self, heads: &Heads, kv_head: usize, n: usize) -> Cols<'a> {
-        Cols::row_major(
-            &self.values[kv_head * heads.size..],
-            n,
-            heads.size,
-            heads.kv_width(),
-        )
+    /// `V [keys, size]` of a value head for a block.
+    fn values(&self, heads: &Heads, kv_head: usize, block: ScoreBlock) -> Cols<'a> {
+        let width = heads.kv_width();
+        let values = &self.values[block.from * width + kv_head * heads.size..];
+        Cols::row_major(values, block.keys, heads.size, width)
     }
 }
 
@@ -109,7 +133,7 @@ thread_local! {
     });
 }
 
-/// Computes `softmax(Q K^T / sqrt(size)) V` of one head for rows at positions `first..`.
+/// Computes `softmax(scale Q K^T) V` of one head for rows at positions `first..`.
 ///
 /// `q` is `[rows, q_width]`, and so is what lies from `start` in `out`; `log_normaliser` is `[rows]` of
 /// this head.
@@ -134,13 +158,13 @@ pub(crate) unsafe fn forward(
             let at = row * width + head * heads.size;
             scores(
                 heads,
-                kv.keys(heads, kv_head, block.keys),
+                kv.keys(heads, kv_head, block),
                 &q[at..],
                 block,
                 &mut scratch.scores,
             );
             elementwise::softmax(&mut scratch.scores, block, log);
-            let right = kv.values(heads, kv_head, block.keys);
+            let right = kv.values(heads, kv_head, block);
             // SAFETY: passed on to the caller.
             let product = unsafe { Product::shared(right, out, start + at, width, Store::Replace) };
             let left = Rows::RowMajor {
@@ -153,13 +177,16 @@ pub(crate) unsafe fn forward(
 }
 
 fn score_block(heads: &Heads, first: usize, rows: usize) -> ScoreBlock {
-    let keys = first + rows;
+    let (from, keys) = (heads.first_key(first), heads.reach(first, rows));
     ScoreBlock {
         stride: round_up(keys, 16),
         rows,
         first,
+        from,
         keys,
-        scale: heads.scale(),
+        window: heads.window,
+        scale: heads.scale,
+        softcap: heads.softcap,
     }
 }
 
@@ -226,7 +253,7 @@ fn pack_values(heads: &Heads, attended: &Attended<'_>, kv_head: usize, panels: &
     let one = Heads {
         n: 1,
         n_kv: 1,
-        size: heads.size,
+        ..*heads
     };
     let width = heads.kv_width();
     for (position, row) in attended
@@ -252,15 +279,16 @@ fn backward_block(
     let (size, q_width, kv_width) = (heads.size, heads.q_width(), heads.kv_width());
     let kv_head = heads.kv_of(head);
     let q_at = block.first * q_width + head * size;
-    let kv_at = kv_head * size;
+    let kv_at = block.from * kv_width + kv_head * size;
     let (rows, keys, stride) = (block.rows, block.keys, block.stride);
     scratch.scores.reserve(rows * stride);
     scratch.d_scores.reserve(rows * stride);
     let (p, dp) = (&mut scratch.scores, &mut scratch.d_scores);
     let (q, d_out_block) = (&attended.q[q_at..], &d_out[q_at..]);
 
-    scores(heads, attended.kv.keys(heads, kv_head, keys), q, block, p);
-    let values_t = Cols::panels(&scratch.values_t, size, keys, size * PANEL);
+    scores(heads, attended.kv.keys(heads, kv_head, block), q, block, p);
+    let values_t = &scratch.values_t[block.from * size..];
+    let values_t = Cols::panels(values_t, size, keys, size * PANEL);
     scores(heads, values_t, d_out_block, block, dp);
     let mut d_dot_out = [0.0; BLOCK];
     for (i, dot) in d_dot_out[..rows].iter_mut().enumerate() {
@@ -298,4 +326,60 @@ fn backward_block(
         Store::Replace,
     )];
     matmul(rows, keys, left, products);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heads(window: Option<usize>) -> Heads {
+        Heads {
+            n: 1,
+            n_kv: 1,
+            size: 16,
+            scale: 0.25,
+            softcap: None,
+            window,
+        }
+    }
+
+    #[test]
+    fn a_window_bounds_the_keys_that_a_block_reads() {
+        for window in [1, 31, 32, 33, 500] {
+            let heads = heads(Some(window));
+            for first in (0..4000).step_by(7) {
+                let block = score_block(&heads, first, BLOCK);
+                assert!(block.keys <= window + BLOCK + PANEL, "{window} {first}");
+                assert!(block.from <= (first + 1).saturating_sub(window));
+                assert_eq!(block.from + block.keys, first + BLOCK);
+            }
+        }
+        assert_eq!(heads(None).reach(4000, BLOCK), 4000 + BLOCK);
+    }
+
+    /// Attention of one head over `rows` positions.
+    fn attend(heads: &Heads, rows: usize) -> Vec<f32> {
+        let n = rows * heads.size;
+        let x: Vec<f32> = (0..n).map(|i| ((i * i % 97) as f32 * 0.7).sin()).collect();
+        let mut keys = Buffer::zeros(heads.panels_len(rows));
+        heads.pack_keys(&x, 0, &mut keys);
+        let kv = KeysValues {
+            keys: &keys,
+            values: &x,
+        };
+        let (mut out, mut log) = (vec![0.0; n], vec![0.0; rows]);
+        let shared = SharedMut::new(&mut out);
+        // SAFETY: nobody else touches the output.
+        #[expect(unsafe_code, reason = "as its callers do")]
+        unsafe {
+            forward(heads, 0, 0, &x, kv, (&shared, 0), &mut log);
+        }
+        out
+    }
+
+    #[test]
+    fn a_window_as_long_as_the_sequence_changes_no_bit() {
+        assert_eq!(attend(&heads(Some(300)), 300), attend(&heads(None), 300));
+        assert_ne!(attend(&heads(Some(299)), 300), attend(&heads(None), 300));
+    }
 }

@@ -1,54 +1,69 @@
 //! One decoder block: its forward pass around attention; the backward pass is in [`backward`].
 
 mod backward;
+mod experts;
 
 use super::attention::{self, Heads, KeysValues};
 use super::buffer::Buffer;
 use super::elementwise;
 use super::linear::{Batch, Forward, Output, Site};
 use super::lora::Group;
-use super::model::{Layer, Model};
+use super::model::{Gated, Layer, Mlp, Model};
 use super::pool::SharedMut;
-use crate::arch::Arch;
+use crate::arch::{Activation, Arch, Rope};
 
 pub(crate) use self::backward::{BackwardPass, Deltas};
+use self::experts::Routing;
 
-/// Cosine and sine of each row's rotary angles.
+/// Cosine and sine of each row's rotary angles, for each of the model's ropes.
 #[derive(Debug)]
 pub(crate) struct Angles {
-    /// `[rows, head_dim / 2]`.
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
+    ropes: Vec<Turns>,
+}
+
+/// The angles of one rope, `[rows, half]`.
+#[derive(Debug)]
+struct Turns {
+    /// Pairs of a head that are rotated.
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl Angles {
     /// The angles of rows at `positions`.
-    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize>) -> Self {
-        let mut angles = Self {
-            cos: Vec::new(),
-            sin: Vec::new(),
-        };
-        for position in positions {
-            for frequency in &arch.inverse_frequencies {
-                let (sin, cos) = (position as f32 * frequency).sin_cos();
-                angles.cos.push(cos);
-                angles.sin.push(sin);
+    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize> + Clone) -> Self {
+        let turns = |rope: &Rope| {
+            let (mut cos, mut sin) = (Vec::new(), Vec::new());
+            for position in positions.clone() {
+                for frequency in &rope.frequencies {
+                    let (s, c) = (position as f32 * frequency).sin_cos();
+                    cos.push(c * rope.amplitude);
+                    sin.push(s * rope.amplitude);
+                }
             }
+            let half = rope.frequencies.len();
+            Turns { half, cos, sin }
+        };
+        Self {
+            ropes: arch.ropes.iter().map(turns).collect(),
         }
-        angles
     }
 
-    /// Rotates the heads of `x [rows, width]`; `direction` -1 turns back.
-    fn rotate(&self, x: &mut [f32], width: usize, size: usize, direction: f32) {
-        elementwise::rope(x, width, size, &self.cos, &self.sin, direction);
+    /// Rotates the heads of `x [rows, width]` by one of the ropes, if any; `direction` -1 turns back.
+    fn rotate(&self, rope: Option<usize>, x: &mut [f32], heads: (usize, usize), direction: f32) {
+        if let Some(Turns { half, cos, sin }) = rope.and_then(|rope| self.ropes.get(rope)) {
+            let (width, size) = heads;
+            elementwise::rope(x, width, size, *half, (cos, sin), direction);
+        }
     }
 }
 
 /// What one block computes for its rows; kept for the backward pass in training.
 #[derive(Debug)]
 pub(crate) struct Activations {
-    /// `1 / rms` of the two norms, `[rows]`.
-    inverse: [Buffer; 2],
+    /// `1 / rms` of the norms before attention and MLP and of those after them, `[rows]`.
+    inverse: [Buffer; 4],
     /// Output of the attention norm, `[rows, hidden]`.
     normed: Buffer,
     /// Queries and keys before their norm and rotation; only with `qk_norm`.
@@ -68,6 +83,9 @@ pub(crate) struct Activations {
     log_normaliser: Buffer,
     /// Output of attention, `[rows, q_width]`.
     pub(crate) attended: Buffer,
+    /// What attention and MLP add, before their norms, `[rows, hidden]`; only with `post_norms`.
+    attention_out: Buffer,
+    mlp_out: Buffer,
     /// Residual stream between attention and MLP, `[rows, hidden]`.
     middle: Buffer,
     /// Output of the MLP norm, `[rows, hidden]`.
@@ -76,6 +94,8 @@ pub(crate) struct Activations {
     gate: Buffer,
     up: Buffer,
     activated: Buffer,
+    /// Where rows go in a mixture of experts.
+    routing: Routing,
     /// `scale * A x` of each group, `[rows, layers * rank]`.
     u: [Buffer; 4],
 }
@@ -87,7 +107,7 @@ impl Activations {
     pub(crate) fn new() -> Self {
         let none = || Buffer::zeros(0);
         Self {
-            inverse: [none(), none()],
+            inverse: std::array::from_fn(|_| none()),
             normed: none(),
             q_raw: none(),
             k_raw: none(),
@@ -99,11 +119,14 @@ impl Activations {
             panels: none(),
             log_normaliser: none(),
             attended: none(),
+            attention_out: none(),
+            mlp_out: none(),
             middle: none(),
             mlp_normed: none(),
             gate: none(),
             up: none(),
             activated: none(),
+            routing: Routing::new(),
             u: std::array::from_fn(|_| none()),
         }
     }
@@ -111,13 +134,17 @@ impl Activations {
     /// Makes room for `rows` rows.
     pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
         let heads = Heads::of(arch);
-        let (hidden, mlp) = (rows * arch.hidden_size, rows * arch.intermediate_size);
+        let (hidden, mlp) = (rows * arch.hidden_size, mlp_len(arch, rows));
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
         for buffer in [&mut self.normed, &mut self.middle, &mut self.mlp_normed] {
             buffer.reserve(hidden);
         }
         for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
             buffer.reserve(mlp);
+        }
+        if arch.post_norms {
+            self.attention_out.reserve(hidden);
+            self.mlp_out.reserve(hidden);
         }
         if arch.qk_norm {
             self.q_raw.reserve(q);
@@ -132,10 +159,20 @@ impl Activations {
         self.attended.reserve(q);
         self.log_normaliser.reserve(rows * heads.n);
         self.inverse.iter_mut().for_each(|b| b.reserve(rows));
+        let per_token = arch.moe.as_ref().map_or(1, |moe| moe.per_token);
         for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
-            u.reserve(rows * layers * rank);
+            u.reserve(rows * per_token * layers * rank);
+        }
+        if let Some(moe) = &arch.moe {
+            self.routing.reserve(arch, moe, rows);
         }
     }
+}
+
+/// Elements of the widest activation of an MLP or of all experts that rows go to.
+fn mlp_len(arch: &Arch, rows: usize) -> usize {
+    let sparse = arch.moe.as_ref().map_or(0, |moe| moe.per_token * moe.width);
+    rows * arch.intermediate_size.max(sparse)
 }
 
 /// One layer of a model.
@@ -155,6 +192,15 @@ impl<'a> Block<'a> {
         }
     }
 
+    fn heads(&self) -> Heads {
+        Heads::of_layer(self.arch, self.index)
+    }
+
+    /// Which rope turns this block's heads.
+    fn rope(&self) -> Option<usize> {
+        self.arch.layers[self.index].rope
+    }
+
     fn site(&self, group: Group) -> Site {
         Site::Block(self.index, group)
     }
@@ -167,7 +213,7 @@ impl<'a> Block<'a> {
         angles: &Angles,
         acts: &mut Activations,
     ) {
-        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, Heads::of(self.arch));
+        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, self.heads());
         let (layer, n) = (self.layer, rows * width);
         let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
         elementwise::rms_norm(
@@ -203,12 +249,14 @@ impl<'a> Block<'a> {
             &mut outputs,
         );
         self.norm_heads(rows, &heads, acts);
-        let (q, k) = (
-            &mut acts.q[..rows * heads.q_width()],
-            rows * heads.kv_width(),
-        );
-        angles.rotate(q, heads.q_width(), heads.size, 1.0);
-        angles.rotate(&mut acts.k[..k], heads.kv_width(), heads.size, 1.0);
+        let sides = [
+            (&mut acts.q, heads.q_width()),
+            (&mut acts.k, heads.kv_width()),
+        ];
+        for (x, width) in sides {
+            let x = &mut x[..rows * width];
+            angles.rotate(self.rope(), x, (width, heads.size), 1.0);
+        }
     }
 
     /// Norms of query and key heads, where the architecture has them.
@@ -242,7 +290,7 @@ impl<'a> Block<'a> {
 
     /// Attention of a whole sequence to itself, keeping what its backward pass needs.
     pub(crate) fn attend_sequence(&self, rows: usize, acts: &mut Activations) {
-        let heads = Heads::of(self.arch);
+        let heads = self.heads();
         heads.pack_keys(&acts.k[..rows * heads.kv_width()], 0, &mut acts.panels);
         let kv = KeysValues {
             keys: &acts.panels,
@@ -265,53 +313,83 @@ impl<'a> Block<'a> {
         out: &mut [f32],
         acts: &mut Activations,
     ) {
-        let (rows, hidden, mlp) = (
-            batch.rows,
-            self.arch.hidden_size,
-            self.arch.intermediate_size,
-        );
-        let (layer, width) = (self.layer, Heads::of(self.arch).q_width());
-        let n = rows * hidden;
-        let middle = &mut acts.middle[..n];
-        let [_, u_o, u_gate_up, u_down] = &mut acts.u;
+        let n = batch.rows * self.arch.hidden_size;
+        self.finish_attention(batch, x, acts);
+        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..batch.rows]);
+        let middle = &acts.middle[..n];
+        let norm = &self.layer.mlp_norm;
+        elementwise::rms_norm(middle, norm, eps, &mut acts.mlp_normed, inverse);
+        self.mlp(batch, &mut out[..n], acts);
+        elementwise::add(&acts.middle[..n], &mut out[..n]);
+    }
+
+    /// `middle = x + o(attended)`.
+    fn finish_attention(&self, batch: &Batch<'_>, x: &[f32], acts: &mut Activations) {
+        let (layer, n) = (self.layer, batch.rows * self.arch.hidden_size);
+        let post = layer.post_attention_norm.as_ref();
+        let out = match post {
+            Some(_) => &mut acts.attention_out,
+            None => &mut acts.middle,
+        };
         let o = Forward {
             site: self.site(Group::O),
             x: &acts.attended,
-            width,
-            u: u_o,
+            width: self.heads().q_width(),
+            u: &mut acts.u[Group::O as usize],
         };
         batch.forward(
             o,
             &mut [Output {
                 linear: &layer.o,
-                y: middle,
+                y: &mut out[..n],
             }],
         );
-        elementwise::add(&x[..n], middle);
-        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..rows]);
-        elementwise::rms_norm(middle, &layer.mlp_norm, eps, &mut acts.mlp_normed, inverse);
-        let (site, x) = (self.site(Group::GateUp), &acts.mlp_normed[..n]);
-        let mut outputs = [
-            Output {
-                linear: &layer.gate,
-                y: &mut acts.gate,
-            },
-            Output {
-                linear: &layer.up,
-                y: &mut acts.up,
-            },
-        ];
+        if let Some(norm) = post {
+            let (raw, inverse) = (&acts.attention_out[..n], &mut acts.inverse[2][..batch.rows]);
+            elementwise::rms_norm(raw, norm, self.arch.rms_eps, &mut acts.middle, inverse);
+        }
+        elementwise::add(&x[..n], &mut acts.middle[..n]);
+    }
+
+    /// `out = mlp(mlp_normed)`, with the norm after it where there is one.
+    fn mlp(&self, batch: &Batch<'_>, out: &mut [f32], acts: &mut Activations) {
+        match &self.layer.mlp {
+            Mlp::Dense(gated) => self.gated(batch, gated, out, acts),
+            Mlp::Sparse(experts) => self.mix(batch, experts, out, acts),
+        }
+        if let Some(norm) = &self.layer.post_mlp_norm {
+            let (raw, inverse) = (&mut acts.mlp_out[..out.len()], &mut acts.inverse[3]);
+            raw.copy_from_slice(out);
+            let inverse = &mut inverse[..batch.rows];
+            elementwise::rms_norm(raw, norm, self.arch.rms_eps, out, inverse);
+        }
+    }
+
+    /// `out = down(act(gate(mlp_normed)) * up(mlp_normed))`.
+    fn gated(&self, batch: &Batch<'_>, gated: &Gated, out: &mut [f32], acts: &mut Activations) {
+        let (width, mlp) = (self.arch.hidden_size, self.arch.intermediate_size);
+        let [.., u_gate_up, u_down] = &mut acts.u;
+        let gate_up = Forward {
+            site: self.site(Group::GateUp),
+            x: &acts.mlp_normed[..out.len()],
+            width,
+            u: u_gate_up,
+        };
         batch.forward(
-            Forward {
-                site,
-                x,
-                width: hidden,
-                u: u_gate_up,
-            },
-            &mut outputs,
+            gate_up,
+            &mut [
+                Output {
+                    linear: &gated.gate,
+                    y: &mut acts.gate,
+                },
+                Output {
+                    linear: &gated.up,
+                    y: &mut acts.up,
+                },
+            ],
         );
-        let activated = &mut acts.activated[..rows * mlp];
-        elementwise::swiglu(&acts.gate, &acts.up, activated);
+        let activated = &mut acts.activated[..batch.rows * mlp];
+        self.activate(&acts.gate, &acts.up, activated);
         let down = Forward {
             site: self.site(Group::Down),
             x: activated,
@@ -321,10 +399,25 @@ impl<'a> Block<'a> {
         batch.forward(
             down,
             &mut [Output {
-                linear: &layer.down,
-                y: &mut out[..n],
+                linear: &gated.down,
+                y: out,
             }],
         );
-        elementwise::add(middle, &mut out[..n]);
+    }
+
+    /// `out = act(gate) * up`.
+    fn activate(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self.arch.activation {
+            Activation::Silu => elementwise::swiglu(gate, up, out),
+            Activation::GeluTanh => elementwise::geglu(gate, up, out),
+        }
+    }
+
+    /// Turns `gate` and `up` into their gradients, given that of [`Block::activate`]'s output.
+    fn activate_backward(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+        match self.arch.activation {
+            Activation::Silu => elementwise::swiglu_backward(gate, up, dy),
+            Activation::GeluTanh => elementwise::geglu_backward(gate, up, dy),
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Rows are independent of each other, and every reduction keeps 16 partial sums that are added
 //! first to last, so a row has the same bits wherever it stands.
 
+use std::ops::Range;
+
 use super::simd::{kernels, madd};
 use crate::optim::AdamW;
 
@@ -38,6 +40,31 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
         << 23;
     f32::from_bits(exponent) * p
 }
+
+/// `tanh x` to about two units in the last place; range reduction and polynomial of Cephes' `tanhf`.
+#[inline(always)]
+fn tanh<const FMA: bool>(x: f32) -> f32 {
+    let z = x * x;
+    let mut p = -5.704_988_7e-3;
+    for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = madd::<FMA>(p, z, c);
+    }
+    let small = madd::<FMA>(p * z, x, x);
+    let large = (1.0 - 2.0 / (exp::<FMA>(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { small } else { large }
+}
+
+/// `cap * tanh(x * scale / cap)`.
+#[inline(always)]
+fn softcap_row<const FMA: bool>(x: &mut [f32], scale: f32, cap: f32) {
+    let factor = scale / cap;
+    for x in x {
+        *x = cap * tanh::<FMA>(*x * factor);
+    }
+}
+
+/// `sqrt(8 / pi)`, and the cubic coefficient of the approximation of GELU.
+const GELU: [f32; 2] = [1.595_769, 0.044_715];
 
 #[inline(always)]
 fn sum(lanes: [f32; LANES]) -> f32 {
@@ -105,12 +132,28 @@ pub(crate) struct ScoreBlock {
     pub(crate) stride: usize,
     /// Rows.
     pub(crate) rows: usize,
-    /// Position of the first row: row `i` attends to `first + i + 1` keys.
+    /// Position of the first row.
     pub(crate) first: usize,
-    /// Keys of the block: those beyond what a row attends to get probability 0.
+    /// Position of the first key.
+    pub(crate) from: usize,
+    /// Keys of the block: those that a row does not attend to get probability 0.
     pub(crate) keys: usize,
+    /// Positions that a row attends to, up to and with its own; all if absent.
+    pub(crate) window: Option<usize>,
     /// Factor on the scores.
     pub(crate) scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub(crate) softcap: Option<f32>,
+}
+
+impl ScoreBlock {
+    /// The keys that row `i` attends to, counted from the block's first.
+    #[inline(always)]
+    fn seen(&self, i: usize) -> Range<usize> {
+        let end = self.first + i + 1;
+        let start = self.window.map_or(0, |window| end.saturating_sub(window));
+        start.saturating_sub(self.from)..(end - self.from).min(self.keys)
+    }
 }
 
 /// One AdamW step's constants, the same for every weight.
@@ -152,6 +195,13 @@ kernels! {
     fn add / add_at(x: &[f32], y: &mut [f32]) {
         for (x, y) in x.iter().zip(y) {
             *y += *x;
+        }
+    }
+
+    /// `y += factor * x`.
+    fn add_scaled / add_scaled_at(factor: f32, x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = madd::<FMA>(factor, *x, *y);
         }
     }
 
@@ -218,14 +268,15 @@ kernels! {
         }
     }
 
-    /// Rotates the two halves of each head of `x [m, heads * size]` (Su et al. 2021, as Llama lays it
-    /// out); `cos` and `sin` are `[m, size / 2]`. `direction` -1 turns back, which is the gradient.
-    fn rope / rope_at(x: &mut [f32], width: usize, size: usize, cos: &[f32], sin: &[f32], direction: f32) {
-        let half = size / 2;
+    /// Rotates the first `2 * half` elements of each head of `x [m, heads * size]`, one half against
+    /// the other (Su et al. 2021, as Llama lays it out); `angles` are cosines and sines, `[m, half]`. `direction` -1
+    /// turns back, which is the gradient.
+    fn rope / rope_at(x: &mut [f32], width: usize, size: usize, half: usize, angles: (&[f32], &[f32]), direction: f32) {
+        let (cos, sin) = angles;
         let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
         for (row, (cos, sin)) in x.chunks_exact_mut(width).zip(angles) {
             for head in row.chunks_exact_mut(size) {
-                let (a, b) = head.split_at_mut(half);
+                let (a, b) = head[..2 * half].split_at_mut(half);
                 for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                     let s = s * direction;
                     (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
@@ -258,18 +309,68 @@ kernels! {
         }
     }
 
+    /// `gelu(gate) * up`, with the approximation by a hyperbolic tangent: `x sigmoid(2 z)`, where
+    /// `z = sqrt(2 / pi) (x + 0.044715 x^3)`.
+    fn geglu / geglu_at(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        let [root, cubic] = GELU;
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            let z = root * (*g + cubic * *g * *g * *g);
+            *out = g / (1.0 + exp::<FMA>(-z)) * u;
+        }
+    }
+
+    /// Turns `gate` and `up` into their gradients, given that of [`geglu`]'s output.
+    fn geglu_backward / geglu_backward_at(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+        const TILE: usize = 64;
+        let [root, cubic] = GELU;
+        let mut sigmoid = [0.0; TILE];
+        for ((gate, up), dy) in gate.chunks_mut(TILE).zip(up.chunks_mut(TILE)).zip(dy.chunks(TILE)) {
+            for (s, g) in sigmoid.iter_mut().zip(gate.iter()) {
+                *s = 1.0 / (1.0 + exp::<FMA>(-root * (*g + cubic * *g * *g * *g)));
+            }
+            for (((g, u), d), s) in gate.iter_mut().zip(up).zip(dy).zip(&sigmoid) {
+                let (gate, up) = (*g, *u);
+                let slope = root * (1.0 + 3.0 * cubic * gate * gate);
+                *g = d * up * s * (1.0 + gate * (1.0 - s) * slope);
+                *u = d * gate * s;
+            }
+        }
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    fn softcap / softcap_at(x: &mut [f32], cap: f32) {
+        softcap_row::<FMA>(x, 1.0, cap);
+    }
+
+    /// Turns the gradient of [`softcap`]'s output `y` into that of its input.
+    fn softcap_backward / softcap_backward_at(y: &[f32], cap: f32, dx: &mut [f32]) {
+        for (y, dx) in y.iter().zip(dx) {
+            let tanh = y / cap;
+            *dx *= 1.0 - tanh * tanh;
+        }
+    }
+
     /// Turns scores into probabilities, row by row; keeps the log of each row's normaliser.
     fn softmax / softmax_at(scores: &mut [f32], block: ScoreBlock, log_normaliser: &mut [f32]) {
         let rows = scores.chunks_mut(block.stride).take(block.rows);
         for ((i, row), log_normaliser) in rows.enumerate().zip(log_normaliser) {
-            let (seen, unseen) = row[..block.keys].split_at_mut((block.first + i + 1).min(block.keys));
-            let max = max_row(seen) * block.scale;
-            let total = exp_row::<FMA>(seen, block.scale, max);
+            let Range { start, end } = block.seen(i);
+            let seen = &mut row[start..end];
+            let scale = match block.softcap {
+                None => block.scale,
+                Some(cap) => {
+                    softcap_row::<FMA>(seen, block.scale, cap);
+                    1.0
+                }
+            };
+            let max = max_row(seen) * scale;
+            let total = exp_row::<FMA>(seen, scale, max);
             let inverse = 1.0 / total;
             for p in seen {
                 *p *= inverse;
             }
-            unseen.fill(0.0);
+            row[..start].fill(0.0);
+            row[end..block.keys].fill(0.0);
             *log_normaliser = max + total.ln();
         }
     }
@@ -279,10 +380,24 @@ kernels! {
     fn softmax_backward / softmax_backward_at(scores: &mut [f32], d_probs: &mut [f32], block: ScoreBlock, log_normaliser: &[f32], d_dot_out: &[f32]) {
         let rows = scores.chunks_mut(block.stride).zip(d_probs.chunks_mut(block.stride)).take(block.rows);
         for ((i, (row, d_row)), (log, dot)) in rows.enumerate().zip(log_normaliser.iter().zip(d_dot_out)) {
-            let n = (block.first + i + 1).min(block.keys);
+            let Range { start, end } = block.seen(i);
             let (log, dot) = (*log, *dot);
+            row[..start].fill(0.0);
+            d_row[..start].fill(0.0);
+            row[end..block.keys].fill(0.0);
+            d_row[end..block.keys].fill(0.0);
+            let (row, d_row) = (&mut row[start..end], &mut d_row[start..end]);
+            if let Some(cap) = block.softcap {
+                softcap_row::<FMA>(row, block.scale, cap);
+                for (p, d) in row.iter_mut().zip(d_row) {
+                    let tanh = *p / cap;
+                    *p = exp::<FMA>(*p - log);
+                    *d = *p * (*d - dot) * block.scale * (1.0 - tanh * tanh);
+                }
+                continue;
+            }
             let ((p, p_rest), (d, d_rest)) =
-                (row[..n].as_chunks_mut::<LANES>(), d_row[..n].as_chunks_mut::<LANES>());
+                (row.as_chunks_mut::<LANES>(), d_row.as_chunks_mut::<LANES>());
             for (p, d) in p.iter_mut().zip(d) {
                 for j in 0..LANES {
                     p[j] = exp::<FMA>(madd::<FMA>(p[j], block.scale, -log));
@@ -293,8 +408,6 @@ kernels! {
                 *p = exp::<FMA>(madd::<FMA>(*p, block.scale, -log));
                 *d = *p * (*d - dot) * block.scale;
             }
-            row[n..block.keys].fill(0.0);
-            d_row[n..block.keys].fill(0.0);
         }
     }
 
@@ -370,6 +483,77 @@ mod tests {
             let relative = (f64::from(exp::<true>(x)) - exact).abs() / exact;
 
             assert!(relative < 3e-7, "exp({x}) is off by {relative}");
+        }
+    }
+
+    #[test]
+    fn tanh_is_accurate_over_its_range() {
+        for i in -20_000..20_000 {
+            let x = i as f32 / 1000.0 + 1e-5;
+            let exact = f64::from(x).tanh();
+
+            let relative = (f64::from(tanh::<true>(x)) - exact).abs() / exact.abs();
+
+            assert!(relative < 3e-7, "tanh({x}) is off by {relative}");
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree_on_activations_and_caps() {
+        let gate: Vec<f32> = (0..150).map(|i| (i as f32 - 75.0) / 9.0).collect();
+        let up: Vec<f32> = (0..150).map(|i| (i as f32 * 0.7).sin()).collect();
+        let run = |isa| {
+            let (mut y, mut dg, mut du) = (vec![0.0; 150], gate.clone(), up.clone());
+            geglu_at(isa, &gate, &up, &mut y);
+            geglu_backward_at(isa, &mut dg, &mut du, &up);
+            let (mut capped, mut slope) = (gate.clone(), vec![1.0; 150]);
+            softcap_at(isa, &mut capped, 4.0);
+            softcap_backward_at(isa, &capped, 4.0, &mut slope);
+            [y, dg, du, capped, slope].concat()
+        };
+        let best = run(Isa::best());
+        for isa in Isa::available() {
+            for (a, b) in run(isa).iter().zip(&best) {
+                assert!((a - b).abs() < 1e-5 * b.abs().max(1e-2), "{isa:?}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_hides_the_keys_before_it_and_a_softcap_bounds_scores() {
+        let block = ScoreBlock {
+            stride: 48,
+            rows: 3,
+            first: 70,
+            from: 32,
+            keys: 41,
+            window: Some(30),
+            scale: 0.5,
+            softcap: Some(2.0),
+        };
+        let raw: Vec<f32> = (0..3 * 48).map(|i| (i as f32 * 0.9).sin() * 8.0).collect();
+        for isa in Isa::available() {
+            let (mut p, mut log) = (raw.clone(), [0.0; 3]);
+            softmax_at(isa, &mut p, block, &mut log);
+            for i in 0..3 {
+                let position = 70 + i;
+                let score = |key: usize| {
+                    let x = f64::from(raw[i * 48 + key - 32]) * 0.5;
+                    2.0 * (x / 2.0).tanh()
+                };
+                let seen = position - 29..=position;
+                let total: f64 = seen.clone().map(|key| score(key).exp()).sum();
+                assert!((f64::from(log[i]) - total.ln()).abs() < 1e-6);
+                for key in 32..73 {
+                    let wanted = if seen.contains(&key) {
+                        score(key).exp() / total
+                    } else {
+                        0.0
+                    };
+                    let found = f64::from(p[i * 48 + key - 32]);
+                    assert!((found - wanted).abs() < 1e-6, "{isa:?} row {i} key {key}");
+                }
+            }
         }
     }
 

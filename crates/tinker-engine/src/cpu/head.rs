@@ -27,6 +27,8 @@ fn chunk_rows(vocab: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct HeadScratch {
     logits: Buffer,
+    /// Capped logits of one row; only with a cap.
+    capped: Buffer,
     u: Buffer,
     du: Buffer,
 }
@@ -51,6 +53,7 @@ impl HeadScratch {
     pub(crate) fn new() -> Self {
         Self {
             logits: Buffer::zeros(0),
+            capped: Buffer::zeros(0),
             u: Buffer::zeros(0),
             du: Buffer::zeros(0),
         }
@@ -94,6 +97,7 @@ impl Pass<'_> {
             },
             &mut [output],
         );
+        self.model.cap_logits(logits);
     }
 
     /// Computes the log-probability of each target, appended to `logprobs`, and returns the loss.
@@ -120,7 +124,15 @@ impl Pass<'_> {
             for (row, logits) in logits.chunks_exact_mut(vocab).enumerate() {
                 let row = i * chunk + row;
                 if gradients.is_some() {
+                    let cap = self.model.arch.logit_softcap;
+                    if cap.is_some() {
+                        scratch.capped.reserve(vocab);
+                        scratch.capped[..vocab].copy_from_slice(logits);
+                    }
                     any |= row_backward(sequence, row, logits, logprobs, &mut loss);
+                    if let Some(cap) = cap {
+                        elementwise::softcap_backward(&scratch.capped[..vocab], cap, logits);
+                    }
                 } else {
                     row_forward(sequence, row, logits, logprobs, &mut loss);
                 }

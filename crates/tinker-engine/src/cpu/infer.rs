@@ -213,6 +213,7 @@ impl Inference<'_> {
             },
             &mut [output],
         );
+        self.model.cap_logits(&mut logits);
         logits
     }
 
@@ -258,6 +259,7 @@ impl Inference<'_> {
             for layer in 0..arch.n_layers {
                 let block = Block::of(self.model, layer);
                 block.project(&batch, x, &angles, &mut scratch.acts);
+                let heads = Heads::of_layer(arch, layer);
                 attend(self.pool, &heads, layer, &mut caches, &mut scratch.acts);
                 block.finish(&batch, x, next, &mut scratch.acts);
                 std::mem::swap(x, next);
@@ -300,7 +302,7 @@ fn attend(
         for start in (0..rows).step_by(TASK_ROWS) {
             let n = TASK_ROWS.min(rows - start);
             tasks.push((row + start, n, len + start, &*cache));
-            work += n * (len + start + n) * q_width;
+            work += n * heads.reach(len + start, n) * q_width;
         }
         row += rows;
     }

@@ -36,7 +36,11 @@ pub(crate) struct Run<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Site {
     Block(usize, Group),
+    /// Of one of a block's experts.
+    Expert(usize, usize, Group),
     Head,
+    /// Layers that have no modules.
+    Frozen,
 }
 
 /// Linear layers that read the same input.
@@ -61,7 +65,9 @@ impl Site {
     fn lora<'a>(self, adapter: Option<&'a Adapter>) -> Option<Lora<'a>> {
         match self {
             Self::Block(layer, group) => adapter?.group(layer, group),
+            Self::Expert(layer, expert, group) => adapter?.expert(layer, expert, group),
             Self::Head => adapter?.head(),
+            Self::Frozen => None,
         }
     }
 }
@@ -144,12 +150,13 @@ impl Batch<'_> {
     fn up(&self, rows: &Range<usize>, lora: &Lora<'_>, u: &[f32], outputs: &mut [Output<'_>]) {
         let units = self.units(outputs);
         for (i, output) in outputs.iter_mut().enumerate() {
-            let b_t = lora.b_t(i);
-            let out = b_t.len() / lora.rank;
+            let place = lora.b_place(i);
+            let out = place.out;
             let y = &mut output.y[rows.start * out..];
-            let right = units.on(Cols::row_major(b_t, lora.rank, out, out));
+            let right = Cols::row_major(lora.b_t(i), lora.rank, out, place.stride);
+            let right = units.on(right);
             let left = Rows::RowMajor {
-                data: &u[i * lora.rank..],
+                data: &u[lora.column(i)..],
                 stride: lora.width(),
             };
             let product = Product::new(right, y, out, Store::Add);
@@ -210,8 +217,13 @@ impl Backward<'_> {
                 let right = linear
                     .units
                     .on(Cols::row_major(lora.b(i), out, lora.rank, lora.rank));
-                let du = &mut du[i * lora.rank..];
-                products.push(Product::new(right, du, lora.width(), Store::Replace));
+                let du = &mut du[lora.column(i)..];
+                let store = if lora.joins(i) {
+                    Store::Add
+                } else {
+                    Store::Replace
+                };
+                products.push(Product::new(right, du, lora.width(), store));
             }
             matmul(rows, out, Rows::row_major(dy, out), &mut products);
         }
@@ -234,13 +246,13 @@ impl Backward<'_> {
         let (n, rank) = (lora.width(), lora.rank);
         let inner = lora.a.len() / n;
         for (i, (_, dy)) in self.layers.iter().enumerate() {
-            let out = lora.b(i).len() / rank;
+            let place = lora.b_place(i);
             let left = Rows::Transposed {
-                data: &self.u[i * rank..],
+                data: &self.u[lora.column(i)..],
                 stride: n,
             };
-            let right = Cols::row_major(dy, rows, out, out);
-            let product = Product::new(right, lora.b_gradient(gradient, i), out, Store::Add);
+            let right = Cols::row_major(dy, rows, place.out, place.out);
+            let product = Product::new(right, place.of(gradient), place.stride, Store::Add);
             matmul(rank, rows, left, &mut [product]);
         }
         let right = Cols::row_major(self.x, rows, inner, inner);

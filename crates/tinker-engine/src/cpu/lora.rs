@@ -1,216 +1,19 @@
 //! Adapters in the layout of the kernels: every factor in both orientations, gradients flat.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+mod layout;
+mod step;
 
-use super::buffer::{Buffer, round_up};
-use super::elementwise::{self, AdamStep};
-use super::pool::{Pool, SharedMut};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) use self::layout::{Group, tensor_shapes};
+use self::layout::{Layout, Place, TensorPlace};
+use super::buffer::Buffer;
+use super::elementwise;
 use crate::adapter::{ALPHA, AdapterState, HostTensor, LoraSpec};
 use crate::arch::Arch;
 use crate::error::{Error, Result};
-use crate::optim::{AdamW, OptimReport};
+use crate::optim::Family;
 use crate::rng;
-
-/// Linear layers of a block that read the same input, and whose LoRA factors `A` are one matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Group {
-    Qkv,
-    O,
-    GateUp,
-    Down,
-}
-
-impl Group {
-    const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
-
-    /// Input width, and name and output width of each layer.
-    fn layers(self, arch: &Arch) -> (usize, Vec<(&'static str, usize)>) {
-        let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
-        let (q, kv) = (
-            arch.n_heads * arch.head_dim,
-            arch.n_kv_heads * arch.head_dim,
-        );
-        match self {
-            Self::Qkv => {
-                let k_v = [("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-                (
-                    hidden,
-                    [("self_attn.q_proj", q)].into_iter().chain(k_v).collect(),
-                )
-            }
-            Self::O => (q, vec![("self_attn.o_proj", hidden)]),
-            Self::GateUp => (hidden, vec![("mlp.gate_proj", mlp), ("mlp.up_proj", mlp)]),
-            Self::Down => (mlp, vec![("mlp.down_proj", hidden)]),
-        }
-    }
-
-    fn is_trained(self, spec: &LoraSpec) -> bool {
-        match self {
-            Self::Qkv | Self::O => spec.train_attn,
-            Self::GateUp | Self::Down => spec.train_mlp,
-        }
-    }
-}
-
-/// Where the factors of a group lie in the flat buffers.
-#[derive(Debug, Clone)]
-struct Place {
-    inner: usize,
-    /// Start of the common `A [layers * rank, in]`.
-    a: usize,
-    layers: Vec<LayerPlace>,
-}
-
-/// Where the second factor of a layer lies.
-#[derive(Debug, Clone)]
-struct LayerPlace {
-    /// PEFT name without the factor.
-    name: String,
-    out: usize,
-    /// Start of `B^T [rank, out]`.
-    b: usize,
-}
-
-/// The modules of an adapter and their places, a function of the architecture and the spec.
-#[derive(Debug, Clone)]
-pub(crate) struct Layout {
-    /// Rank rounded up to a whole vector; the rows and columns beyond the rank are zero and stay zero.
-    rank: usize,
-    /// Each group of each block, if it is trained.
-    blocks: Vec<[Option<Place>; 4]>,
-    head: Option<Place>,
-    len: usize,
-}
-
-impl Layout {
-    fn new(arch: &Arch, spec: &LoraSpec) -> Result<Self> {
-        if spec.rank == 0 || spec.rank > arch.hidden_size {
-            let (rank, hidden) = (spec.rank, arch.hidden_size);
-            return Err(Error::Invalid(format!(
-                "LoRA rank {rank} is not in 1..={hidden}"
-            )));
-        }
-        if !(spec.train_attn || spec.train_mlp || spec.train_unembed) {
-            let message = "LoRA needs one of train_attn, train_mlp and train_unembed";
-            return Err(Error::Invalid(message.into()));
-        }
-        let rank = round_up(spec.rank, 16);
-        let mut layout = Self {
-            rank,
-            blocks: Vec::new(),
-            head: None,
-            len: 0,
-        };
-        for i in 0..arch.n_layers {
-            let places = Group::ALL.map(|group| {
-                let (inner, layers) = group.layers(arch);
-                let name = |layer| format!("model.layers.{i}.{layer}");
-                let named = layers.into_iter().map(|(layer, out)| (name(layer), out));
-                group.is_trained(spec).then(|| layout.place(inner, named))
-            });
-            layout.blocks.push(places);
-        }
-        if spec.train_unembed {
-            let layer = [("lm_head".to_owned(), arch.vocab_size)];
-            layout.head = Some(layout.place(arch.hidden_size, layer.into_iter()));
-        }
-        Ok(layout)
-    }
-
-    fn place(
-        &mut self,
-        inner: usize,
-        layers: impl ExactSizeIterator<Item = (String, usize)>,
-    ) -> Place {
-        let a = self.take(layers.len() * self.rank * inner);
-        let place = |(name, out): (String, usize)| LayerPlace {
-            name: format!("base_model.model.{name}"),
-            out,
-            b: self.take(self.rank * out),
-        };
-        Place {
-            inner,
-            a,
-            layers: layers.map(place).collect(),
-        }
-    }
-
-    /// Start of the next `n` elements.
-    fn take(&mut self, n: usize) -> usize {
-        let start = self.len;
-        self.len += n;
-        start
-    }
-
-    fn places(&self) -> impl Iterator<Item = &Place> {
-        self.blocks.iter().flatten().flatten().chain(&self.head)
-    }
-
-    /// Tensors by PEFT name, with rows, columns and how to find an element.
-    fn tensors(&self, rank: usize) -> impl Iterator<Item = TensorPlace> {
-        self.places().flat_map(move |place| {
-            place.layers.iter().enumerate().flat_map(move |(i, layer)| {
-                let name = |factor: &str| format!("{}.lora_{factor}.weight", layer.name);
-                [
-                    TensorPlace {
-                        name: name("A"),
-                        shape: [rank, place.inner],
-                        start: place.a + i * self.rank * place.inner,
-                        strides: [place.inner, 1],
-                    },
-                    TensorPlace {
-                        name: name("B"),
-                        shape: [layer.out, rank],
-                        start: layer.b,
-                        strides: [1, layer.out],
-                    },
-                ]
-            })
-        })
-    }
-}
-
-/// How a PEFT tensor lies in a flat buffer: `A` as it is, `B` transposed, both without padding.
-struct TensorPlace {
-    name: String,
-    shape: [usize; 2],
-    start: usize,
-    strides: [usize; 2],
-}
-
-impl TensorPlace {
-    fn is_a(&self) -> bool {
-        self.strides[1] == 1
-    }
-
-    fn indices(&self) -> impl Iterator<Item = usize> {
-        let [rows, columns] = self.shape;
-        let [down, right] = self.strides;
-        (0..rows).flat_map(move |i| (0..columns).map(move |j| self.start + i * down + j * right))
-    }
-
-    fn gather(&self, flat: &[f32]) -> Vec<f32> {
-        self.indices().map(|i| flat[i]).collect()
-    }
-
-    fn scatter(&self, values: &[f32], flat: &mut [f32]) -> Result<()> {
-        let [rows, columns] = self.shape;
-        if values.len() != rows * columns {
-            let (name, n) = (&self.name, values.len());
-            return Err(Error::Invalid(format!(
-                "`{name}` has {n} values, not {rows} x {columns}"
-            )));
-        }
-        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-            return Err(Error::Invalid(format!("`{}` holds {value}", self.name)));
-        }
-        self.indices()
-            .zip(values)
-            .for_each(|(i, value)| flat[i] = *value);
-        Ok(())
-    }
-}
 
 /// An adapter: LoRA weights, gradient, optimizer moments.
 #[derive(Debug, Clone)]
@@ -219,11 +22,12 @@ pub(crate) struct Adapter {
     layout: Layout,
     /// `A [rank, in]` and `B^T [rank, out]` of every module.
     weights: Buffer,
-    /// `A^T [in, layers * rank]` and `B [out, rank]`, in the same places.
+    /// `A^T [in, modules * rank]` and `B [out, rank]`, in the same places.
     turned: Buffer,
     /// Accumulated gradient, in the layout of `weights`; empty when there is none.
     pub(crate) gradient: Buffer,
     first_moment: Buffer,
+    /// Empty with Dimuon, which has none.
     second_moment: Buffer,
     step: u64,
 }
@@ -273,6 +77,9 @@ impl Adapter {
         check_names(&places, "gradient", &state.gradient, true)?;
         if !state.moments.is_empty() {
             adapter.first_moment = Buffer::zeros(layout.len);
+        }
+        let family = family_of(state)?;
+        if family == Some(Family::AdamW) {
             adapter.second_moment = Buffer::zeros(layout.len);
         }
         if !state.gradient.is_empty() {
@@ -295,7 +102,9 @@ impl Adapter {
                     return Err(Error::Invalid(message));
                 }
                 place.scatter(first, &mut adapter.first_moment)?;
-                place.scatter(second, &mut adapter.second_moment)?;
+                if family == Some(Family::AdamW) {
+                    place.scatter(second, &mut adapter.second_moment)?;
+                }
             }
             if let Some(gradient) = state.gradient.get(&place.name) {
                 place.scatter(gradient, &mut adapter.gradient)?;
@@ -323,10 +132,12 @@ impl Adapter {
             };
             state.weights.insert(place.name.clone(), tensor);
             if !self.first_moment.is_empty() {
-                let moments = (
-                    place.gather(&self.first_moment),
-                    place.gather(&self.second_moment),
-                );
+                let second = if self.second_moment.is_empty() {
+                    Vec::new()
+                } else {
+                    place.gather(&self.second_moment)
+                };
+                let moments = (place.gather(&self.first_moment), second);
                 state.moments.insert(place.name.clone(), moments);
             }
             if !self.gradient.is_empty() {
@@ -353,12 +164,12 @@ impl Adapter {
     fn turn(&mut self) {
         let rank = self.layout.rank;
         for place in self.layout.places() {
-            let n = place.layers.len() * rank;
+            let n = place.modules.len() * rank;
             let (a, a_t) = (&self.weights[place.a..], &mut self.turned[place.a..]);
             transpose(n, place.inner, a, a_t);
-            for layer in &place.layers {
-                let (b_t, b) = (&self.weights[layer.b..], &mut self.turned[layer.b..]);
-                transpose(rank, layer.out, b_t, b);
+            for module in &place.modules {
+                let (b_t, b) = (&self.weights[module.b..], &mut self.turned[module.b..]);
+                transpose(rank, module.out, b_t, b);
             }
         }
     }
@@ -375,6 +186,13 @@ impl Adapter {
             .map(|place| self.view(place))
     }
 
+    /// The modules of a group of an expert of block `layer`, if they are trained.
+    pub(crate) fn expert(&self, layer: usize, expert: usize, group: Group) -> Option<Lora<'_>> {
+        let places = &self.layout.experts[layer][expert];
+        let place = &places[usize::from(group == Group::Down)];
+        place.as_ref().map(|place| self.view(place))
+    }
+
     /// The module of the head, if it is trained.
     pub(crate) fn head(&self) -> Option<Lora<'_>> {
         self.layout.head.as_ref().map(|place| self.view(place))
@@ -382,7 +200,7 @@ impl Adapter {
 
     fn view<'a>(&'a self, place: &'a Place) -> Lora<'a> {
         let rank = self.layout.rank;
-        let n = place.layers.len() * rank;
+        let n = place.modules.len() * rank;
         Lora {
             rank,
             scale: ALPHA / self.spec.rank as f32,
@@ -397,101 +215,6 @@ impl Adapter {
     /// Widest padded rank, to size scratch with.
     pub(crate) fn padded_rank(&self) -> usize {
         self.layout.rank
-    }
-
-    /// One AdamW step; see [`crate::Backend::optim_step`].
-    pub(crate) fn optim_step(&mut self, params: &AdamW, pool: &Pool) -> Result<OptimReport> {
-        params.check()?;
-        let zeros = Buffer::zeros(self.layout.len);
-        let gradient = if self.gradient.is_empty() {
-            &zeros
-        } else {
-            &self.gradient
-        };
-        let grad_norm = norm(gradient, pool);
-        let next = self.step + 1;
-        let step = AdamStep {
-            params: *params,
-            clip: params.clip_factor(grad_norm),
-            correction1: params.correction(params.beta1, next) as f32,
-            correction2_root: params.correction(params.beta2, next).sqrt() as f32,
-        };
-        let (first, second) = if self.step == 0 {
-            (&zeros, &zeros)
-        } else {
-            (&self.first_moment, &self.second_moment)
-        };
-        self.check_update(step, [gradient, first, second], pool)?;
-        if self.step == 0 {
-            self.first_moment = Buffer::zeros(zeros.len());
-            self.second_moment = Buffer::zeros(zeros.len());
-        }
-        if self.gradient.is_empty() {
-            self.gradient = zeros;
-        }
-        self.update(step, pool);
-        self.gradient = Buffer::zeros(0);
-        self.step = next;
-        self.turn();
-        Ok(OptimReport {
-            step: next,
-            grad_norm,
-        })
-    }
-
-    /// Checks that a step with this gradient and these moments leaves every value finite.
-    fn check_update<'a>(
-        &self,
-        step: AdamStep,
-        [gradient, first, second]: [&'a [f32]; 3],
-        pool: &Pool,
-    ) -> Result<()> {
-        let len = self.layout.len;
-        let finite = |w: &[f32], at: usize| {
-            let of = |x: &'a [f32]| &x[at..at + w.len()];
-            elementwise::adamw_stays_finite(step, w, of(gradient), of(first), of(second))
-        };
-        let overflowed = AtomicBool::new(false);
-        pool.run(len.div_ceil(CHUNK), &|i| {
-            let start = i * CHUNK;
-            if !finite(&self.weights[start..len.min(start + CHUNK)], start) {
-                overflowed.store(true, Ordering::Relaxed);
-            }
-        });
-        if !overflowed.into_inner() {
-            return Ok(());
-        }
-        let mut tensors = self.layout.tensors(self.spec.rank);
-        let bad = tensors.find(|t| t.indices().any(|i| !finite(&self.weights[i..=i], i)));
-        let name = bad.map_or("the adapter".to_owned(), |t| format!("`{}`", t.name));
-        Err(Error::NotFinite(format!(
-            "the optimizer step takes weights or moments of {name} out of the range of f32: \
-             lower the learning rate or clip the gradient"
-        )))
-    }
-
-    /// Takes a step that is known to stay finite.
-    fn update(&mut self, step: AdamStep, pool: &Pool) {
-        let len = self.layout.len;
-        let (weights, first, second) = (
-            SharedMut::new(&mut self.weights),
-            SharedMut::new(&mut self.first_moment),
-            SharedMut::new(&mut self.second_moment),
-        );
-        let gradient = &self.gradient;
-        pool.run(len.div_ceil(CHUNK), &|i| {
-            let start = i * CHUNK;
-            let n = CHUNK.min(len - start);
-            // SAFETY: chunks do not overlap and lie inside the buffers, which outlive the call.
-            let (w, m, v) = unsafe {
-                (
-                    weights.slice(start, n),
-                    first.slice(start, n),
-                    second.slice(start, n),
-                )
-            };
-            elementwise::adamw(step, w, &gradient[start..][..n], m, v);
-        });
     }
 
     /// Checks an accumulated gradient, naming the tensor.
@@ -520,21 +243,6 @@ fn transpose(rows: usize, columns: usize, source: &[f32], target: &mut [f32]) {
     }
 }
 
-/// Elements that one task of an optimizer step handles.
-const CHUNK: usize = 1 << 14;
-
-/// Global L2 norm; chunks are added in order, whoever computed them.
-fn norm(gradient: &[f32], pool: &Pool) -> f64 {
-    let mut sums = vec![0.0f64; gradient.len().div_ceil(CHUNK)];
-    let shared = SharedMut::new(&mut sums);
-    pool.run(gradient.len().div_ceil(CHUNK), &|i| {
-        let chunk = &gradient[i * CHUNK..gradient.len().min((i + 1) * CHUNK)];
-        // SAFETY: each task writes its own element.
-        unsafe { shared.slice(i, 1)[0] = elementwise::sum_of_squares(chunk) };
-    });
-    sums.iter().sum::<f64>().sqrt()
-}
-
 /// Checks that moments and the number of steps that made them fit.
 fn check_step(state: &AdapterState) -> Result<()> {
     // Beyond it `f64`, in which moments are corrected, does not tell steps apart.
@@ -550,6 +258,24 @@ fn check_step(state: &AdapterState) -> Result<()> {
         return Err(Error::Invalid(message));
     }
     Ok(())
+}
+
+/// The optimizer that made the moments, if there are any.
+fn family_of(state: &AdapterState) -> Result<Option<Family>> {
+    let mut moments = state.moments.iter();
+    let Some((_, (_, second))) = moments.next() else {
+        return Ok(None);
+    };
+    let has_none = second.is_empty();
+    if let Some((name, _)) = moments.find(|(_, (_, second))| second.is_empty() != has_none) {
+        let message = format!("second moments of `{name}` and of other weights: some are missing");
+        return Err(Error::Invalid(message));
+    }
+    Ok(Some(if has_none {
+        Family::Dimuon
+    } else {
+        Family::AdamW
+    }))
 }
 
 /// Checks that `names` are those of `places`, all of them and no others; or none at all.
@@ -578,47 +304,85 @@ fn check_names<'a, V: 'a>(
     }
 }
 
-/// The modules of one group: layer `i` adds `scale * B_i A_i x`.
+/// The modules of one group: layer `i` adds `scale * B_i A_i x`. Layers of one module share its `A`,
+/// and their `B` are rows of the module's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lora<'a> {
-    /// Padded rank of each layer.
+    /// Padded rank of each module.
     pub(crate) rank: usize,
     pub(crate) scale: f32,
-    /// `[layers * rank, in]`.
+    /// `[modules * rank, in]`.
     pub(crate) a: &'a [f32],
-    /// `[in, layers * rank]`.
+    /// `[in, modules * rank]`.
     pub(crate) a_t: &'a [f32],
     weights: &'a [f32],
     turned: &'a [f32],
     place: &'a Place,
 }
 
+/// The part of a flat buffer that belongs to a layer's `B^T [rank, out]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BPlace {
+    /// Start of its first row.
+    start: usize,
+    /// Distance of rows.
+    pub(crate) stride: usize,
+    /// From the start of the first row to the end of the last.
+    len: usize,
+    /// Outputs of the layer.
+    pub(crate) out: usize,
+}
+
+impl BPlace {
+    /// That part of a gradient.
+    pub(crate) fn of(self, flat: &mut [f32]) -> &mut [f32] {
+        &mut flat[self.start..][..self.len]
+    }
+}
+
 impl<'a> Lora<'a> {
-    /// Rank of all layers together: the width of `A x`.
+    /// Rank of all modules together: the width of `A x`.
     pub(crate) fn width(&self) -> usize {
-        self.place.layers.len() * self.rank
+        self.place.modules.len() * self.rank
     }
 
-    /// `B^T [rank, out]` of layer `i`.
+    /// Where layer `i` starts in a row of `A x`.
+    pub(crate) fn column(&self, i: usize) -> usize {
+        self.place.layers[i].module * self.rank
+    }
+
+    /// Whether layer `i` shares its `A` with the layer before it.
+    pub(crate) fn joins(&self, i: usize) -> bool {
+        self.place.layers[i].start > 0
+    }
+
+    /// Where `B^T` of layer `i` lies.
+    pub(crate) fn b_place(&self, i: usize) -> BPlace {
+        let layer = self.place.layers[i];
+        let module = &self.place.modules[layer.module];
+        BPlace {
+            start: module.b + layer.start,
+            stride: module.out,
+            len: (self.rank - 1) * module.out + layer.out,
+            out: layer.out,
+        }
+    }
+
+    /// `B^T [rank, out]` of layer `i`, with rows as far apart as [`Lora::b_place`] says.
     pub(crate) fn b_t(&self, i: usize) -> &'a [f32] {
-        let layer = &self.place.layers[i];
-        &self.weights[layer.b..][..self.rank * layer.out]
+        let place = self.b_place(i);
+        &self.weights[place.start..][..place.len]
     }
 
     /// `B [out, rank]` of layer `i`.
     pub(crate) fn b(&self, i: usize) -> &'a [f32] {
-        let layer = &self.place.layers[i];
-        &self.turned[layer.b..][..self.rank * layer.out]
+        let layer = self.place.layers[i];
+        let start = self.place.modules[layer.module].b + layer.start * self.rank;
+        &self.turned[start..][..layer.out * self.rank]
     }
 
     /// The part of a gradient that belongs to `A`.
     pub(crate) fn a_gradient<'g>(&self, flat: &'g mut [f32]) -> &'g mut [f32] {
         &mut flat[self.place.a..][..self.a.len()]
-    }
-
-    /// The part of a gradient that belongs to `B^T` of layer `i`.
-    pub(crate) fn b_gradient<'g>(&self, flat: &'g mut [f32], i: usize) -> &'g mut [f32] {
-        let layer = &self.place.layers[i];
-        &mut flat[layer.b..][..self.rank * layer.out]
     }
 }

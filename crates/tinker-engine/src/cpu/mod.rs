@@ -29,6 +29,7 @@ use self::buffer::Buffer;
 pub(crate) use self::elementwise::{arg_max, exp_differences, log_sum_exp};
 use self::infer::{Inference, Scratch, Segment, Slot};
 use self::lora::Adapter;
+pub(crate) use self::lora::tensor_shapes;
 use self::model::{Model, Units};
 use self::pool::Pool;
 use self::simd::Isa;
@@ -37,7 +38,7 @@ use crate::adapter::{AdapterState, LoraSpec};
 use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
-use crate::optim::{AdamW, OptimReport};
+use crate::optim::{OptimReport, Optimizer};
 
 /// Loads a model directory onto the CPU.
 pub(crate) fn load(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
@@ -123,10 +124,7 @@ impl Cpu {
     }
 
     fn adapter(&self, id: AdapterId) -> Result<&Arc<Adapter>> {
-        self.adapters.get(&id).ok_or(Error::Unknown {
-            kind: "adapter",
-            id: id.0,
-        })
+        self.adapters.get(&id).ok_or_else(|| unknown_adapter(id))
     }
 
     fn optional_adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>> {
@@ -142,6 +140,13 @@ impl Cpu {
                 Err(Error::Invalid(message))
             }
         }
+    }
+}
+
+fn unknown_adapter(id: AdapterId) -> Error {
+    Error::Unknown {
+        kind: "adapter",
+        id: id.0,
     }
 }
 
@@ -212,11 +217,8 @@ impl Backend for Cpu {
         adapter: AdapterId,
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
-        let known = Error::Unknown {
-            kind: "adapter",
-            id: adapter.0,
-        };
-        let adapter = Arc::make_mut(self.adapters.get_mut(&adapter).ok_or(known)?);
+        let known = self.adapters.get_mut(&adapter);
+        let adapter = Arc::make_mut(known.ok_or_else(|| unknown_adapter(adapter))?);
         let training = Training {
             model: &self.model,
             pool: &self.pool,
@@ -236,13 +238,16 @@ impl Backend for Cpu {
         outputs
     }
 
-    fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport> {
-        let unknown = Error::Unknown {
-            kind: "adapter",
-            id: adapter.0,
-        };
-        let adapter = self.adapters.get_mut(&adapter).ok_or(unknown)?;
-        Arc::make_mut(adapter).optim_step(params, &self.pool)
+    fn optim_step(&mut self, id: AdapterId, optimizer: &Optimizer) -> Result<OptimReport> {
+        let adapter = self.adapters.get_mut(&id);
+        let adapter = adapter.ok_or_else(|| unknown_adapter(id))?;
+        Arc::make_mut(adapter).optim_step(optimizer, &self.pool)
+    }
+
+    fn clear_gradient(&mut self, id: AdapterId) -> Result<()> {
+        let adapter = self.adapters.get_mut(&id);
+        Arc::make_mut(adapter.ok_or_else(|| unknown_adapter(id))?).clear_gradient();
+        Ok(())
     }
 
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {

@@ -1,13 +1,16 @@
 //! The frozen weights, packed for the kernels.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Tiles;
 use super::buffer::Buffer;
+use super::elementwise;
 use super::gemm::{Cols, Panels};
-use crate::arch::Arch;
+use super::lora::Group;
+use crate::arch::{Arch, Moe};
 use crate::error::{Error, Result};
 use crate::load::Weights;
 
@@ -114,15 +117,17 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    fn load(
-        weights: &Weights,
-        units: Units,
-        name: &str,
-        [out, inner]: [usize; 2],
-        bias: bool,
-    ) -> Result<Self> {
-        let tensor = weights.tensor(&format!("{name}.weight"), &[out, inner])?;
-        let column = |j: usize, row: &mut [f32]| tensor.read(j * inner, row);
+    fn load(source: &Source<'_>, units: Units, part: Part<'_>) -> Result<Self> {
+        let Part {
+            name,
+            rows,
+            of,
+            inner,
+            bias,
+        } = part;
+        let (weights, out) = (source.weights, rows.len());
+        let tensor = weights.tensor(&format!("{name}.weight"), &[of, inner])?;
+        let column = |j: usize, row: &mut [f32]| tensor.read((rows.start + j) * inner, row);
         let forward = match units {
             #[cfg(target_arch = "x86_64")]
             Units::Matrix if tensor.is_bf16() || is_bf16(out, inner, column)? => {
@@ -131,8 +136,9 @@ impl Linear {
             _ => Factor::Panels(Panels::from_columns(inner, out, column)?),
         };
         let bias = bias
-            .then(|| weights.vector(&format!("{name}.bias"), out))
+            .then(|| weights.vector(&format!("{name}.bias"), of))
             .transpose()?;
+        let bias = bias.map(|bias| bias[rows].to_vec());
         Ok(Self {
             forward,
             backward: OnceLock::new(),
@@ -195,15 +201,60 @@ fn is_bf16(
 pub(crate) struct Layer {
     pub(crate) attention_norm: Vec<f32>,
     pub(crate) mlp_norm: Vec<f32>,
+    /// Norms of what attention and MLP add, where the architecture has them.
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    pub(crate) post_mlp_norm: Option<Vec<f32>>,
     /// Norms of query and key heads, `[head_dim]` each.
     pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
     pub(crate) o: Linear,
+    pub(crate) mlp: Mlp,
+}
+
+/// The second half of a block.
+#[derive(Debug)]
+pub(crate) enum Mlp {
+    Dense(Box<Gated>),
+    Sparse(Experts),
+}
+
+/// A gated MLP.
+#[derive(Debug)]
+pub(crate) struct Gated {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+}
+
+/// A mixture of experts.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    pub(crate) moe: Moe,
+    /// `[experts, hidden]`, frozen.
+    pub(crate) router: Linear,
+    pub(crate) experts: Vec<Gated>,
+}
+
+impl Mlp {
+    fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Self::Dense(gated) => gated.linears().to_vec(),
+            Self::Sparse(Experts {
+                router, experts, ..
+            }) => {
+                let experts = experts.iter().flat_map(Gated::linears);
+                experts.chain([router]).collect()
+            }
+        }
+    }
+}
+
+impl Gated {
+    fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
 }
 
 /// A base model.
@@ -217,33 +268,61 @@ pub(crate) struct Model {
     embedding: Option<Buffer>,
 }
 
+/// Where weights come from.
+struct Source<'a> {
+    arch: &'a Arch,
+    weights: &'a Weights,
+}
+
+/// Rows of a linear layer's weight `[of, inner]` in the file.
+struct Part<'a> {
+    name: &'a str,
+    rows: Range<usize>,
+    of: usize,
+    inner: usize,
+    bias: bool,
+}
+
+impl<'a> Part<'a> {
+    /// All of a weight `[out, inner]`.
+    fn whole(name: &'a str, [out, inner]: [usize; 2], bias: bool) -> Self {
+        Self {
+            name,
+            rows: 0..out,
+            of: out,
+            inner,
+            bias,
+        }
+    }
+}
+
 impl Model {
     /// Loads and packs a model directory.
     pub(crate) fn load(dir: &Path, units: Units) -> Result<Self> {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
+        let source = Source {
+            arch: &arch,
+            weights: &weights,
+        };
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
         let layers = (0..arch.n_layers)
-            .map(|i| load_layer(&arch, &weights, units, i))
+            .map(|i| source.layer(units, i))
             .collect::<Result<Vec<_>>>()?;
+        let linear =
+            |name: &str| Linear::load(&source, units, Part::whole(name, [vocab, hidden], false));
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
-            (
-                Linear::load(&weights, units, embedding, [vocab, hidden], false)?,
-                None,
-            )
+            (linear(embedding)?, None)
         } else {
             let tensor = weights.tensor(&format!("{embedding}.weight"), &[vocab, hidden])?;
             let mut rows = Buffer::zeros_huge(vocab * hidden);
             tensor.read(0, &mut rows)?;
-            (
-                Linear::load(&weights, units, "lm_head", [vocab, hidden], false)?,
-                Some(rows),
-            )
+            (linear("lm_head")?, Some(rows))
         };
-        let final_norm = weights.vector("model.norm.weight", hidden)?;
+        let final_norm = source.norm("model.norm.weight", hidden)?;
         let beyond = arch.n_layers;
-        if weights.contains(&format!("model.layers.{beyond}.mlp.down_proj.weight")) {
+        if weights.contains(&format!("model.layers.{beyond}.input_layernorm.weight")) {
             let message =
                 format!("has weights of layer {beyond}, but config.json has {beyond} layers");
             return Err(Error::Model {
@@ -269,6 +348,16 @@ impl Model {
                 Some(rows) => out.copy_from_slice(&rows[token * hidden..][..hidden]),
                 None => self.head.row(token, out),
             }
+            if self.arch.embedding_scale != 1.0 {
+                elementwise::scale(self.arch.embedding_scale, out);
+            }
+        }
+    }
+
+    /// Caps logits, where the architecture does.
+    pub(crate) fn cap_logits(&self, logits: &mut [f32]) {
+        if let Some(cap) = self.arch.logit_softcap {
+            elementwise::softcap(logits, cap);
         }
     }
 
@@ -276,45 +365,115 @@ impl Model {
     pub(crate) fn n_parameters(&self) -> u64 {
         let linear = |l: &Linear| l.forward.len() + l.bias.as_ref().map_or(0, Vec::len);
         let layers = self.layers.iter().map(|l| {
-            let norms = l.attention_norm.len() + l.mlp_norm.len();
+            let post = [&l.post_attention_norm, &l.post_mlp_norm];
+            let post = post.map(|norm| norm.as_ref().map_or(0, Vec::len));
+            let norms = l.attention_norm.len() + l.mlp_norm.len() + post[0] + post[1];
             let qk = l.qk_norm.as_ref().map_or(0, |(q, k)| q.len() + k.len());
-            let linears = [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down];
-            norms + qk + linears.map(linear).iter().sum::<usize>()
+            let mlp = l.mlp.linears().into_iter();
+            let linears = [&l.q, &l.k, &l.v, &l.o].into_iter().chain(mlp);
+            norms + qk + linears.map(linear).sum::<usize>()
         });
         let embedding = self.embedding.as_ref().map_or(0, |e| e.len());
         (layers.sum::<usize>() + linear(&self.head) + embedding + self.final_norm.len()) as u64
     }
 }
 
-fn load_layer(arch: &Arch, weights: &Weights, units: Units, i: usize) -> Result<Layer> {
-    let (hidden, mlp) = (arch.hidden_size, arch.intermediate_size);
-    let (q, kv) = (
-        arch.n_heads * arch.head_dim,
-        arch.n_kv_heads * arch.head_dim,
-    );
-    let name = |part: &str| format!("model.layers.{i}.{part}");
-    let linear = |part: &str, out: usize, inner: usize, bias: bool| {
-        Linear::load(weights, units, &name(part), [out, inner], bias)
-    };
-    let head_norm = |part: &str| weights.vector(&name(part), arch.head_dim);
-    let qk_norm = if arch.qk_norm {
-        Some((
-            head_norm("self_attn.q_norm.weight")?,
-            head_norm("self_attn.k_norm.weight")?,
-        ))
-    } else {
-        None
-    };
-    Ok(Layer {
-        attention_norm: weights.vector(&name("input_layernorm.weight"), hidden)?,
-        mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), hidden)?,
-        qk_norm,
-        q: linear("self_attn.q_proj", q, hidden, arch.qkv_bias)?,
-        k: linear("self_attn.k_proj", kv, hidden, arch.qkv_bias)?,
-        v: linear("self_attn.v_proj", kv, hidden, arch.qkv_bias)?,
-        o: linear("self_attn.o_proj", hidden, q, false)?,
-        gate: linear("mlp.gate_proj", mlp, hidden, false)?,
-        up: linear("mlp.up_proj", mlp, hidden, false)?,
-        down: linear("mlp.down_proj", hidden, mlp, false)?,
-    })
+impl Source<'_> {
+    /// A norm's weight, `[n]`.
+    fn norm(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+        let mut weight = self.weights.vector(name, n)?;
+        weight.iter_mut().for_each(|w| *w += self.arch.norm_shift);
+        Ok(weight)
+    }
+
+    fn layer(&self, units: Units, i: usize) -> Result<Layer> {
+        let arch = self.arch;
+        let name = |part: &str| format!("model.layers.{i}.{part}");
+        let norm = |part: &str| self.norm(&name(part), arch.hidden_size);
+        let head_norm = |part: &str| self.norm(&name(part), arch.head_dim);
+        let qk_norm = if arch.qk_norm {
+            let q = head_norm("self_attn.q_norm.weight")?;
+            Some((q, head_norm("self_attn.k_norm.weight")?))
+        } else {
+            None
+        };
+        let (mlp_norm, post_norms) = if arch.post_norms {
+            let after_attention = norm("post_attention_layernorm.weight")?;
+            let after_mlp = norm("post_feedforward_layernorm.weight")?;
+            let before_mlp = norm("pre_feedforward_layernorm.weight")?;
+            (before_mlp, (Some(after_attention), Some(after_mlp)))
+        } else {
+            (norm("post_attention_layernorm.weight")?, (None, None))
+        };
+        let block = (units, i, None);
+        let [q, k, v] = self.split(block, Group::Qkv, arch.qkv_bias)?;
+        let [o] = self.split(block, Group::O, arch.o_bias)?;
+        let mlp = match &arch.moe {
+            Some(moe) if arch.layers[i].sparse => Mlp::Sparse(self.experts(units, i, moe)?),
+            _ => Mlp::Dense(Box::new(self.gated(block)?)),
+        };
+        Ok(Layer {
+            attention_norm: norm("input_layernorm.weight")?,
+            mlp_norm,
+            post_attention_norm: post_norms.0,
+            post_mlp_norm: post_norms.1,
+            qk_norm,
+            q,
+            k,
+            v,
+            o,
+            mlp,
+        })
+    }
+
+    /// The MLP of a block, or one of its experts.
+    fn gated(&self, of: (Units, usize, Option<usize>)) -> Result<Gated> {
+        let bias = self.arch.mlp_bias;
+        let [gate, up] = self.split(of, Group::GateUp, bias)?;
+        let [down] = self.split(of, Group::Down, bias)?;
+        Ok(Gated { gate, up, down })
+    }
+
+    fn experts(&self, units: Units, i: usize, moe: &Moe) -> Result<Experts> {
+        let name = format!("model.layers.{i}.mlp.gate");
+        let router = Part::whole(&name, [moe.n_experts, self.arch.hidden_size], false);
+        let experts = (0..moe.n_experts).map(|expert| self.gated((units, i, Some(expert))));
+        Ok(Experts {
+            moe: *moe,
+            router: Linear::load(self, units, router)?,
+            experts: experts.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The `N` layers of a group of a block or of one of its experts, whatever the file joins of them.
+    fn split<const N: usize>(
+        &self,
+        (units, i, expert): (Units, usize, Option<usize>),
+        group: Group,
+        bias: bool,
+    ) -> Result<[Linear; N]> {
+        let (inner, modules) = group.modules(self.arch, expert);
+        let mut layers = Vec::with_capacity(N);
+        for module in modules {
+            let name = format!("model.layers.{i}.{}", module.name);
+            let of = module.parts.iter().sum();
+            let mut start = 0;
+            for part in module.parts {
+                let part = Part {
+                    name: &name,
+                    rows: start..start + part,
+                    of,
+                    inner,
+                    bias,
+                };
+                start = part.rows.end;
+                layers.push(Linear::load(self, units, part)?);
+            }
+        }
+        let n = layers.len();
+        layers.try_into().map_err(|_| Error::Model {
+            path: PathBuf::from("config.json"),
+            message: format!("{group:?} has {n} layers"),
+        })
+    }
 }

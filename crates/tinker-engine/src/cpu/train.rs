@@ -69,7 +69,7 @@ impl Workspace {
         self.inverse.reserve(rows);
     }
 
-    /// Runs one sequence; with `gradient` (flat, zero) also backward into it.
+    /// Runs one sequence; with `gradient` (flat, zero) also backward into it. The error is a message.
     fn run(
         &mut self,
         model: &Model,
@@ -77,7 +77,7 @@ impl Workspace {
         angles: &Angles,
         sequence: &TrainSequence,
         gradient: Option<&mut [f32]>,
-    ) -> SequenceOutput {
+    ) -> Result<SequenceOutput, String> {
         let rows = sequence.tokens.len();
         let rank = adapter.map_or(0, Adapter::padded_rank);
         let keeps_all = gradient.is_some();
@@ -117,6 +117,14 @@ impl Workspace {
         };
         let mut logprobs = Vec::with_capacity(sequence.targets.len());
         let normed = &self.normed[..n];
+        // A loss of the whole sequence needs all log-probabilities before any derivative: the head
+        // runs for them first, then with the linear loss that has this derivative.
+        let whole = if sequence.loss.is_per_target() {
+            None
+        } else {
+            pass.run(sequence, normed, &mut self.head, &mut logprobs, None);
+            Some(sequence.loss.evaluate(&logprobs)?)
+        };
         let loss = match (gradient, adapter) {
             (Some(gradient), Some(adapter)) => {
                 let d_hidden = &mut self.deltas.normed;
@@ -124,13 +132,21 @@ impl Workspace {
                     d_hidden,
                     adapter: &mut *gradient,
                 });
-                let loss = pass.run(sequence, normed, &mut self.head, &mut logprobs, head);
+                let loss = match &whole {
+                    None => pass.run(sequence, normed, &mut self.head, &mut logprobs, head),
+                    Some(whole) => {
+                        let linear = sequence.linear(&whole.gradient);
+                        pass.run(&linear, normed, &mut self.head, &mut Vec::new(), head)
+                    }
+                };
                 self.backward(model, adapter, angles, rows, gradient);
                 loss
             }
+            _ if whole.is_some() => 0.0,
             _ => pass.run(sequence, normed, &mut self.head, &mut logprobs, None),
         };
-        SequenceOutput { logprobs, loss }
+        let loss = whole.map_or(loss, |whole| whole.total);
+        Ok(SequenceOutput { logprobs, loss })
     }
 
     /// From the gradient of the final norm's output, in `deltas.normed`, to the adapter's.
@@ -202,9 +218,7 @@ impl Training<'_> {
             );
             true
         });
-        outputs.into_results(|i, output| {
-            check_output(i, self.sequences[i].k, &output).map(|()| output)
-        })
+        outputs.into_results(|i, output| check_output(i, self.sequences[i].k, output))
     }
 
     /// As [`Training::forward`], and adds to `gradient`, which is left as it was on an error.
@@ -235,10 +249,10 @@ impl Training<'_> {
             let sequence = &self.sequences[i];
             let output =
                 workspace.run(self.model, Some(adapter), &angles, sequence, Some(&mut own));
-            let outcome =
-                check_output(i, sequence.k, &output).and_then(|()| check_gradient(i, &own));
+            let outcome = check_output(i, sequence.k, output)
+                .and_then(|output| check_gradient(i, &own).map(|()| output));
             let failed = outcome.is_err();
-            outputs.set(i, outcome.map(|()| output));
+            outputs.set(i, outcome);
             sum.add(i, own);
             !failed
         });
@@ -276,7 +290,12 @@ impl Training<'_> {
 }
 
 /// Refuses what is no result. A log-probability of minus infinity is one: the target cannot occur.
-fn check_output(i: usize, k: usize, output: &SequenceOutput) -> Result<()> {
+fn check_output(
+    i: usize,
+    k: usize,
+    output: Result<SequenceOutput, String>,
+) -> Result<SequenceOutput> {
+    let output = output.map_err(|message| Error::Invalid(format!("sequence {i}: {message}")))?;
     if let Some(at) = output.logprobs.iter().position(|l| l.is_nan()) {
         let position = at / k.max(1);
         return Err(Error::NotFinite(format!(
@@ -284,7 +303,7 @@ fn check_output(i: usize, k: usize, output: &SequenceOutput) -> Result<()> {
         )));
     }
     if output.loss.is_finite() {
-        return Ok(());
+        return Ok(output);
     }
     Err(Error::NotFinite(format!(
         "sequence {i}: the loss is {}",

@@ -8,7 +8,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::Value;
 use tinker_engine::{
-    AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
+    AdapterId, AdapterState, Backend, Clip, HostTensor, LoraSpec, Loss, TrainSequence, load_cpu,
     load_cpu_on_vectors,
 };
 
@@ -18,9 +18,21 @@ pub(crate) const MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 /// The same with their weights rounded to bf16, which a matrix unit takes as they are.
 pub(crate) const ROUNDED: [&str; 3] = ["llama-bf16", "qwen2-bf16", "qwen3-bf16"];
 
+/// Smaller models of other architectures, with bf16 weights: windows, local and global blocks, blocks
+/// without rotation, joined projections, norms after each part, caps, biases, experts.
+pub(crate) const ARCHITECTURES: [&str; 7] = [
+    "mistral",
+    "smollm3",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "qwen3_moe",
+    "qwen3_moe_mixed",
+];
+
 /// All of these.
 pub(crate) fn all_models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(ROUNDED)
+    MODELS.into_iter().chain(ROUNDED).chain(ARCHITECTURES)
 }
 
 /// Where a model is; a rounded one is made on the way.
@@ -89,22 +101,24 @@ pub(crate) type Load = fn(&str, usize) -> Box<dyn Backend>;
 /// Both ways, which differ where the machine has a matrix unit.
 pub(crate) const LOADS: [Load; 2] = [load, load_on_vectors];
 
-/// All tensors of a float32 safetensors file.
+/// All tensors of a safetensors file of float32 or bf16.
 pub(crate) fn tensors(path: &Path) -> BTreeMap<String, HostTensor> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.tensors().into_iter().map(|(name, view)| {
-        let data = view
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-        (
-            name,
-            HostTensor {
-                shape: view.shape().to_vec(),
-                data: data.collect(),
-            },
-        )
+        let bytes = view.data();
+        let data = match view.dtype() {
+            Dtype::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f32())
+                .collect(),
+            _ => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+        };
+        let shape = view.shape().to_vec();
+        (name, HostTensor { shape, data })
     });
     tensors.collect()
 }
@@ -186,20 +200,18 @@ impl Reference {
                 advantages,
             },
             "ppo" | "cispo" => {
-                let (clip_low, clip_high) = (setting("clip_low"), setting("clip_high"));
+                let clip = Clip::between(setting("clip_low"), setting("clip_high"));
                 if name == "ppo" {
                     Loss::Ppo {
                         logprobs,
                         advantages,
-                        clip_low,
-                        clip_high,
+                        clip,
                     }
                 } else {
                     Loss::Cispo {
                         logprobs,
                         advantages,
-                        clip_low,
-                        clip_high,
+                        clip,
                     }
                 }
             }

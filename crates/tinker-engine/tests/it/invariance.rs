@@ -120,7 +120,7 @@ fn other_adapters_and_slots_do_not_change_a_result() {
         let mut backend = load(model, 2);
         let other = backend.create_adapter(&all_modules(20)).unwrap();
         backend.forward_backward(other, &batch[..3]).unwrap();
-        backend.optim_step(other, &STEP).unwrap();
+        backend.optim_step(other, &STEP.into()).unwrap();
         let slot = backend.open_slot(Some(other), 100).unwrap();
         backend.prefill(slot, &[1, 2, 3], false).unwrap();
         let adapter = Reference::of(model).import(&mut *backend);
@@ -138,7 +138,7 @@ fn export_and_import_in_mid_accumulation_continue_bit_for_bit() {
         let mut backend = load(model, 2);
         let first = backend.create_adapter(&all_modules(4)).unwrap();
         backend.forward_backward(first, &batch).unwrap();
-        backend.optim_step(first, &STEP).unwrap();
+        backend.optim_step(first, &STEP.into()).unwrap();
         backend.forward_backward(first, &batch[..4]).unwrap();
 
         let state = backend.export_adapter(first).unwrap();
@@ -148,7 +148,7 @@ fn export_and_import_in_mid_accumulation_continue_bit_for_bit() {
         assert_eq!(elsewhere.export_adapter(second).unwrap(), state);
         for (backend, adapter) in [(&mut backend, first), (&mut elsewhere, second)] {
             backend.forward_backward(adapter, &batch[4..]).unwrap();
-            backend.optim_step(adapter, &STEP).unwrap();
+            backend.optim_step(adapter, &STEP.into()).unwrap();
         }
         let (a, b) = (
             backend.export_adapter(first),
@@ -322,7 +322,7 @@ fn snapshots_and_open_slots_keep_the_weights_they_were_made_of() {
         backend.prefill(slot, &[3, 1, 4, 1], false).unwrap();
 
         backend.forward_backward(adapter, &batch(model)).unwrap();
-        backend.optim_step(adapter, &STEP).unwrap();
+        backend.optim_step(adapter, &STEP.into()).unwrap();
 
         assert_ne!(logits(&mut *backend, adapter), before, "{model}");
         assert_eq!(logits(&mut *backend, snapshot), before, "{model}");

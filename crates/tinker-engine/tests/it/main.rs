@@ -6,10 +6,13 @@
     reason = "helpers of tests fail the test that calls them"
 )]
 
+mod architectures;
 mod bad_input;
 mod common;
 mod finite_differences;
 mod generating;
 mod invariance;
 mod loading;
+mod losses;
+mod peft;
 mod pytorch;

@@ -78,7 +78,9 @@ fn an_adamw_step_with_clipping_and_decay_agrees() {
         let mut backend = load(model, 2);
         let adapter = backend.import_adapter(&state).unwrap();
 
-        let report = backend.optim_step(adapter, &adamw(settings)).unwrap();
+        let report = backend
+            .optim_step(adapter, &adamw(settings).into())
+            .unwrap();
 
         let norm = settings["steps"][0]["grad_norm"].as_f64().unwrap();
         assert!(
@@ -104,7 +106,9 @@ fn three_steps_of_training_agree() {
         let batch = reference.batch("cross_entropy");
         for (i, step) in settings["steps"].as_array().unwrap().iter().enumerate() {
             let outputs = backend.forward_backward(adapter, &batch).unwrap();
-            let report = backend.optim_step(adapter, &adamw(settings)).unwrap();
+            let report = backend
+                .optim_step(adapter, &adamw(settings).into())
+                .unwrap();
 
             let loss: f64 = outputs.iter().map(|o| o.loss).sum();
             let wanted = step["loss"].as_f64().unwrap();

@@ -9,12 +9,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use tinker_types::{
     Checkpoint, CheckpointId, CheckpointKind, CreateSessionRequest, FinishSessionRequest,
-    LoraConfig, SamplingSessionId, SessionId, TinkerPath, TrainingRunId, UserMetadata,
+    LoraConfig, OptimizerConfig, ProjectId, SamplingSessionId, SessionId, TinkerPath,
+    TrainingRunId, UserMetadata,
 };
 
 use crate::clock::{Millis, now, timestamp};
 use crate::db::Db;
 use crate::error::{Error, Result};
+
+/// Whose everything here is.
+pub(crate) const OWNER: &str = crate::identity::USER;
+/// The project of sessions that were filed under none.
+pub(crate) const LOCAL_PROJECT: &str = "local";
 
 /// A client's connection.
 #[derive(Debug, Clone)]
@@ -40,6 +46,8 @@ pub(crate) struct Run {
     pub(crate) last_request_at: Millis,
     /// Why its state cannot be used, if it cannot.
     pub(crate) corrupted: Option<String>,
+    /// What its steps are taken with.
+    pub(crate) optimizer: OptimizerConfig,
 }
 
 /// A sampler.
@@ -52,6 +60,8 @@ pub(crate) struct Sampler {
     /// The operation that saved its weights, if they live with the session and have no path.
     pub(crate) request_id: Option<String>,
     pub(crate) created_at: Millis,
+    /// Clients that share it; each has a number, from 0.
+    pub(crate) n_clients: u64,
 }
 
 /// A checkpoint with what is needed to load it.
@@ -136,12 +146,9 @@ impl Catalog {
         idempotency_key: Option<String>,
     ) -> Result<SessionId> {
         let _changing = self.change();
-        let known = self
-            .read()
-            .sessions
-            .values()
-            .find(|s| s.idempotency_key.is_some() && s.idempotency_key == idempotency_key)
-            .map(|session| session.id.clone());
+        let known = idempotency_key
+            .as_deref()
+            .and_then(|key| self.session_of_key(key));
         if let Some(id) = known {
             return Ok(id);
         }
@@ -161,6 +168,14 @@ impl Catalog {
         self.db.call(move |c| store::put_session(c, &row))?;
         self.write().sessions.insert(id.clone(), session);
         Ok(id)
+    }
+
+    /// The session that a call with this idempotency key made.
+    pub(crate) fn session_of_key(&self, key: &str) -> Option<SessionId> {
+        let tables = self.read();
+        let mut sessions = tables.sessions.values();
+        let found = sessions.find(|s| s.idempotency_key.as_deref() == Some(key))?;
+        Some(found.id.clone())
     }
 
     /// A session by id.
@@ -208,6 +223,32 @@ impl Catalog {
         self.db.call(move |c| store::put_session(c, &row))?;
         self.write().sessions.insert(session.id.clone(), session);
         Ok(())
+    }
+
+    /// Files a session under another project.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the database refuses.
+    pub(crate) fn assign_project(&self, id: &SessionId, project: ProjectId) -> Result<()> {
+        let _changing = self.change();
+        let mut session = self.session(id)?;
+        session.request.project_id = Some(project);
+        let row = session.clone();
+        self.db.call(move |c| store::put_session(c, &row))?;
+        self.write().sessions.insert(session.id.clone(), session);
+        Ok(())
+    }
+
+    /// The project of a session.
+    pub(crate) fn project_of(&self, session: &Session) -> Option<ProjectId> {
+        let local = || LOCAL_PROJECT.parse().ok();
+        session.request.project_id.clone().or_else(local)
+    }
+
+    /// The project of a run's session.
+    pub(crate) fn project_of_run(&self, run: &TrainingRunId) -> Option<ProjectId> {
+        let session = self.session(&self.run(run).ok()?.session_id).ok()?;
+        self.project_of(&session)
     }
 
     // Training runs
@@ -296,6 +337,21 @@ impl Catalog {
             .get(id)
             .cloned()
             .ok_or_else(|| Error::NotFound(format!("sampler {id} is unknown to this server")))
+    }
+
+    /// A number for one more client of a sampler, which no other has.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the database refuses.
+    pub(crate) fn join_sampler(&self, id: &SamplingSessionId) -> Result<u64> {
+        let _changing = self.change();
+        let mut sampler = self.sampler(id)?;
+        let number = sampler.n_clients;
+        sampler.n_clients += 1;
+        let row = sampler.clone();
+        self.db.call(move |c| store::put_sampler(c, &row))?;
+        self.write().samplers.insert(id.clone(), sampler);
+        Ok(number)
     }
 
     /// Samplers without a checkpoint whose session was not heard of since `before`.

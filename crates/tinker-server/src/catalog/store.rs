@@ -16,11 +16,11 @@ pub(super) fn load(c: &mut Connection) -> rusqlite::Result<Tables> {
     for session in rows(c, sql, session)? {
         tables.sessions.insert(session.id.clone(), session);
     }
-    let sql = "SELECT id, session_id, base_model, lora, user_metadata, created_at, last_request_at, corrupted FROM training_runs";
+    let sql = "SELECT id, session_id, base_model, lora, user_metadata, created_at, last_request_at, corrupted, optimizer FROM training_runs";
     for run in rows(c, sql, run)? {
         tables.runs.insert(run.id.clone(), run);
     }
-    let sql = "SELECT id, session_id, base_model, model_path, request_id, created_at FROM samplers";
+    let sql = "SELECT id, session_id, base_model, model_path, request_id, created_at, n_clients FROM samplers";
     for sampler in rows(c, sql, sampler)? {
         tables.samplers.insert(sampler.id.clone(), sampler);
     }
@@ -62,6 +62,7 @@ fn run(row: &Row<'_>) -> rusqlite::Result<Run> {
         created_at: row.get(5)?,
         last_request_at: row.get(6)?,
         corrupted: row.get(7)?,
+        optimizer: optional_json(row, 8)?.unwrap_or_default(),
     })
 }
 
@@ -74,6 +75,7 @@ fn sampler(row: &Row<'_>) -> rusqlite::Result<Sampler> {
         model_path: path.map(|p| p.parse().map_err(|e| bad(3, e))).transpose()?,
         request_id: row.get(4)?,
         created_at: row.get(5)?,
+        n_clients: row.get::<_, i64>(6)? as u64,
     })
 }
 
@@ -108,7 +110,7 @@ pub(super) fn put_session(c: &Connection, s: &Session) -> rusqlite::Result<()> {
 pub(super) fn put_run(c: &Connection, r: &Run) -> rusqlite::Result<()> {
     let metadata = r.user_metadata.as_ref().map(text).transpose()?;
     c.prepare_cached(
-        "INSERT OR REPLACE INTO training_runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT OR REPLACE INTO training_runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         r.id.as_str(),
@@ -118,20 +120,22 @@ pub(super) fn put_run(c: &Connection, r: &Run) -> rusqlite::Result<()> {
         metadata,
         r.created_at,
         r.last_request_at,
-        r.corrupted
+        r.corrupted,
+        text(&r.optimizer)?
     ])
     .map(drop)
 }
 
 pub(super) fn put_sampler(c: &Connection, s: &Sampler) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO samplers VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+    c.prepare_cached("INSERT OR REPLACE INTO samplers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![
             s.id.as_str(),
             s.session_id.as_str(),
             s.base_model,
             s.model_path.as_ref().map(ToString::to_string),
             s.request_id,
-            s.created_at
+            s.created_at,
+            s.n_clients as i64
         ])
         .map(drop)
 }

@@ -1,10 +1,16 @@
 //! The engine on its own thread: one training operation, then a share of sampling, in turn.
 
 mod base;
+mod counting;
 mod held;
+mod loading;
+mod optimizers;
+mod rebuild;
 mod runs;
 mod samples;
 mod saves;
+mod snapshots;
+mod training;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,6 +29,7 @@ use crate::operation::{OpKind, Outcome};
 use crate::scheduler::TrainQueue;
 use base::Base;
 use held::HeldSamples;
+pub(crate) use optimizers::family;
 use runs::ActiveRun;
 pub(crate) use saves::expiry;
 
@@ -31,6 +38,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
 /// How long a result that nobody fetches stays in memory beside its log.
 const RESULTS_IN_MEMORY: Duration = Duration::from_secs(60);
+
+/// How long the list of a sampler's finished samples is kept for a client that does not ask for it.
+const COMPLETIONS_IN_MEMORY: Duration = Duration::from_secs(10 * 60);
 
 /// What the engine's thread is told. Requests themselves are read from the log.
 #[derive(Debug)]
@@ -384,9 +394,13 @@ impl Worker {
             .for_each(|base| base.drop_idle_weights(limit));
         self.core.take_up_left_out();
         self.core.futures.leave_to_log(RESULTS_IN_MEMORY);
+        self.core.completions.drop_idle(COMPLETIONS_IN_MEMORY);
         self.core.close_settled_journals();
         self.core.discard_expired();
         self.core.discard_stale_samplers();
+        if let Err(error) = self.core.accounts.flush() {
+            tracing::warn!(error = error.with_causes(), "cannot write the counters");
+        }
         if let Err(error) = self.core.catalog.flush_times() {
             tracing::warn!(error = error.with_causes(), "cannot write last-used times");
         }

@@ -19,11 +19,13 @@ use tinker_types::{
 
 use super::Worker;
 use super::base::Base;
+use super::counting::count_sample;
 use super::runs::derived_seed;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::loss_inputs::checked_tokens;
 use crate::operation::{Form, Outcome, decode_sample};
+use crate::watchers::DrawnToken;
 
 /// A log of samples longer than this is started anew, and what is done is dropped from it.
 const LOG_SEGMENT_BYTES: u64 = 32 << 20;
@@ -43,6 +45,8 @@ struct Running {
     request_id: RequestId,
     /// Show only this many of the prompt's log-probabilities, the last ones.
     last_n: Option<usize>,
+    /// Tokens of the prompt.
+    n_prompt: usize,
 }
 
 impl Sampling {
@@ -106,10 +110,12 @@ impl Worker {
             .transpose()?;
         let seeds = seeds(id, request);
         let generation = generate_request(base, adapter, request, seeds)?;
+        let n_prompt = generation.prompt.len();
         let number = base.sampling.generator.admit(generation)?;
         let running = Running {
             request_id: id.clone(),
             last_n: request.prompt_logprobs_last_n.map(|n| n as usize),
+            n_prompt,
         };
         base.sampling.running.insert(number, running);
         Ok(())
@@ -180,6 +186,7 @@ fn cancelled() -> Outcome {
 fn step(core: &Core, base: &mut Base) {
     match base.sampling.generator.step(base.backend.as_mut()) {
         Ok(finished) => {
+            tell_watchers(core, &base.sampling);
             for generation in finished {
                 publish(core, base, generation);
             }
@@ -194,12 +201,45 @@ fn step(core: &Core, base: &mut Base) {
     }
 }
 
+/// Tells those who watch samples under way which tokens are new.
+fn tell_watchers(core: &Core, sampling: &Sampling) {
+    for (number, running) in &sampling.running {
+        let id = &running.request_id;
+        if !core.watchers.is_watched(id) {
+            continue;
+        }
+        for (i, drawn) in sampling.generator.drawn(*number).enumerate() {
+            core.watchers
+                .tell(id, i, drawn.tokens.len(), |at| DrawnToken {
+                    id: drawn.tokens[at],
+                    logprob: drawn.logprobs[at],
+                    top: drawn.top_logprobs.get(at).cloned().unwrap_or_default(),
+                });
+        }
+    }
+}
+
+/// Tells those who watch a finished request its last tokens.
+fn tell_last(core: &Core, id: &RequestId, samples: &[Sample]) {
+    for (i, sample) in samples.iter().enumerate() {
+        core.watchers
+            .tell(id, i, sample.tokens.len(), |at| DrawnToken {
+                id: sample.tokens[at],
+                logprob: sample.logprobs[at],
+                top: sample.top_logprobs.get(at).cloned().unwrap_or_default(),
+            });
+    }
+}
+
 fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
     let Some(running) = base.sampling.running.remove(&finished.id) else {
         return;
     };
     let outcome = match finished.outcome {
         Ok(generation) => {
+            tell_last(core, &running.request_id, &generation.samples);
+            let n_drawn = generation.samples.iter().map(|s| s.tokens.len()).sum();
+            count_sample(core, &running.request_id, running.n_prompt, n_drawn);
             let message = proto::SampleResponse::from(&response(generation, &running));
             Outcome {
                 form: Form::SampleProto,

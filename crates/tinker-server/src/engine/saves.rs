@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use tinker_engine::AdapterState;
 use tinker_types::{
-    CheckpointId, CheckpointKind, SamplerKind, SamplingSessionId, SaveWeightsForSamplerRequest,
-    SaveWeightsForSamplerResponse, SaveWeightsRequest, SaveWeightsResponse, TinkerPath,
-    TrainingRunId,
+    CheckpointId, CheckpointKind, SamplerKind, SamplingSessionId, SaveWeightsExternalRequest,
+    SaveWeightsExternalResponse, SaveWeightsForSamplerRequest, SaveWeightsForSamplerResponse,
+    SaveWeightsRequest, SaveWeightsResponse, TinkerPath, TrainingRunId,
 };
 
-use super::runs::manifest;
+use super::snapshots::manifest;
 use super::{Queued, Worker};
 use crate::bundle::{self, Manifest};
 use crate::catalog::{Run, Sampler, SavedCheckpoint};
@@ -94,6 +94,37 @@ impl Worker {
         Ok(Outcome::json(&response))
     }
 
+    /// Saves weights as files for use outside the service, in PEFT's layout and without the
+    /// optimizer's state.
+    pub(super) fn save_external(
+        &mut self,
+        run: &TrainingRunId,
+        seq: u64,
+        queued: &Queued,
+        request: &SaveWeightsExternalRequest,
+    ) -> Result<Outcome> {
+        let recipients = request.age_encryption_recipients.as_deref();
+        if recipients.is_some_and(|recipients| !recipients.is_empty()) {
+            return Err(Error::Invalid(
+                "age_encryption_recipients is not supported by this server: save without, and encrypt the files once they are downloaded".into(),
+            ));
+        }
+        let save = NamedSave {
+            kind: CheckpointKind::External,
+            name: Some(&request.path),
+            overwrite: false,
+            ttl_seconds: request.ttl_seconds,
+            user_metadata: None,
+        };
+        let path = self.save_named(run, seq, queued, &save)?;
+        let saved = self.core.catalog.find_checkpoint(&path);
+        Ok(Outcome::json(&SaveWeightsExternalResponse {
+            size_bytes: saved.map(|saved| saved.size_bytes),
+            path: Some(path),
+            tag: Default::default(),
+        }))
+    }
+
     fn save_named(
         &mut self,
         run: &TrainingRunId,
@@ -152,6 +183,7 @@ impl Worker {
             created_at: now(),
             expires_at,
         })?;
+        self.core.note_checkpoint("checkpoint_created", &path);
         Ok(path)
     }
 
@@ -174,6 +206,7 @@ impl Worker {
             model_path: None,
             request_id: Some(queued.request_id.to_string()),
             created_at: now(),
+            n_clients: 1,
         };
         if let Ok(known) = self.core.catalog.sampler(&id)
             && known.request_id != sampler.request_id

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use tinker_types::{CheckpointsResponse, TinkerPath, TypeError};
+use tinker_types::{
+    CheckpointKind, CheckpointsResponse, ExternalWeightsUrls, TinkerPath, TypeError,
+};
 
 use super::Page;
 use super::training_runs::run_id;
@@ -14,7 +17,9 @@ use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Params, Parsed, blocking};
 use crate::catalog::SavedCheckpoint;
+use crate::clock::{http_date, timestamp};
 use crate::engine::expiry;
+use crate::links::LinkMaker;
 
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -56,7 +61,7 @@ pub(crate) async fn publish(
     State(app): State<Arc<App>>,
     address: Address,
 ) -> ApiResult<StatusCode> {
-    change(&app, address, |checkpoint| {
+    change(&app, address, "checkpoint_published", |checkpoint| {
         checkpoint.public = true;
         Ok(())
     })
@@ -67,7 +72,7 @@ pub(crate) async fn unpublish(
     State(app): State<Arc<App>>,
     address: Address,
 ) -> ApiResult<StatusCode> {
-    change(&app, address, |checkpoint| {
+    change(&app, address, "checkpoint_unpublished", |checkpoint| {
         checkpoint.public = false;
         Ok(())
     })
@@ -85,16 +90,68 @@ pub(crate) async fn set_ttl(
     address: Address,
     request: Parsed<TtlRequest>,
 ) -> ApiResult<StatusCode> {
-    change(&app, address, move |checkpoint| {
+    change(&app, address, "checkpoint_ttl_set", move |checkpoint| {
         checkpoint.expires_at = expiry(request.value.ttl_seconds)?;
         Ok(())
     })
     .await
 }
 
+/// Links to the files of an external checkpoint.
+pub(crate) async fn external_weights_urls(
+    State(app): State<Arc<App>>,
+    address: Address,
+    headers: HeaderMap,
+    uri: Uri,
+) -> ApiResult<Json<ExternalWeightsUrls>> {
+    let path = tinker_path(address)?;
+    if path.checkpoint.kind != CheckpointKind::External {
+        return Err(ApiError::bad_request(format!(
+            "{path} is no external checkpoint: save_weights_external makes one"
+        )));
+    }
+    let of = path.clone();
+    let (_, manifest) = blocking(&app, move |app| Ok(app.core.saved_bundle(&of)?)).await?;
+    let links = LinkMaker::of_request(app.token(), &headers, &uri)?;
+    let link = |file: &String| {
+        let (run, segment) = (path.run.as_str(), path.checkpoint.kind.segment());
+        links.link(&["files", run, segment, path.checkpoint.name(), file])
+    };
+    Ok(Json(ExternalWeightsUrls {
+        urls: manifest
+            .files
+            .keys()
+            .map(|f| (f.clone(), link(f)))
+            .collect(),
+        expires: timestamp(links.expires_at),
+    }))
+}
+
+/// Leads old clients, which read the `Location` themselves, to an archive of a checkpoint's files.
+pub(crate) async fn archive(
+    State(app): State<Arc<App>>,
+    address: Address,
+    headers: HeaderMap,
+    uri: Uri,
+) -> ApiResult<Response> {
+    let path = tinker_path(address)?;
+    if app.core.catalog.find_checkpoint(&path).is_none() {
+        return Err(app.core.catalog.no_checkpoint(&path).into());
+    }
+    let links = LinkMaker::of_request(app.token(), &headers, &uri)?;
+    let (run, segment) = (path.run.as_str(), path.checkpoint.kind.segment());
+    let link = links.link(&["archives", run, segment, path.checkpoint.name()]);
+    let location = [
+        (header::LOCATION, link.expose().to_owned()),
+        (header::EXPIRES, http_date(links.expires_at)),
+    ];
+    Ok((StatusCode::FOUND, location).into_response())
+}
+
 async fn change(
     app: &Arc<App>,
     address: Address,
+    event: &'static str,
     edit: impl FnOnce(&mut SavedCheckpoint) -> ApiResult<()> + Send + 'static,
 ) -> ApiResult<StatusCode> {
     let path = tinker_path(address)?;
@@ -105,13 +162,15 @@ async fn change(
             return Err(catalog.no_checkpoint(&path).into());
         };
         edit(&mut checkpoint)?;
-        Ok(catalog.put_checkpoint(checkpoint)?)
+        catalog.put_checkpoint(checkpoint)?;
+        app.core.note_checkpoint(event, &path);
+        Ok(())
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn tinker_path(Path((run, segment, name)): Address) -> ApiResult<TinkerPath> {
+pub(super) fn tinker_path(Path((run, segment, name)): Address) -> ApiResult<TinkerPath> {
     let checkpoint = format!("{segment}/{name}")
         .parse()
         .map_err(|e: TypeError| ApiError::bad_request(e.to_string()))?;

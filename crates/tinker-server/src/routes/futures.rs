@@ -11,13 +11,15 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use prost::Message as _;
 use tinker_types::{
-    CancelFutureRequest, ForwardBackwardOutput, PROTOBUF, QueueState, RequestId,
-    RetrieveFutureRequest, SampleResponse, TryAgain, proto,
+    CancelFutureRequest, CompletionsTarget, ForwardBackwardOutput, PROTOBUF, QueueState, RequestId,
+    RetrieveFutureRequest, RetrieveFuturesRequest, RetrieveFuturesResponse, SampleResponse,
+    TryAgain, proto,
 };
 
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Parsed, blocking};
+use crate::completions::SamplerClient;
 use crate::core::lock;
 use crate::engine::Command;
 use crate::future_store::{Lookup, Scope};
@@ -196,6 +198,56 @@ fn is_yet_to_come(app: &App, id: &RequestId) -> bool {
     };
     let journal = app.core.journal(&run);
     journal.is_ok_and(|journal| lock(&journal).next_seq() <= seq)
+}
+
+/// Longest a poll for all samples of a client is held; clients give up after 45 s.
+const COMPLETIONS_HOLD: Duration = Duration::from_secs(30);
+
+/// Says which samples of a client are done, holding the request until one is.
+pub(crate) async fn retrieve_many(
+    State(app): State<Arc<App>>,
+    request: Parsed<RetrieveFuturesRequest>,
+) -> ApiResult<Json<RetrieveFuturesResponse>> {
+    let request = request.value;
+    let CompletionsTarget::SamplingSession {
+        sampling_session_id,
+        cloned_sampler_id,
+    } = request.target;
+    let client = SamplerClient {
+        sampler: sampling_session_id,
+        number: cloned_sampler_id,
+    };
+    let hold = completions_hold(&app, request.timeout)?;
+    let (cursor, retrieved) = (request.prev_cursor, request.retrieved_request_ids);
+    let client = blocking(&app, move |app| {
+        let core = &app.core;
+        core.catalog.sampler(&client.sampler)?;
+        let so_far = || core.ended_samples(&client);
+        core.completions
+            .acknowledge(&client, cursor, &retrieved, so_far);
+        Ok(client)
+    })
+    .await?;
+    let lists = &app.core.completions;
+    let (completions, cursor) = lists.wait(&client, hold, app.stop_signal()).await;
+    Ok(Json(RetrieveFuturesResponse {
+        completions,
+        cursor,
+    }))
+}
+
+fn completions_hold(app: &App, timeout: Option<f64>) -> ApiResult<Duration> {
+    let most = app.poll_hold().min(COMPLETIONS_HOLD);
+    let Some(seconds) = timeout else {
+        return Ok(most);
+    };
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(asked) => Ok(asked.min(most)),
+        Err(_) if seconds > 0.0 => Ok(most),
+        Err(_) => Err(ApiError::bad_request(format!(
+            "timeout {seconds} must be a number of seconds from 0"
+        ))),
+    }
 }
 
 /// Stops a sample that nobody waits for. Training operations are never cancelled: later ones build

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use tinker_types::{
-    CreateModelRequest, GetInfoRequest, GetInfoResponse, ModelData, OptimizerConfig,
-    UnloadModelRequest, UntypedFuture,
+    CreateModelRequest, GetInfoRequest, GetInfoResponse, ModelData, UnloadModelRequest,
+    UntypedFuture,
 };
 
 use crate::api_error::ApiResult;
@@ -39,7 +39,7 @@ pub(crate) async fn get_info(
                 tokenizer_id: Some(model.dir.display().to_string()),
             },
             tag: Default::default(),
-            optimizer_config: Some(OptimizerConfig::default()),
+            optimizer_config: Some(run.optimizer),
             is_lora: Some(true),
             lora_rank: Some(run.lora.rank),
             model_name: Some(model.name),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use tinker_types::{
-    CheckpointKind, CreateSamplingSessionRequest, CreateSamplingSessionResponse, SampleRequest,
-    SamplerInfo, SamplingSessionId, TinkerPath, TypeError, UntypedFuture,
+    CheckpointKind, CreateSamplingSessionRequest, CreateSamplingSessionResponse,
+    JoinSamplingSessionRequest, JoinSamplingSessionResponse, SampleRequest, SamplerInfo,
+    SamplingSessionId, TinkerPath, TypeError, UntypedFuture,
 };
 
 use crate::api_error::{ApiError, ApiResult};
@@ -59,11 +60,28 @@ fn create(
         model_path,
         request_id: None,
         created_at: now(),
+        n_clients: 1,
     })?;
     Ok(CreateSamplingSessionResponse {
         sampling_session_id: id,
         tag: Default::default(),
     })
+}
+
+/// Gives one more client of a sampler numbers of its own for its samples.
+pub(crate) async fn join(
+    State(app): State<Arc<App>>,
+    request: Parsed<JoinSamplingSessionRequest>,
+) -> ApiResult<Json<JoinSamplingSessionResponse>> {
+    blocking(&app, move |app| {
+        let sampler = app.core.live_sampler(&request.value.sampling_session_id)?;
+        Ok(JoinSamplingSessionResponse {
+            client_counter: app.core.catalog.join_sampler(&sampler.id)?,
+            tag: Default::default(),
+        })
+    })
+    .await
+    .map(Json)
 }
 
 pub(crate) async fn get(

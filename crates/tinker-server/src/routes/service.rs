@@ -13,6 +13,9 @@ use crate::api_error::ApiResult;
 use crate::app::App;
 use crate::body::{Body, blocking};
 
+/// What this server does beyond the API.
+const EXTENSIONS: [&str; 2] = ["zero_grad", "gradient_stats"];
+
 pub(crate) async fn healthz() -> Json<HealthResponse> {
     Json(HealthResponse {
         status: "ok".into(),
@@ -32,12 +35,14 @@ pub(crate) async fn capabilities(
             sampleable: Some(true),
         })
         .collect();
-    Ok(Json(ServerCapabilities { supported_models }))
+    Ok(Json(ServerCapabilities {
+        supported_models,
+        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+    }))
 }
 
-/// The defaults are right for a server on the same machine: nothing is gained by compressing.
-pub(crate) async fn client_config(_body: Body) -> Json<ClientConfig> {
-    Json(ClientConfig::default())
+pub(crate) async fn client_config(State(app): State<Arc<App>>, _body: Body) -> Json<ClientConfig> {
+    Json(app.client_config().clone())
 }
 
 pub(crate) async fn dynamic_config(_body: Body) -> Json<DynamicConfig> {

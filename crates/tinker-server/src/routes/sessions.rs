@@ -4,26 +4,25 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use tinker_types::{
-    CreateSessionRequest, CreateSessionResponse, FinishSessionRequest, HeartbeatRequest,
-    HeartbeatResponse, SessionId, SessionInfo, SessionsResponse,
+    AssignProjectRequest, CreateSessionRequest, CreateSessionResponse, FinishSessionRequest,
+    HeartbeatRequest, HeartbeatResponse, SessionId, SessionInfo, SessionsResponse, TraceExport,
+    TraceStatus,
 };
 
-use super::Page;
+use super::{Page, idempotency_key};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Params, Parsed, blocking};
+use crate::links::LinkMaker;
 
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     request: Parsed<CreateSessionRequest>,
 ) -> ApiResult<Json<CreateSessionResponse>> {
-    let key = headers
-        .get("x-idempotency-key")
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
+    let key = idempotency_key(&headers);
     let session_id = blocking(&app, move |app| {
         Ok(app.core.catalog.create_session(request.value, key)?)
     })
@@ -82,7 +81,41 @@ pub(crate) async fn get(
     }))
 }
 
-fn session_id(text: &str) -> ApiResult<SessionId> {
+/// Files a session, with its runs and checkpoints, under another project.
+pub(crate) async fn assign_project(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Parsed<AssignProjectRequest>,
+) -> ApiResult<StatusCode> {
+    let id = session_id(&id)?;
+    blocking(&app, move |app| {
+        let project = request.value.project_id;
+        let details = serde_json::json!({"session_id": id, "project_id": project});
+        app.core.catalog.assign_project(&id, project)?;
+        app.core.accounts.note("project_session_assigned", details);
+        Ok(())
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The trace is made when its link is read, so it is ready at once.
+pub(crate) async fn export_trace(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> ApiResult<Json<TraceExport>> {
+    let session = app.core.catalog.session(&session_id(&id)?)?;
+    let links = LinkMaker::of_request(app.token(), &headers, &uri)?;
+    Ok(Json(TraceExport {
+        status: TraceStatus::Ready,
+        url: Some(links.link(&["traces", session.id.as_str()])),
+        error: None,
+    }))
+}
+
+pub(super) fn session_id(text: &str) -> ApiResult<SessionId> {
     text.parse()
         .map_err(|e: tinker_types::TypeError| ApiError::bad_request(e.to_string()))
 }

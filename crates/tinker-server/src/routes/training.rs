@@ -108,6 +108,30 @@ pub(crate) async fn optim_step(
     .map(Json)
 }
 
+pub(crate) async fn zero_grad(
+    State(app): State<Arc<App>>,
+    request: Parsed<Numbered>,
+) -> ApiResult<Json<UntypedFuture>> {
+    blocking(&app, move |app| {
+        let Numbered { model_id, seq_id } = &request.value;
+        app.submit_numbered(model_id, *seq_id, OpKind::ZeroGrad, &request.bytes)
+    })
+    .await
+    .map(Json)
+}
+
+pub(crate) async fn gradient_stats(
+    State(app): State<Arc<App>>,
+    request: Parsed<Numbered>,
+) -> ApiResult<Json<UntypedFuture>> {
+    blocking(&app, move |app| {
+        let Numbered { model_id, seq_id } = &request.value;
+        app.submit_numbered(model_id, *seq_id, OpKind::GradientStats, &request.bytes)
+    })
+    .await
+    .map(Json)
+}
+
 fn bad(error: TypeError) -> ApiError {
     ApiError::bad_request(error.to_string())
 }

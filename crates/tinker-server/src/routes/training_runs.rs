@@ -10,14 +10,18 @@ use super::Page;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::Params;
-use crate::catalog::{Catalog, Run};
+use crate::catalog::{Catalog, OWNER, Run};
 use crate::clock::timestamp;
 
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Params(page): Params<Page>,
 ) -> Json<TrainingRunsResponse> {
-    let (runs, cursor) = page.cut(app.core.catalog.runs(), 20);
+    let mut runs = app.core.catalog.runs();
+    if let Some(project) = &page.project_id {
+        runs.retain(|run| app.core.catalog.project_of_run(&run.id).as_ref() == Some(project));
+    }
+    let (runs, cursor) = page.cut(runs, 20);
     let training_runs = runs
         .into_iter()
         .map(|run| listed(&app.core.catalog, run))
@@ -47,7 +51,7 @@ fn listed(catalog: &Catalog, run: Run) -> TrainingRun {
         last_sampler_checkpoint: newest(CheckpointKind::Sampler),
         training_run_id: run.id,
         base_model: run.base_model,
-        model_owner: "local".into(),
+        model_owner: OWNER.into(),
         is_lora: true,
         last_request_time: timestamp(run.last_request_at),
         corrupted: run.corrupted.is_some(),

@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use serde::Deserialize;
-use tinker_types::{OptimizerConfig, SessionId, UntypedFuture, WeightsInfo, WeightsInfoRequest};
+use tinker_types::{
+    CopyWeightsRequest, CopyWeightsResponse, OptimizerConfig, SessionId, UntypedFuture,
+    WeightsInfo, WeightsInfoRequest,
+};
 
-use super::Numbered;
+use super::{Numbered, idempotency_key};
 use crate::api_error::ApiResult;
 use crate::app::App;
 use crate::body::{Parsed, blocking, parse_json};
@@ -37,6 +41,38 @@ pub(crate) async fn save_for_sampler(
             OpKind::SaveWeightsForSampler,
             &request.bytes,
         )
+    })
+    .await
+    .map(Json)
+}
+
+pub(crate) async fn save_external(
+    State(app): State<Arc<App>>,
+    request: Parsed<Numbered>,
+) -> ApiResult<Json<UntypedFuture>> {
+    blocking(&app, move |app| {
+        let Numbered { model_id, seq_id } = &request.value;
+        app.submit_numbered(
+            model_id,
+            *seq_id,
+            OpKind::SaveWeightsExternal,
+            &request.bytes,
+        )
+    })
+    .await
+    .map(Json)
+}
+
+/// Copies a checkpoint. Repeated under the same idempotency key it gives the same copy.
+pub(crate) async fn copy(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    request: Parsed<CopyWeightsRequest>,
+) -> ApiResult<Json<CopyWeightsResponse>> {
+    let key = idempotency_key(&headers);
+    blocking(&app, move |app| {
+        let tinker_path = app.copy_weights(&request.value, key.as_deref())?;
+        Ok(CopyWeightsResponse { tinker_path })
     })
     .await
     .map(Json)

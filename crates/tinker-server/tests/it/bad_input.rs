@@ -266,13 +266,11 @@ async fn exactly_one_set_of_hyper_parameters_is_taken() {
         .submit("/optim_step", json!({"model_id": run, "seq_id": 1}))
         .await;
     assert!(server.failure(&none).await.contains("exactly one of"));
-    let dimuon = json!({"model_id": run, "seq_id": 2, "optimizer_params": {"type": "dimuon"}});
+    let dimuon = json!({"model_id": run, "seq_id": 2, "optimizer_params": {"type": "dimuon", "learning_rate": 0.1}});
     let dimuon = server.submit("/optim_step", dimuon).await;
-    assert!(
-        server
-            .failure(&dimuon)
-            .await
-            .contains("optimizer dimuon is not supported")
+    assert_eq!(
+        server.failure(&dimuon).await,
+        "the training run was created with optimizer adamw, and this is a step of dimuon"
     );
     let good = server.optim_step(&run, 3).await;
     assert_eq!(server.result(&good).await.json()["metrics"]["step"], 1.0);

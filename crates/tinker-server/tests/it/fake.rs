@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, BaseInfo, Error, HostTensor, LoraSpec, OptimReport,
-    Prefill, Result, SequenceOutput, SlotId, TrainSequence,
+    AdapterId, AdapterState, Backend, BaseInfo, Error, HostTensor, LoraSpec, OptimReport,
+    Optimizer, Prefill, Result, SequenceOutput, SlotId, TrainSequence,
 };
 use tinker_server::LoadBackend;
 
@@ -222,8 +222,11 @@ impl Backend for FakeBackend {
         Ok(outputs)
     }
 
-    fn optim_step(&mut self, adapter: AdapterId, params: &AdamW) -> Result<OptimReport> {
+    fn optim_step(&mut self, adapter: AdapterId, optimizer: &Optimizer) -> Result<OptimReport> {
         self.state(adapter)?;
+        let Optimizer::AdamW(params) = optimizer else {
+            return Err(Error::Invalid("this backend has adamw alone".into()));
+        };
         let state = self.adapters.get_mut(&adapter.0).unwrap();
         let gradient = state.gradient.remove(NAME).unwrap_or(vec![0.0; 4]);
         let (first, second) = state
@@ -245,6 +248,12 @@ impl Backend for FakeBackend {
                 .sum::<f64>()
                 .sqrt(),
         })
+    }
+
+    fn clear_gradient(&mut self, adapter: AdapterId) -> Result<()> {
+        self.state(adapter)?;
+        self.adapters.get_mut(&adapter.0).unwrap().gradient.clear();
+        Ok(())
     }
 
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{Method, Request};
+use axum::http::{HeaderMap, Method, Request};
 use prost::Message as _;
 use serde_json::{Value, json};
 use tinker_server::{ApiToken, App, AppOptions, Limits, router};
@@ -23,6 +23,7 @@ const BASE: &str = "/api/v1";
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_type: String,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
@@ -30,6 +31,11 @@ impl Answer {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// A header of the answer, empty if it is not there.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
     }
 
     /// The text of a refusal.
@@ -81,10 +87,12 @@ impl Harness {
             .get("content-type")
             .map_or("", |v| v.to_str().unwrap())
             .to_owned();
+        let headers = response.headers().clone();
         let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         Answer {
             status,
             content_type,
+            headers,
             body: body.to_vec(),
         }
     }
@@ -104,6 +112,34 @@ impl Harness {
                 .unwrap(),
         )
         .await
+    }
+
+    /// Follows an address that the server gave, with other headers and without a key.
+    pub(crate) async fn follow(&self, url: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = Request::builder().uri(url).header("host", "127.0.0.1");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    /// Posts and leaves once the answer has begun; its status.
+    pub(crate) async fn begin(&self, url: &str, body: &Value) -> u16 {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(url)
+            .header("host", "127.0.0.1")
+            .header("x-api-key", TOKEN)
+            .body(Body::from(body.to_string()));
+        let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
+        response.status().as_u16()
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
+        let request = Self::request(Method::PUT, path)
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string()));
+        self.send(request.unwrap()).await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {

@@ -5,16 +5,22 @@
     reason = "helpers of tests fail the test that calls them"
 )]
 
+mod admin;
 mod bad_input;
 mod checkpoints;
+mod completions;
 mod disk_faults;
 mod durability;
 mod fake;
 mod harness;
+mod inference;
 mod lifecycle;
+mod losses;
 mod passing_faults;
 mod real_engine;
 mod recovery;
 mod sampling;
+mod search;
 mod sessions;
+mod sharing;
 mod training;

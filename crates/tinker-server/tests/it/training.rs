@@ -194,12 +194,15 @@ async fn bad_data_fail_their_own_operation_and_no_other() {
         assert!(failure.contains(expected), "{failure}");
     }
     let mut unsupported = fb(&run, seq + 1, vec![datum(&[1])]);
-    unsupported.loss_fn = LossFn::Gspo;
+    unsupported.loss_fn = LossFn::StableReinforce;
     let answer = server.post_proto(&unsupported).await;
     let failure = server
         .failure(answer.json()["request_id"].as_str().unwrap())
         .await;
-    assert!(failure.contains("loss gspo is not supported"), "{failure}");
+    assert!(
+        failure.contains("loss stable_reinforce is not supported"),
+        "{failure}"
+    );
 
     let good = server.forward_backward(&run, seq + 2, &[1, 2]).await;
     assert!(server.output(&good).await.metrics["loss:sum"].is_finite());

@@ -154,12 +154,12 @@ impl Layers<'_> {
             // SAFETY: `u` is complete, and nobody writes to it any more.
             let u = unsafe { self.u.read(self.u_start(&run.rows), rows * lora.width()) };
             let b_t = &lora.b_t(i)[columns.start..];
-            let right = Cols::row_major(b_t, rank, columns.len(), output.n);
+            let right = Cols::row_major(b_t, rank, columns.len(), lora.b_place(i).stride);
             let start = run.rows.start * output.n + columns.start;
             // SAFETY: the task that calls this has these columns.
             let product = unsafe { Product::shared(right, &output.y, start, output.n, Store::Add) };
             let left = Rows::RowMajor {
-                data: &u[i * rank..],
+                data: &u[lora.column(i)..],
                 stride: lora.width(),
             };
             matmul(rows, rank, left, &mut [product]);
