@@ -1,3 +1,5 @@
+//! Values and gradients of each loss beside numbers worked out apart, and what each refuses.
+
 use super::*;
 
 const L: [f32; 4] = [-0.5, -1.2, -2.0, -0.1];

@@ -49,7 +49,7 @@ impl Goodbye {
 
 impl fmt::Debug for Goodbye {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = self.left().as_ref().map(|left| left.reason.clone());
+        let reason = self.left().as_ref().map(|left| left.reason);
         f.debug_tuple("Goodbye").field(&reason).finish()
     }
 }

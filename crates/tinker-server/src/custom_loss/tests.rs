@@ -1,3 +1,5 @@
+//! Uploaded losses beside autograd, and graphs that are malformed, too large or hostile.
+
 use serde_json::{Value as Json, json};
 use tinker_types::CreateCustomLossRequest;
 

@@ -1,3 +1,5 @@
+//! What a datum of each loss becomes for the engine, and what is refused and how it is named.
+
 use std::sync::Arc;
 
 use super::*;
