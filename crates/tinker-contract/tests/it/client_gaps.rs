@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use futures_util::future::join_all;
 use tinker_api::{
@@ -100,15 +99,13 @@ async fn the_reason_of_a_pause_is_told() {
 async fn a_hundred_refusals_at_once_halve_the_limit_once() {
     let (mock, events) = (Mock::start().await, Events::default());
     let sampler = sampler(&mock, &events).await;
-    let begun = Instant::now();
     let n_refused = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&n_refused);
+    let (count, told) = (Arc::clone(&n_refused), events.clone());
     mock.answer(ASAMPLE, move |_| {
-        // All that was sent before the pause of a second that the first refusal brings.
-        let is_busy = begun.elapsed() < ms(700);
-        is_busy.then(|| {
+        // Until the client has heard of it; a refusal takes a while, so others are on their way.
+        limits(&told).is_empty().then(|| {
             count.fetch_add(1, Ordering::Relaxed);
-            refusal(429, "busy")
+            refusal(429, "busy").map(|answer| answer.set_delay(ms(200)))
         })
     });
 
