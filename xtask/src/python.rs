@@ -33,6 +33,8 @@ pub(crate) fn environment(root: &Path, name: &str, requirements: &Path) -> Resul
         "-m",
         "pip",
         "install",
+        // What is imported compiles itself; the clients have thousands of files that never are.
+        "--no-compile",
         "--quiet",
         "--disable-pip-version-check",
         "-r",
