@@ -82,7 +82,11 @@ fn checkpoints_are_listed_and_described() {
     };
     assert!(paths(&list).contains(&trained.sampler), "{list}");
     assert!(paths(&of_run).contains(&trained.state), "{of_run}");
-    assert_eq!(lines.lines().count(), paths(&list).len());
+    // Other tests may have saved since.
+    assert!(
+        paths(&list).iter().all(|path| lines.contains(path)),
+        "{lines}"
+    );
     assert_eq!(info["base_model"], "tinker/nano");
     assert_eq!(info["checkpoint_type"], "sampler");
 }
