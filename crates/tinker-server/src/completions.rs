@@ -137,12 +137,16 @@ impl Completions {
         retrieved.iter().for_each(|id| channel.remove(id));
     }
 
-    /// Announces the end of a sample to its client, if that one asks.
-    pub(crate) fn note(&self, ended: Ended) {
+    /// Announces the end of a sample to its client, if that one asks and does not have the result.
+    pub(crate) fn note(&self, ended: Ended, was_fetched: impl FnOnce() -> bool) {
         let Some(client) = SamplerClient::of(&ended.id) else {
             return;
         };
-        if let Some(channel) = lock(&self.channels).get_mut(&client) {
+        let mut channels = lock(&self.channels);
+        // Asked with the lists locked: a list made in between may lack the sample for this reason.
+        if let Some(channel) = channels.get_mut(&client)
+            && !was_fetched()
+        {
             channel.push(ended);
         }
     }
@@ -249,7 +253,7 @@ mod tests {
         let lists = Completions::default();
         let (found, start) = ask(&lists, 0, &[1]).await;
         assert_eq!(found, [id(1)]);
-        lists.note(ended(2));
+        lists.note(ended(2), || false);
 
         let (again, next) = ask(&lists, 0, &[]).await;
         assert_eq!(again, [id(1), id(2)], "the first answer may be lost");
@@ -263,6 +267,7 @@ mod tests {
         ask(&lists, 0, &[1, 2]).await;
 
         lists.acknowledge(&client(), 0, &[id(1)], Vec::new);
+        lists.note(ended(3), || true);
 
         assert_eq!(ask(&lists, 0, &[]).await.0, [id(2)]);
     }
@@ -292,10 +297,11 @@ mod tests {
         };
         tokio::task::yield_now().await;
 
-        lists.note(Ended {
+        let failed = Ended {
             failed: true,
             ..ended(4)
-        });
+        };
+        lists.note(failed, || false);
 
         let (found, _) = waiting.await.unwrap();
         assert_eq!(found, [Completion::Failed { request_id: id(4) }]);
@@ -307,7 +313,7 @@ mod tests {
         let (_, cursor) = ask(&lists, 0, &[1]).await;
 
         lists.drop_idle(Duration::ZERO);
-        lists.note(ended(2));
+        lists.note(ended(2), || false);
 
         assert_eq!(ask(&lists, cursor, &[1, 2]).await.0, [id(1), id(2)]);
     }

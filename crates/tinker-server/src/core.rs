@@ -325,7 +325,9 @@ impl Core {
             n_bytes: Some(outcome.body.len() as u64),
         };
         self.samples().finish(id, outcome);
-        self.completions.note(ended);
+        // A poll that was waiting may have been answered already.
+        let was_fetched = || self.futures.was_delivered(id);
+        self.completions.note(ended, was_fetched);
         self.watchers.end(id);
         self.attempts().note_sample_over(id);
     }
