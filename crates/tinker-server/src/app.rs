@@ -313,9 +313,8 @@ impl App {
                 )));
             }
             self.core.models.resolve(&checkpoint.base_model)?;
-            let source = self.core.catalog.run(&request.path.run);
             // A state goes on with the optimizer that made it; weights alone may take another.
-            let own = source.map(|run| run.optimizer).unwrap_or_default();
+            let own = self.core.catalog.optimizer_of(&request.path);
             let optimizer = match &request.optimizer_config {
                 Some(config) if request.optimizer && config.family != own.family => {
                     return Err(ApiError::bad_request(format!(

@@ -148,19 +148,13 @@ impl Core {
             created_at: now(),
             last_request_at: now(),
             corrupted: None,
-            optimizer: self.optimizer_of(source),
+            optimizer: self.catalog.optimizer_of(source),
         })?;
         let path = copy.path.clone();
         self.catalog.put_checkpoint(copy)?;
         let details = serde_json::json!({"tinker_path": path, "source_path": source});
         self.accounts.note("checkpoint_copied", details);
         Ok(())
-    }
-
-    /// What a checkpoint was trained with; AdamW if its run is gone.
-    fn optimizer_of(&self, source: &TinkerPath) -> tinker_types::OptimizerConfig {
-        let run = self.catalog.run(&source.run);
-        run.map(|run| run.optimizer).unwrap_or_default()
     }
 
     fn session_of_run(&self, run: &TrainingRunId) -> Result<tinker_types::SessionId> {

@@ -273,6 +273,13 @@ impl Catalog {
             .ok_or_else(|| Error::NotFound(format!("training run {id} is unknown to this server")))
     }
 
+    /// What a checkpoint was trained with; AdamW if its run is gone.
+    pub(crate) fn optimizer_of(&self, checkpoint: &TinkerPath) -> OptimizerConfig {
+        let tables = self.read();
+        let run = tables.runs.get(&checkpoint.run);
+        run.map(|run| run.optimizer.clone()).unwrap_or_default()
+    }
+
     /// All training runs, last used first.
     pub(crate) fn runs(&self) -> Vec<Run> {
         let mut all: Vec<Run> = self.read().runs.values().cloned().collect();

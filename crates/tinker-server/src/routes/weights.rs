@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::Deserialize;
 use tinker_types::{
-    CopyWeightsRequest, CopyWeightsResponse, OptimizerConfig, SessionId, UntypedFuture,
-    WeightsInfo, WeightsInfoRequest,
+    CopyWeightsRequest, CopyWeightsResponse, SessionId, UntypedFuture, WeightsInfo,
+    WeightsInfoRequest,
 };
 
 use super::{Numbered, idempotency_key};
@@ -21,43 +21,32 @@ pub(crate) async fn save(
     State(app): State<Arc<App>>,
     request: Parsed<Numbered>,
 ) -> ApiResult<Json<UntypedFuture>> {
-    blocking(&app, move |app| {
-        let Numbered { model_id, seq_id } = &request.value;
-        app.submit_numbered(model_id, *seq_id, OpKind::SaveWeights, &request.bytes)
-    })
-    .await
-    .map(Json)
+    submit(&app, request, OpKind::SaveWeights).await
 }
 
 pub(crate) async fn save_for_sampler(
     State(app): State<Arc<App>>,
     request: Parsed<Numbered>,
 ) -> ApiResult<Json<UntypedFuture>> {
-    blocking(&app, move |app| {
-        let Numbered { model_id, seq_id } = &request.value;
-        app.submit_numbered(
-            model_id,
-            *seq_id,
-            OpKind::SaveWeightsForSampler,
-            &request.bytes,
-        )
-    })
-    .await
-    .map(Json)
+    submit(&app, request, OpKind::SaveWeightsForSampler).await
 }
 
 pub(crate) async fn save_external(
     State(app): State<Arc<App>>,
     request: Parsed<Numbered>,
 ) -> ApiResult<Json<UntypedFuture>> {
-    blocking(&app, move |app| {
+    submit(&app, request, OpKind::SaveWeightsExternal).await
+}
+
+/// Takes a numbered operation of a run into the log.
+async fn submit(
+    app: &Arc<App>,
+    request: Parsed<Numbered>,
+    kind: OpKind,
+) -> ApiResult<Json<UntypedFuture>> {
+    blocking(app, move |app| {
         let Numbered { model_id, seq_id } = &request.value;
-        app.submit_numbered(
-            model_id,
-            *seq_id,
-            OpKind::SaveWeightsExternal,
-            &request.bytes,
-        )
+        app.submit_numbered(model_id, *seq_id, kind, &request.bytes)
     })
     .await
     .map(Json)
@@ -133,6 +122,6 @@ pub(crate) async fn info(
         train_unembed: Some(found.lora.train_unembed),
         train_mlp: Some(found.lora.train_mlp),
         train_attn: Some(found.lora.train_attn),
-        optimizer_config: Some(OptimizerConfig::default()),
+        optimizer_config: Some(app.core.catalog.optimizer_of(&path)),
     }))
 }

@@ -304,6 +304,9 @@ async fn a_run_keeps_its_optimizer_over_restarts_and_checkpoints() {
 
     drop(server);
     let server = open(home.path());
+    let info = json!({"tinker_path": path});
+    let info = server.post("/weights_info", info).await.json();
+    assert_eq!(info["optimizer_config"], dimuon());
     let before = loss_of(&server, &run, 5).await;
     dimuon_step(&server, &run, 6).await;
     let after = loss_of(&server, &run, 7).await;
