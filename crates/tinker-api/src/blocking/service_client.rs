@@ -68,10 +68,7 @@ impl ServiceClient {
         let (base_model, options) = (base_model.into(), options.into());
         let inner = self.inner.clone();
         let create = async move { inner.create_lora_training_client(base_model, options).await };
-        Ok(TrainingClient::new(
-            &self.background,
-            self.wait_for(create)?,
-        ))
+        self.training_client(create)
     }
 
     /// As [`create_training_client_from_state`](
@@ -90,10 +87,7 @@ impl ServiceClient {
                 .create_training_client_from_state(&path, options)
                 .await
         };
-        Ok(TrainingClient::new(
-            &self.background,
-            self.wait_for(create)?,
-        ))
+        self.training_client(create)
     }
 
     /// As [`create_training_client_from_state_with_optimizer`](
@@ -112,10 +106,15 @@ impl ServiceClient {
                 .create_training_client_from_state_with_optimizer(&path, options)
                 .await
         };
-        Ok(TrainingClient::new(
-            &self.background,
-            self.wait_for(create)?,
-        ))
+        self.training_client(create)
+    }
+
+    fn training_client(
+        &self,
+        create: impl Future<Output = Result<crate::TrainingClient>> + Send + 'static,
+    ) -> Result<TrainingClient> {
+        let inner = self.wait_for(create)?;
+        Ok(TrainingClient::new(&self.background, inner))
     }
 
     /// As [`create_sampling_client`](crate::ServiceClient::create_sampling_client).
