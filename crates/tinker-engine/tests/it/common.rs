@@ -35,6 +35,14 @@ pub(crate) fn all_models() -> impl Iterator<Item = &'static str> {
     MODELS.into_iter().chain(ROUNDED).chain(ARCHITECTURES)
 }
 
+/// Each model, on each unit of this machine.
+pub(crate) fn on_every_unit(
+    models: impl IntoIterator<Item = &'static str>,
+) -> impl Iterator<Item = (&'static str, Load)> {
+    let each = |model| LOADS.into_iter().map(move |load| (model, load));
+    models.into_iter().flat_map(each)
+}
+
 /// Where a model is; a rounded one is made on the way.
 pub(crate) fn dir(model: &str) -> PathBuf {
     match model.strip_suffix("-bf16") {
