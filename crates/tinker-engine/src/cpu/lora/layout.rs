@@ -227,7 +227,7 @@ impl Layout {
 /// Names and shapes of the tensors of an adapter.
 ///
 /// # Errors
-/// As for [`Adapter::new`].
+/// As for [`Adapter::new`](super::Adapter::new).
 pub(crate) fn tensor_shapes(
     arch: &Arch,
     spec: &LoraSpec,
