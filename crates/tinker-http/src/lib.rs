@@ -34,6 +34,7 @@ mod setup;
 mod spans;
 mod stored_credentials;
 mod telemetry;
+mod tls;
 mod tokens;
 
 pub use adaptive::{AdaptiveGate, Place};

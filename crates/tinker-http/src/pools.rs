@@ -7,6 +7,7 @@ use reqwest::redirect;
 
 use crate::base_url::BaseUrl;
 use crate::error::{Error, ErrorKind, Result};
+use crate::tls::Tls;
 
 /// Time to make a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,8 +76,7 @@ impl Timeouts {
     }
 }
 
-/// The pools, built when first needed: each one loads the trust store unless no call of it can be
-/// encrypted.
+/// The pools, built when first needed.
 #[derive(Debug)]
 pub(crate) struct Pools {
     user_agent: String,
@@ -84,6 +84,7 @@ pub(crate) struct Pools {
     is_encrypted: bool,
     proxy: Option<reqwest::Proxy>,
     timeouts: Timeouts,
+    tls: Tls,
     classes: [Mutex<Vec<Member>>; 5],
 }
 
@@ -139,6 +140,7 @@ impl Pools {
             is_encrypted: base_url.is_encrypted(),
             proxy,
             timeouts,
+            tls: Tls::default(),
             classes: Default::default(),
         }
     }
@@ -185,6 +187,7 @@ impl Pools {
             .referer(false)
             .no_gzip()
             .no_zstd()
+            .tls_backend_preconfigured(self.tls.trusting()?)
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(stall_timeout);
         if self.bypass_proxy {
@@ -199,8 +202,16 @@ impl Pools {
     }
 
     fn build(&self, class: TrafficClass) -> Result<reqwest::Client> {
+        // Only documents may be elsewhere than the server.
+        let is_plain = !self.is_encrypted && self.bypass_proxy && class != TrafficClass::Rest;
+        let tls = if is_plain {
+            Tls::trusting_nobody()?
+        } else {
+            self.tls.trusting()?
+        };
         let mut builder = reqwest::Client::builder()
             .user_agent(&self.user_agent)
+            .tls_backend_preconfigured(tls)
             // reqwest would carry the key to wherever a redirect points.
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -216,10 +227,6 @@ impl Pools {
         }
         if self.bypass_proxy {
             builder = builder.no_proxy();
-            // Only documents may be elsewhere than the server.
-            if !self.is_encrypted && class != TrafficClass::Rest {
-                builder = builder.tls_certs_only([]);
-            }
         }
         if let Some(proxy) = &self.proxy {
             builder = builder.proxy(proxy.clone());

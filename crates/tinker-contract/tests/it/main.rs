@@ -23,6 +23,7 @@ mod client_weights;
 mod custom_losses;
 mod durability;
 mod parity_page;
+mod plain_http;
 mod python_losses;
 mod python_sdk;
 mod python_sharing;

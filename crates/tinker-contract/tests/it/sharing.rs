@@ -10,6 +10,8 @@ use tinker_contract::suite::{batch, tokens};
 use tinker_contract::target::Target;
 use tinker_types::ClientConfig;
 
+use crate::plain_http::plain_http;
+
 /// A server whose clients wait for all their samples with one poll and exchange their key.
 async fn every_option() -> Target {
     Target::start_with(|config| {
@@ -209,7 +211,7 @@ async fn sessions_are_found_in_the_project_they_moved_to() {
     assert_eq!(found.sessions.len(), 1);
     assert_eq!(found.sessions[0].session_id, session);
     let url = rest.export_session_trace(&session).await.unwrap();
-    let plain = reqwest::Client::builder().no_proxy().build().unwrap();
+    let plain = plain_http();
     let answer = plain.get(url.expose()).send().await.unwrap();
     let trace = answer.text().await.unwrap();
     assert!(trace.contains("traceEvents"), "{trace}");

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tinker_contract::suite::{checkpoints, futures, sampling, training, weights};
 use tinker_contract::target::Target;
 
+use crate::plain_http::plain_http;
+
 /// A case takes a second; one that takes this long waits for something that never comes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,7 +31,7 @@ tinker_contract::suite_cases!(cases);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_recorded_request_is_understood() {
     let target = Target::start().await;
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = plain_http();
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../fixtures/wire/recorded.jsonl"

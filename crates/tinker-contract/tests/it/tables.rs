@@ -8,6 +8,8 @@ use tinker_contract::cases::{CASES, Tinkex};
 use tinker_contract::endpoints::ENDPOINTS;
 use tinker_contract::target::Target;
 
+use crate::plain_http::plain_http;
+
 /// The least number of named cases.
 const N_CASES: usize = 250;
 
@@ -94,7 +96,7 @@ fn every_behaviour_has_a_test_that_exists() {
 
 /// Method and path of the endpoints that our server does not have.
 async fn pending(target: &Target) -> Vec<(&'static str, &'static str)> {
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = plain_http();
     let mut pending = Vec::new();
     for (method, path) in ENDPOINTS {
         let filled = path
