@@ -2,7 +2,8 @@
 //!
 //! A record is `[length: u32][BLAKE3 of the payload: 32 bytes][payload]`, little-endian; the payload
 //! is `[header length: u32][header: JSON][body]`. A record that was cut short by a crash ends the
-//! log; everything before it is kept. Writing to the operating system is enough against a killed
+//! log; everything before it is kept. One that others follow is damage, not a crash: the log is not
+//! opened, lest they be lost without a word. Writing to the operating system is enough against a killed
 //! process; [`Syncer`] makes groups of records durable against a power cut a moment later.
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::disk::{Disk, create_dir, sync_dir};
 use crate::error::{Error, Result};
@@ -64,7 +65,8 @@ impl SegmentLog {
     /// A torn record at the end is cut off.
     ///
     /// # Errors
-    /// If the directory cannot be read or written, or a record before the end is damaged.
+    /// If the directory cannot be read or written; [`Error::Corrupt`] if a record before the end is
+    /// damaged, with the place of the next whole one. Nothing is changed then.
     pub(crate) fn open<H: DeserializeOwned>(
         disk: Arc<dyn Disk>,
         syncer: Syncer,
@@ -84,10 +86,14 @@ impl SegmentLog {
                 continue;
             }
             if !are_empty(dir, segments.iter().skip(i + 1))? {
-                return Err(Error::Corrupt {
+                return Err(damaged(path, len, "later segments follow it"));
+            }
+            if let Some(next) = next_whole_record(disk.as_ref(), &path, len)? {
+                return Err(damaged(
                     path,
-                    message: format!("the record at byte {len} fails its checksum"),
-                });
+                    len,
+                    &format!("whole records follow it from byte {next} on"),
+                ));
             }
             tracing::warn!(path = %path.display(), at = len, "cutting off a torn record");
             truncate(&path, len)?;
@@ -248,6 +254,43 @@ fn open_append(path: &Path) -> Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path).map_err(|e| Error::io("write", path, e))
+}
+
+/// Damage that no crash explains, with what to do about it.
+fn damaged(path: PathBuf, offset: u64, what_follows: &str) -> Error {
+    Error::Corrupt {
+        message: format!(
+            "the record at byte {offset} fails its checksum and {what_follows}; put the file back from a backup, or cut it to {offset} bytes to give up everything from there on"
+        ),
+        path,
+    }
+}
+
+/// Where the first whole record after byte `offset` begins, if there is one: a write that a crash cut
+/// short has none after it.
+fn next_whole_record(disk: &dyn Disk, path: &Path, offset: u64) -> Result<Option<u64>> {
+    let fault = |e| Error::io("read", path, e);
+    let mut file = disk.open(path).map_err(fault)?;
+    file.seek(SeekFrom::Start(offset)).map_err(fault)?;
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).map_err(fault)?;
+    let mut starts = (1..rest.len()).filter(|&at| whole_payload(&rest[at..]).is_some());
+    Ok(starts.next().map(|at| offset + at as u64))
+}
+
+/// The payload of the whole record that bytes begin with.
+fn whole_payload(bytes: &[u8]) -> Option<&[u8]> {
+    let (head, rest) = bytes.split_at_checked(FRAME_HEAD)?;
+    let payload = rest.get(..read_u32(head)?)?;
+    let header = payload.get(4..read_u32(payload)?.checked_add(4)?)?;
+    // Cheap, and enough at nearly every place where there is none.
+    serde_json::from_slice::<IgnoredAny>(header).ok()?;
+    (blake3::hash(payload).as_bytes()[..] == head[4..]).then_some(payload)
+}
+
+fn read_u32(bytes: &[u8]) -> Option<usize> {
+    let first: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
+    Some(u32::from_le_bytes(first) as usize)
 }
 
 fn truncate(path: &Path, len: u64) -> Result<()> {
@@ -455,6 +498,64 @@ mod tests {
 
         let error = result.unwrap_err().to_string();
         assert!(error.contains("fails its checksum"), "{error}");
+    }
+
+    /// Opens a log of three records whose bytes `change` was let at; what is wrong, and its bytes.
+    fn refusal(change: impl FnOnce(&mut Vec<u8>, usize)) -> (String, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path());
+        log.append(&1_u64, b"one").unwrap();
+        let second = log.segment_bytes();
+        log.append(&2_u64, &[7; 100]).unwrap();
+        log.append(&3_u64, b"three").unwrap();
+        drop(log);
+        let path = segment_path(dir.path(), 1);
+        let mut bytes = fs::read(&path).unwrap();
+        change(&mut bytes, second as usize);
+        fs::write(&path, &bytes).unwrap();
+
+        let result = SegmentLog::open(
+            Arc::new(OsDisk),
+            Syncer::start(),
+            dir.path(),
+            |_: Record<u64>| Ok(()),
+        );
+
+        let unchanged = fs::read(&path).unwrap() == bytes;
+        (
+            result.map_or_else(|e| e.to_string(), |_| String::new()),
+            unchanged,
+        )
+    }
+
+    #[test]
+    fn damage_before_a_whole_record_is_an_error_and_loses_nothing() {
+        let n_first = FRAME_HEAD + 5 + 3;
+        let next = n_first + FRAME_HEAD + 5 + 100;
+        let expected = format!(
+            "the record at byte {n_first} fails its checksum and whole records follow it from byte {next} on"
+        );
+
+        let in_body = refusal(|bytes, at| bytes[at + 80] ^= 1);
+        assert!(in_body.0.contains(&expected), "{}", in_body.0);
+        let length = refusal(|bytes, at| bytes[at + 2] = 0x10);
+        assert!(length.0.contains(&expected), "{}", length.0);
+        let zeros = refusal(|bytes, at| bytes[at..at + 120].fill(0));
+        assert!(zeros.0.contains(&expected), "{}", zeros.0);
+        assert!(in_body.0.contains("00000001.seg"), "{}", in_body.0);
+        assert!(in_body.0.contains("from a backup"), "{}", in_body.0);
+        assert!(in_body.1 && length.1 && zeros.1, "the file was changed");
+    }
+
+    #[test]
+    fn a_damaged_last_record_is_cut_off_like_a_torn_one() {
+        let (refusal, unchanged) = refusal(|bytes, _| {
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+        });
+
+        assert_eq!(refusal, "");
+        assert!(!unchanged, "it is still there");
     }
 
     #[test]
