@@ -35,9 +35,7 @@ use self::pool::Pool;
 use self::simd::Isa;
 use self::train::{Training, Workspace};
 use crate::adapter::{AdapterState, LoraSpec};
-use crate::backend::{
-    AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, check_prefix,
-};
+use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, check_prefix};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 use crate::optim::{OptimReport, Optimizer};
