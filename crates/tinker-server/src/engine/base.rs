@@ -214,10 +214,11 @@ impl Base {
     }
 
     fn drop_orphans(&mut self) {
-        let (backend, sampling) = (&mut self.backend, &self.sampling);
+        let (backend, sampling) = (&mut self.backend, &mut self.sampling);
         self.orphans.retain(|weights| {
             let used = sampling.uses(weights.adapter);
             if !used {
+                sampling.forget(backend.as_mut(), weights.adapter);
                 backend.drop_adapter(weights.adapter);
             }
             used
