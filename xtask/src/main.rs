@@ -10,6 +10,7 @@ mod chaos;
 mod ci;
 mod dist;
 mod examples;
+mod kill;
 mod models;
 mod process;
 mod python;
@@ -35,6 +36,8 @@ enum Task {
     Test(test::Args),
     /// Trains under every fault at once and compares with a run that is left alone.
     Chaos(chaos::Args),
+    /// Kills the server at random moments under load and looks for broken promises.
+    Kill(kill::Args),
     /// Runs every example against the embedded server.
     Examples,
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
@@ -65,6 +68,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.task {
         Task::Test(args) => test::run(&root, &args),
         Task::Chaos(args) => chaos::run(&root, &args),
+        Task::Kill(args) => kill::run(&root, &args),
         Task::Examples => examples::run(&root),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),

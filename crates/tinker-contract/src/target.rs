@@ -155,13 +155,7 @@ impl ServerProcess {
     /// If it does not start.
     #[must_use]
     pub fn start(program: &Path, home: &Path, model: &Path, port: u16, threads: usize) -> Self {
-        let mut child = Command::new(program)
-            .args([home, model])
-            .args([port.to_string(), threads.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let mut child = spawn(program, home, model, port, threads);
         let mut line = String::new();
         let stdout = child.stdout.take().expect("a pipe");
         BufReader::new(stdout)
@@ -176,6 +170,18 @@ impl ServerProcess {
             api_key: api_key.to_owned(),
             child,
         }
+    }
+
+    /// Starts the `contract-server` at `program` and kills it with signal 9 so much later, however far
+    /// it has come.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub async fn start_and_kill(program: &Path, home: &Path, model: &Path, after: Duration) {
+        let mut child = spawn(program, home, model, 0, 1);
+        tokio::time::sleep(after).await;
+        child.kill().expect("a server that starts");
+        child.wait().expect("its end");
     }
 
     /// Kills it with signal 9 and waits for its end.
@@ -194,6 +200,16 @@ impl ServerProcess {
             .and_then(|port| port.parse().ok());
         port.expect("an address with a port")
     }
+}
+
+fn spawn(program: &Path, home: &Path, model: &Path, port: u16, threads: usize) -> Child {
+    Command::new(program)
+        .args([home, model])
+        .args([port.to_string(), threads.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }
 
 impl Drop for ServerProcess {
