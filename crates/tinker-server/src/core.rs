@@ -37,6 +37,9 @@ pub type LoadBackend =
 /// Runs used within this time are taken up at start; older ones when somebody asks for them.
 const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// What directories that are being removed are called, before a number.
+const DELETED: &str = "deleted-";
+
 /// Samplers without a checkpoint are kept this long after the last sign of their session.
 const KEEP_SESSION_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -110,11 +113,13 @@ impl Core {
     pub(crate) fn open(options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
         let paths = Paths::new(&options.home);
         bundle::restore_replaced(options.disk.as_ref(), paths.root())?;
+        create_dir(options.disk.as_ref(), paths.root())?;
+        let db = Db::open(&paths.database())?;
+        let catalog = Catalog::open(db.clone())?;
+        finish_deletions(options.disk.as_ref(), &paths, &catalog)?;
         // What is in there was not finished when the last server ended.
         remove_dir(&paths.temp())?;
         create_dir(options.disk.as_ref(), &paths.temp())?;
-        let db = Db::open(&paths.database())?;
-        let catalog = Catalog::open(db.clone())?;
         let futures: Arc<FutureStore> = Arc::default();
         let syncer = Syncer::start();
         let samples = Journal::open(
@@ -259,12 +264,17 @@ impl Core {
         if let Some(journal) = journals.get(run) {
             return Ok(Arc::clone(journal));
         }
-        self.catalog.run(run)?;
+        let marked = self.catalog.run(run)?.corrupted;
         let opened = self.open_journal(run);
         if let Err(error @ Error::Corrupt { .. }) = &opened {
             self.catalog.mark_corrupted(run, &error.to_string())?;
         }
         let journal = opened?;
+        // Its file was put back, or cut.
+        let log = self.paths.run_log(run).display().to_string();
+        if marked.is_some_and(|why| why.starts_with(&log)) {
+            self.catalog.unmark_corrupted(run)?;
+        }
         for found in journal.found() {
             if found.finished.is_none() {
                 self.attempts().note_unfinished(found.request_id.clone());
@@ -444,7 +454,8 @@ impl Core {
     /// Takes a directory out of sight in one step: a half-removed one is never taken for whole. One
     /// that is not there is fine.
     fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
-        let trash = self.paths.temp().join(uuid::Uuid::now_v7().to_string());
+        let name = format!("{DELETED}{}", uuid::Uuid::now_v7());
+        let trash = self.paths.temp().join(name);
         match self.disk.rename(dir, &trash) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", dir, error))
@@ -491,6 +502,27 @@ impl Core {
         }
         Ok(sampler)
     }
+}
+
+/// Removes the rows of checkpoints whose directories were on their way out when the last server was
+/// killed: a list must not show what cannot be loaded.
+fn finish_deletions(disk: &dyn Disk, paths: &Paths, catalog: &Catalog) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(paths.temp()) else {
+        return Ok(());
+    };
+    for entry in entries.filter_map(std::io::Result::ok) {
+        let is_deleted = entry.file_name().to_string_lossy().starts_with(DELETED);
+        // Without a readable manifest it was half removed, which comes after its row.
+        let manifest = is_deleted.then(|| bundle::read_manifest(disk, &entry.path()));
+        if let Some(Ok(Some(manifest))) = manifest
+            && let Some(path) = manifest.path
+            && !paths.checkpoint(&path).exists()
+        {
+            tracing::info!(%path, "finishing a deletion that the end of the last server cut short");
+            catalog.remove_checkpoint(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The operations that a run has snapshots of, oldest first.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -144,7 +144,8 @@ async fn post_operation(server: &Harness, run: &str, seq: u64) -> Answer {
     }
 }
 
-/// Waits for the result of an accepted request; the refusal if the server stopped taking requests.
+/// Waits for the result of an accepted request; the refusal if the server stopped taking requests, or
+/// waits for a disk that does not come back.
 /// What was `delivered` before may be gone, and nothing else.
 async fn outcome(
     server: &Harness,
@@ -158,6 +159,9 @@ async fn outcome(
     loop {
         let answer = server.poll(&id).await;
         match answer.status {
+            408 if answer.json()["queue_state"] == "paused_capacity" => {
+                return Err(answer.json().to_string());
+            }
             408 => {}
             410 if delivered.contains(&id) => return Ok(answer),
             200 => {
@@ -326,6 +330,43 @@ fn size(dir: &Path) -> u64 {
             }
         })
         .sum()
+}
+
+/// The only segment of a run's log.
+fn segment(home: &Path, run: &str) -> PathBuf {
+    let run = run.replace(':', "_");
+    home.join("server/runs").join(run).join("log/00000001.seg")
+}
+
+#[tokio::test]
+async fn a_log_damaged_in_the_middle_is_refused_and_serves_again_once_it_is_put_back() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    operate(&server, &run, 1).await;
+    drop(server);
+    let path = segment(home.path(), &run);
+    let whole = std::fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    damaged[60] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+
+    let server = Harness::open(home.path());
+    let refused = server.post("/optim_step", optim(&run, 2)).await;
+    drop(server);
+
+    assert_eq!(refused.status, 400);
+    let text = refused.detail();
+    assert!(
+        text.contains("00000001.seg") && text.contains("at byte 0"),
+        "{text}"
+    );
+    assert!(text.contains("put the file back from a backup"), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap(), damaged, "nothing is cut off");
+    std::fs::write(&path, &whole).unwrap();
+    let server = Harness::open(home.path());
+    let step = server.optim_step(&run, 2).await;
+    assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
 }
 
 #[tokio::test]
