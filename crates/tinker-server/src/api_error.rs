@@ -87,7 +87,12 @@ impl ApiError {
 
     /// 503: the server is stopping; the same request will be accepted after a restart.
     pub(crate) fn stopping() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping")
+        Self::unavailable("the server is stopping")
+    }
+
+    /// 503: the server cannot do its work, for a while or until somebody sees to it.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     /// 500: our fault. The detail goes to the log, not to the client.

@@ -25,6 +25,7 @@ use crate::limits::Limits;
 use crate::models::ModelRegistry;
 use crate::operation::{OpKind, run_request_id, sample_request_id};
 use crate::options::default_client_config;
+use crate::summary::Observer;
 use crate::token::ApiToken;
 
 /// What an [`App`] is made of; tests put a failing disk or another backend in.
@@ -149,6 +150,24 @@ impl App {
         }
         let last = Duration::from_millis(self.last_request_ms.load(Ordering::Relaxed));
         self.born.elapsed().saturating_sub(last)
+    }
+
+    /// Looks at the server from outside.
+    #[must_use]
+    pub fn observer(self: &Arc<Self>) -> Observer {
+        Observer(Arc::clone(self))
+    }
+
+    /// Why the server cannot do its work, if it cannot.
+    pub(crate) fn check_health(&self) -> ApiResult<()> {
+        self.check_open()?;
+        if lock(&self.engine).is_alive() {
+            Ok(())
+        } else {
+            Err(ApiError::unavailable(
+                "the engine has ended: start the server again",
+            ))
+        }
     }
 
     /// Refuses new work and sends those who wait for results away to ask again.

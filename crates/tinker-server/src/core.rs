@@ -1,9 +1,10 @@
 //! What requests and the engine's thread share: catalog, journals, futures and the way to the engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tinker_engine::Backend;
 use tinker_types::{
@@ -11,6 +12,7 @@ use tinker_types::{
 };
 
 use crate::accounts::Accounts;
+use crate::app::name_of;
 use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
@@ -24,9 +26,11 @@ use crate::error::{Error, Result};
 use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::models::ModelRegistry;
-use crate::operation::{Form, Outcome};
+use crate::operation::{Form, OpKind, Outcome};
 use crate::paths::Paths;
+use crate::pending::{Count, Pending};
 use crate::segment_log::Syncer;
 use crate::watchers::Watchers;
 
@@ -50,6 +54,7 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
+    pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,
     pub(crate) completions: Completions,
     pub(crate) watchers: Watchers,
@@ -64,6 +69,7 @@ pub(crate) struct Core {
     /// Held while a checkpoint's directory and row change.
     checkpoints: Mutex<()>,
     attempts: Mutex<Attempts>,
+    pending: Mutex<Pending>,
     /// Runs whose next operation is held back by a passing fault.
     held: Mutex<HashMap<TrainingRunId, Held>>,
     /// Samples that a passing fault keeps from starting, with the fault.
@@ -138,6 +144,8 @@ impl Core {
             limits: options.limits,
             catalog,
             accounts: Accounts::new(db),
+            metrics: Metrics::default(),
+            pending: Mutex::default(),
             futures,
             completions: Completions::default(),
             watchers: Watchers::default(),
@@ -250,6 +258,16 @@ impl Core {
     /// Hands a command to the engine's thread. Without one the server is stopping, and what was
     /// logged is taken up at the next start.
     pub(crate) fn send(&self, command: Command) {
+        match &command {
+            Command::Operation {
+                request_id, kind, ..
+            } => self.pending().accept(request_id, *kind, Instant::now()),
+            Command::Sample { request_id } => {
+                self.pending()
+                    .accept(request_id, OpKind::Sample, Instant::now());
+            }
+            _ => {}
+        }
         if lock(&self.engine).send(command).is_err() {
             tracing::debug!("the engine has stopped");
         }
@@ -327,6 +345,24 @@ impl Core {
         lock(&self.samples)
     }
 
+    /// What was accepted and has no result yet.
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        lock(&self.pending)
+    }
+
+    /// How many operations of each kind have no result yet.
+    pub(crate) fn queue(&self) -> BTreeMap<&'static str, Count> {
+        self.pending().counts(name_of)
+    }
+
+    /// Counts an operation whose result is about to be published.
+    pub(crate) fn count_end(&self, id: &RequestId, outcome: &Outcome) {
+        let ended = self.pending().end(id, Instant::now());
+        if let Some((kind, took)) = ended {
+            self.metrics.end_operation(name_of(kind), outcome, took);
+        }
+    }
+
     /// Records the result of a sample and wakes those who wait for it.
     pub(crate) fn finish_sample(&self, id: &RequestId, outcome: Outcome) {
         let ended = Ended {
@@ -334,6 +370,7 @@ impl Core {
             failed: outcome.is_failure(),
             n_bytes: Some(outcome.body.len() as u64),
         };
+        self.count_end(id, &outcome);
         self.samples().finish(id, outcome);
         // A poll that was waiting may have been answered already.
         let was_fetched = || self.futures.was_delivered(id);

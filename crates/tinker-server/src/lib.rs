@@ -5,6 +5,7 @@
 //! [`resolve_model`] finds a base model by name. [`App`] and [`router()`] are the server without its
 //! socket, as tests use it.
 
+mod access;
 mod accounts;
 mod adapter_files;
 mod api_error;
@@ -32,21 +33,26 @@ mod limits;
 mod links;
 mod lock;
 mod loss_inputs;
+mod metrics;
 mod models;
 mod names;
 mod operation;
 mod options;
 mod paths;
+mod pending;
+mod process;
 mod router;
 mod routes;
 mod scheduler;
 mod segment_log;
 mod server;
+mod summary;
 mod token;
 mod trace;
 mod watchers;
 
 pub use crate::core::LoadBackend;
+pub use access::ACCESS_LOG;
 pub use app::{App, AppOptions};
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
@@ -56,4 +62,5 @@ pub use models::{BaseModel, list_models, resolve_model};
 pub use options::ServeOptions;
 pub use router::router;
 pub use server::{Server, serve};
+pub use summary::{Observer, Summary};
 pub use token::ApiToken;

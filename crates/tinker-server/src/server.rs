@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::lock::{HomeLock, LockInfo, base_url, server_dir};
 use crate::options::ServeOptions;
 use crate::router::router;
+use crate::summary::Observer;
 use crate::token::ApiToken;
 
 /// How often the idle clock is looked at, at most.
@@ -87,6 +88,12 @@ impl Server {
     #[must_use]
     pub fn token(&self) -> &ApiToken {
         self.app.token()
+    }
+
+    /// Looks at the server while it runs.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        self.app.observer()
     }
 
     /// Answers requests until `shutdown` completes or the idle time-out passes; then finishes the

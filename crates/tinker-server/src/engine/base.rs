@@ -128,6 +128,11 @@ fn load_tokenizer(dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
 }
 
 impl Base {
+    /// How many samplers' weights are loaded.
+    pub(super) fn n_weights(&self) -> usize {
+        self.weights.len() + self.orphans.len()
+    }
+
     /// Whether samples are being drawn.
     pub(super) fn is_sampling(&self) -> bool {
         self.sampling.is_active()

@@ -24,3 +24,4 @@ mod search;
 mod sessions;
 mod sharing;
 mod training;
+mod watching;
