@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 use crate::backend::{AdapterId, Backend, SlotId};
 
 /// Fewest tokens that are worth copying; shorter beginnings are computed anew.
-pub const MIN_SHARED: usize = 16;
+pub(crate) const MIN_SHARED: usize = 16;
 
 /// Memory that cached sequences may take, unless set otherwise.
-pub const MAX_BYTES: usize = 256 << 20;
+pub(crate) const MAX_BYTES: usize = 256 << 20;
 
 /// Most cached sequences: each is compared with each new prompt.
 const MAX_ENTRIES: usize = 256;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use tempfile::TempDir;
-use tinker_api::{ModelInput, SampleOptions, SamplingParams, Stop};
+use tinker_api::{ModelInput, SampleOptions, SamplingParams, SamplingSource, Stop};
 use tinker_contract::kills::{disturbed, faults_of, undisturbed};
 use tinker_contract::target::{ServerProcess, service, tiny_model};
 
@@ -80,7 +80,7 @@ async fn a_server_killed_under_load_keeps_every_promise() {
 /// Draws `N_FUTURES` samples of a token each.
 async fn sample_many(server: &ServerProcess, model: &Path) {
     let service = service(&server.base_url, &server.api_key);
-    let base_model = model.display().to_string();
+    let base_model = SamplingSource::BaseModel(model.display().to_string());
     let sampler = service.create_sampling_client(base_model).await.unwrap();
     let ask = |seed| {
         let params = SamplingParams {
