@@ -280,13 +280,16 @@ pub fn end_with_parent() {
 pub fn checkpoint_tensors(home: &Path, path: &TinkerPath) -> Vec<(String, Vec<u8>)> {
     let checkpoint = &path.checkpoint;
     let below_run = Path::new(checkpoint.kind.segment()).join(checkpoint.name());
-    // The server spells run ids in its own way, so runs are told apart by the number they end in.
-    let number = path.run.as_str().rsplit(':').next().unwrap_or_default();
+    // The server spells run ids in its own way: the session and the number are plain.
+    let mut parts = path.run.as_str().split(':');
+    let session = parts.next().unwrap_or_default();
+    let number = parts.next_back().unwrap_or_default();
+    let is_run = |name: &str| name.starts_with(session) && name.ends_with(&format!("_{number}"));
     let runs = std::fs::read_dir(home.join("server/checkpoints")).expect("checkpoints");
     let mut dirs = runs
-        .map(|run| run.expect("a run").path())
-        .filter(|run| run.to_string_lossy().ends_with(number))
-        .map(|run| run.join(&below_run))
+        .map(|run| run.expect("a run"))
+        .filter(|run| is_run(&run.file_name().to_string_lossy()))
+        .map(|run| run.path().join(&below_run))
         .filter(|dir| dir.is_dir());
     let dir = dirs
         .next()
