@@ -31,6 +31,7 @@ use crate::models::ModelRegistry;
 use crate::operation::{Form, OpKind, Outcome};
 use crate::paths::Paths;
 use crate::pending::{Count, Pending};
+use crate::quota::Quota;
 use crate::segment_log::Syncer;
 use crate::watchers::Watchers;
 
@@ -51,6 +52,7 @@ const KEEP_SESSION_MS: i64 = 24 * 60 * 60 * 1000;
 pub(crate) struct Core {
     pub(crate) paths: Paths,
     pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) quota: Quota,
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
@@ -63,6 +65,7 @@ pub(crate) struct Core {
     pub(crate) load: LoadBackend,
     pub(crate) threads: usize,
     pub(crate) version: String,
+    db: Db,
     syncer: Syncer,
     journals: Mutex<HashMap<TrainingRunId, Arc<Mutex<Journal>>>>,
     samples: Mutex<Journal>,
@@ -116,8 +119,11 @@ impl Core {
     ///
     /// # Errors
     /// If the directory cannot be read or written.
-    pub(crate) fn open(options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
+    pub(crate) fn open(mut options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
         let paths = Paths::new(&options.home);
+        let limit = options.limits.max_disk_bytes;
+        let quota;
+        (quota, options.disk) = Quota::new(limit, paths.root(), paths.temp(), options.disk);
         bundle::restore_replaced(options.disk.as_ref(), paths.root())?;
         create_dir(options.disk.as_ref(), paths.root())?;
         let db = Db::open(&paths.database())?;
@@ -141,9 +147,11 @@ impl Core {
             attempts: Mutex::new(attempts),
             paths,
             disk: options.disk,
+            quota,
             limits: options.limits,
             catalog,
-            accounts: Accounts::new(db),
+            accounts: Accounts::new(db.clone()),
+            db,
             metrics: Metrics::default(),
             pending: Mutex::default(),
             futures,
@@ -307,6 +315,18 @@ impl Core {
         let journal = Arc::new(Mutex::new(journal));
         journals.insert(run.clone(), Arc::clone(&journal));
         Ok(journal)
+    }
+
+    /// The logs that are open; no other is opened meanwhile.
+    pub(crate) fn open_journals(
+        &self,
+    ) -> MutexGuard<'_, HashMap<TrainingRunId, Arc<Mutex<Journal>>>> {
+        lock(&self.journals)
+    }
+
+    /// The metadata database.
+    pub(crate) const fn db(&self) -> &Db {
+        &self.db
     }
 
     /// Closes the logs that nobody uses and that have nothing unfinished. They are opened again on

@@ -38,6 +38,14 @@ impl OpKind {
         matches!(self, Self::CreateModel | Self::CreateFromWeights)
     }
 
+    /// Whether it writes weights to the disk.
+    pub(crate) const fn saves(self) -> bool {
+        matches!(
+            self,
+            Self::SaveWeights | Self::SaveWeightsForSampler | Self::SaveWeightsExternal
+        )
+    }
+
     /// Whether two bodies are the same protobuf or JSON value; map order may differ.
     pub(crate) fn same_request(self, a: &[u8], b: &[u8]) -> bool {
         if a == b {
@@ -213,6 +221,7 @@ impl From<Error> for Outcome {
             Error::Invalid(_)
             | Error::NotFound(_)
             | Error::Conflict(_)
+            | Error::OverQuota(_)
             | Error::Corrupt { .. }
             | Error::Newer { .. }
             | Error::Engine(Engine::Invalid(_) | Engine::NotFinite(_) | Engine::Model { .. }) => {

@@ -113,6 +113,7 @@ fn rest_routes() -> Router<Arc<App>> {
         .route(&under(&checkpoint, "/archive"), get(checkpoints::archive))
         .route(t::SEARCH_CHECKPOINTS, post(search::checkpoints))
         .route(t::AUDIT, get(admin::audit))
+        .route(t::BACKUP, post(admin::backup))
         .route(t::BILLING_USAGE, get(admin::usage))
         .route(t::STORAGE_USAGE, get(admin::storage))
         .route(t::CHECKPOINTS, get(checkpoints::list))

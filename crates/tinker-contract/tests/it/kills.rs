@@ -126,7 +126,9 @@ async fn sample_and_keep(server: &ServerProcess, model: &Path) -> Results {
         if let Seen::Answered("/api/v1/retrieve_future", request, answer) = seen
             && serde_json::from_slice::<Value>(answer).is_err()
         {
-            kept.lock().unwrap().insert(request.to_vec(), answer.to_vec());
+            kept.lock()
+                .unwrap()
+                .insert(request.to_vec(), answer.to_vec());
         }
     });
     sample_many(&proxy.base_url(), &server.api_key, model, N_COMPARED).await;
@@ -154,7 +156,13 @@ async fn a_killed_server_has_the_results_of_all_finished_futures() {
     let mut server = start();
     let results = sample_and_keep(&server, &model).await;
     let n_futures = n_futures();
-    sample_many(&server.base_url, &server.api_key, &model, n_futures - N_COMPARED).await;
+    sample_many(
+        &server.base_url,
+        &server.api_key,
+        &model,
+        n_futures - N_COMPARED,
+    )
+    .await;
 
     // The best of a few: others may hold the machine for a while.
     let mut best = Duration::MAX;

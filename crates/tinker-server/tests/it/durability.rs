@@ -175,7 +175,7 @@ async fn outcome(
 
 /// Sends the whole script, as a client does that goes on until everything is answered: one run, and
 /// a second one that starts from a checkpoint of the first. Ends with the first refusal.
-async fn play(
+pub(crate) async fn play(
     server: &Harness,
     session: &str,
     run: &str,
@@ -202,7 +202,7 @@ async fn play(
 }
 
 /// What the script ends with, of both runs.
-fn finals(home: &Path, session: &str, run: &str) -> [Vec<u8>; 2] {
+pub(crate) fn finals(home: &Path, session: &str, run: &str) -> [Vec<u8>; 2] {
     [run, &format!("{session}:train:1")].map(|run| weights(home, run, "final"))
 }
 
@@ -343,16 +343,15 @@ async fn a_log_damaged_in_the_middle_is_refused_and_serves_again_once_it_is_put_
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());
     let run = server.run(&server.session().await, 0).await;
-    operate(&server, &run, 1).await;
-    drop(server);
     let path = segment(home.path(), &run);
-    let whole = std::fs::read(&path).unwrap();
+    let whole = grow_until_synced(&server, &run, &path).await;
+    drop(server);
     let mut damaged = whole.clone();
     damaged[60] ^= 1;
     std::fs::write(&path, &damaged).unwrap();
 
     let server = Harness::open(home.path());
-    let refused = server.post("/optim_step", optim(&run, 2)).await;
+    let refused = server.post("/optim_step", optim(&run, 1)).await;
     drop(server);
 
     assert_eq!(refused.status, 400);
@@ -361,12 +360,28 @@ async fn a_log_damaged_in_the_middle_is_refused_and_serves_again_once_it_is_put_
         text.contains("00000001.seg") && text.contains("at byte 0"),
         "{text}"
     );
-    assert!(text.contains("put the file back from a backup"), "{text}");
+    let advice = format!(
+        "make a new training run from the newest checkpoint of {run}, or start the server from a backup"
+    );
+    assert!(text.contains(&advice), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), damaged, "nothing is cut off");
     std::fs::write(&path, &whole).unwrap();
     let server = Harness::open(home.path());
-    let step = server.optim_step(&run, 2).await;
+    let step = server.optim_step(&run, 1).await;
     assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
+}
+
+/// Operates on a run, by numbers that wait for the first, until its log says that something of it is
+/// on the disk; its bytes.
+async fn grow_until_synced(server: &Harness, run: &str, log: &Path) -> Vec<u8> {
+    for seq in 2.. {
+        server.optim_step(run, seq).await;
+        let bytes = std::fs::read(log).unwrap();
+        if bytes.windows(9).any(|text| text == b"\"synced\":") {
+            return bytes;
+        }
+    }
+    unreachable!("a run has numbers enough")
 }
 
 #[tokio::test]
