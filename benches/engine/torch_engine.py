@@ -3,12 +3,15 @@
 The decoder is written with `torch.nn.functional` directly, without the module overhead of a model
 library, with a preallocated KV cache and the fused AdamW, so that PyTorch shows what it can.
 
-usage: torch_engine.py make DIR --weights bf16|f32     writes the model, adapter and tokens
-       torch_engine.py train DIR --threads N --repeats N
-       torch_engine.py decode DIR --threads N --repeats N
+usage: torch_engine.py make DIR --shape small|large --weights bf16|f32
+       torch_engine.py train DIR --compute f32|bf16 --threads N --repeats N
+       torch_engine.py decode DIR --sequences N --compute f32|bf16 --threads N --repeats N
+
+`make` writes the model, adapter and tokens that both programs read.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -19,100 +22,142 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, MLP, VOCAB = 256, 4, 4, 2, 688, 4096
-HEAD_SIZE = HIDDEN // HEADS
+HEAD_SIZE = 64
 RANK, ALPHA = 16, 32.0
-BATCH, LENGTH = 8, 256
-PROMPT, NEW_TOKENS = 16, 128
+PROMPT, PROMPTS = 16, 8
 THETA, EPS = 10000.0, 1e-5
 LEARNING_RATE, BETAS, ADAM_EPS = 1e-4, (0.9, 0.95), 1e-8
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+
+@dataclasses.dataclass
+class Shape:
+    """Sizes of a model, of the batch it trains on and of what it decodes."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocab: int
+    batch: int
+    length: int
+    new_tokens: int
+
+    def linears(self):
+        q, kv = self.heads * HEAD_SIZE, self.kv_heads * HEAD_SIZE
+        return {
+            "self_attn.q_proj": (q, self.hidden),
+            "self_attn.k_proj": (kv, self.hidden),
+            "self_attn.v_proj": (kv, self.hidden),
+            "self_attn.o_proj": (self.hidden, q),
+            "mlp.gate_proj": (self.mlp, self.hidden),
+            "mlp.up_proj": (self.mlp, self.hidden),
+            "mlp.down_proj": (self.hidden, self.mlp),
+        }
+
+    def config(self, dtype):
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": HEAD_SIZE,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": EPS,
+            "rope_theta": THETA,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+        }
+
+
 SHAPES = {
-    "self_attn.q_proj": (HEADS * HEAD_SIZE, HIDDEN),
-    "self_attn.k_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
-    "self_attn.v_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HEADS * HEAD_SIZE),
-    "mlp.gate_proj": (MLP, HIDDEN),
-    "mlp.up_proj": (MLP, HIDDEN),
-    "mlp.down_proj": (HIDDEN, MLP),
-}
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": MLP,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "head_dim": HEAD_SIZE,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": EPS,
-    "rope_theta": THETA,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "attention_bias": False,
+    "small": Shape(256, 4, 4, 2, 688, 4096, batch=8, length=256, new_tokens=128),
+    "large": Shape(1024, 8, 16, 8, 2752, 32000, batch=2, length=512, new_tokens=32),
 }
 
 
-def make(out, dtype):
+def make(out, shape, dtype):
     """Writes a random model as a Hugging Face directory, an adapter with `B` not zero, and tokens.
 
-    `dtype` is that of the file; the computation is float32 either way.
+    `dtype` is that of the file, not of the computation.
     """
     out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(7)
 
-    def normal(*shape):
-        return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
+    def normal(*size):
+        return torch.randn(size, generator=generator) / math.sqrt(size[-1])
 
     weights = {
-        "model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN, generator=generator),
-        "model.norm.weight": torch.ones(HIDDEN),
-        "lm_head.weight": normal(VOCAB, HIDDEN) * 2,
+        "model.embed_tokens.weight": torch.randn(shape.vocab, shape.hidden, generator=generator),
+        "model.norm.weight": torch.ones(shape.hidden),
+        "lm_head.weight": normal(shape.vocab, shape.hidden) * 2,
     }
     adapter = {}
-    for layer in range(LAYERS):
+    for layer in range(shape.layers):
         prefix = f"model.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{norm}.weight"] = torch.ones(HIDDEN)
-        for name, (n_out, n_in) in SHAPES.items():
+            weights[f"{prefix}{norm}.weight"] = torch.ones(shape.hidden)
+        for name, (n_out, n_in) in shape.linears().items():
             weights[f"{prefix}{name}.weight"] = normal(n_out, n_in)
             adapter[f"base_model.model.{prefix}{name}.lora_A.weight"] = normal(RANK, n_in)
             adapter[f"base_model.model.{prefix}{name}.lora_B.weight"] = normal(n_out, RANK) * 0.1
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     save_file(weights, out / "model.safetensors")
     save_file(adapter, out / "adapter.safetensors")
-    config = CONFIG | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokens = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=generator)
-    (out / "tokens.json").write_text(
-        json.dumps({"train": tokens.tolist(), "prompt": tokens[0, :PROMPT].tolist()}) + "\n"
-    )
+    (out / "config.json").write_text(json.dumps(shape.config(dtype), indent=2) + "\n")
+    tokens = torch.randint(0, shape.vocab, (shape.batch, shape.length + 1), generator=generator)
+    prompts = torch.randint(0, shape.vocab, (PROMPTS, PROMPT), generator=generator)
+    work = {
+        "shape": dataclasses.asdict(shape),
+        "train": tokens.tolist(),
+        "prompts": prompts.tolist(),
+        "new_tokens": shape.new_tokens,
+    }
+    (out / "tokens.json").write_text(json.dumps(work) + "\n")
 
 
 class Decoder:
-    """The base model, frozen, with the adapter applied unmerged."""
+    """The base model, frozen, with the adapter applied unmerged.
 
-    def __init__(self, path):
+    With `dtype` bf16 weights, activations and products are bf16; the adapter, its gradient and its
+    moments stay float32 as in mixed precision, and so does the loss.
+    """
+
+    def __init__(self, path, shape, dtype):
+        self.shape, self.dtype = shape, dtype
         # Cloned, as a loaded tensor is a map of the file, which starts at any byte: in memory of its
         # own it is aligned, and products with it are faster.
         self.base, self.lora = (
-            {name: tensor.float().clone() for name, tensor in load_file(path / file).items()}
-            for file in ("model.safetensors", "adapter.safetensors")
+            {name: tensor.to(to).clone() for name, tensor in load_file(path / file).items()}
+            for file, to in (("model.safetensors", dtype), ("adapter.safetensors", torch.float32))
         )
         angles = torch.outer(
             torch.arange(1024).float(), THETA ** -(torch.arange(0, HEAD_SIZE, 2) / HEAD_SIZE)
         )
-        self.cos = torch.cat([angles.cos()] * 2, -1)
-        self.sin = torch.cat([angles.sin()] * 2, -1)
+        self.cos = torch.cat([angles.cos()] * 2, -1).to(dtype)
+        self.sin = torch.cat([angles.sin()] * 2, -1).to(dtype)
+        self.factors = None
+
+    def freeze(self):
+        """Casts the adapter once; decoding does not change it."""
+        self.factors = {name: tensor.to(self.dtype) for name, tensor in self.lora.items()}
+
+    def factor(self, name):
+        return self.factors[name] if self.factors else self.lora[name].to(self.dtype)
 
     def trainable(self):
         return [tensor.requires_grad_(True) for tensor in self.lora.values()]
 
     def linear(self, x, name):
-        a = self.lora[f"base_model.model.{name}.lora_A.weight"]
-        b = self.lora[f"base_model.model.{name}.lora_B.weight"]
+        a = self.factor(f"base_model.model.{name}.lora_A.weight")
+        b = self.factor(f"base_model.model.{name}.lora_B.weight")
         # The scale on the narrow intermediate, where it costs least.
         return F.linear(x, self.base[f"{name}.weight"]) + F.linear(F.linear(x, a) * (ALPHA / RANK), b)
 
@@ -122,7 +167,7 @@ class Decoder:
         return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
     def norm(self, x, name):
-        return F.rms_norm(x, (HIDDEN,), self.base[f"{name}.weight"], EPS)
+        return F.rms_norm(x, (self.shape.hidden,), self.base[f"{name}.weight"], EPS)
 
     def attention(self, x, prefix, cache, start):
         rows, length, _ = x.shape
@@ -131,16 +176,16 @@ class Decoder:
             y = self.linear(x, f"{prefix}self_attn.{name}")
             return y.view(rows, length, n_heads, HEAD_SIZE).transpose(1, 2)
 
-        q = self.rope(project("q_proj", HEADS), start)
-        k = self.rope(project("k_proj", KV_HEADS), start)
-        v = project("v_proj", KV_HEADS)
+        q = self.rope(project("q_proj", self.shape.heads), start)
+        k = self.rope(project("k_proj", self.shape.kv_heads), start)
+        v = project("v_proj", self.shape.kv_heads)
         if cache is not None:
             keys, values = cache
             keys[:, :, start : start + length] = k
             values[:, :, start : start + length] = v
             k, v = keys[:, :, : start + length], values[:, :, : start + length]
         o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=True)
-        o = o.transpose(1, 2).reshape(rows, length, HEADS * HEAD_SIZE)
+        o = o.transpose(1, 2).reshape(rows, length, self.shape.heads * HEAD_SIZE)
         return self.linear(o, f"{prefix}self_attn.o_proj")
 
     def mlp(self, x, prefix):
@@ -151,7 +196,7 @@ class Decoder:
     def hidden(self, tokens, caches=None, start=0):
         """`[rows, length]` tokens to `[rows, length, hidden]` after the last norm."""
         x = F.embedding(tokens, self.base["model.embed_tokens.weight"])
-        for layer in range(LAYERS):
+        for layer in range(self.shape.layers):
             prefix = f"model.layers.{layer}."
             cache = caches[layer] if caches else None
             x = x + self.attention(self.norm(x, f"{prefix}input_layernorm"), prefix, cache, start)
@@ -159,13 +204,19 @@ class Decoder:
         return self.norm(x, "model.norm")
 
     def logits(self, x):
-        return F.linear(x, self.base["lm_head.weight"])
+        return F.linear(x, self.base["lm_head.weight"]).float()
 
 
-def train(path, n_steps):
+def read_work(path):
+    work = json.loads((path / "tokens.json").read_text())
+    return Shape(**work["shape"]), work
+
+
+def train(path, dtype, n_steps):
     """Seconds of each training step after one to warm up, and the losses."""
-    model = Decoder(path)
-    tokens = torch.tensor(json.loads((path / "tokens.json").read_text())["train"])
+    shape, work = read_work(path)
+    model = Decoder(path, shape, dtype)
+    tokens = torch.tensor(work["train"])
     optimizer = torch.optim.AdamW(
         model.trainable(), lr=LEARNING_RATE, betas=BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True
     )
@@ -175,41 +226,46 @@ def train(path, n_steps):
             cpu_start = time.process_time()
         start = time.perf_counter()
         logits = model.logits(model.hidden(tokens[:, :-1]))
-        loss = F.cross_entropy(logits.view(-1, VOCAB), tokens[:, 1:].reshape(-1))
+        loss = F.cross_entropy(logits.view(-1, shape.vocab), tokens[:, 1:].reshape(-1))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
     cpu_seconds = time.process_time() - cpu_start
-    return dict(seconds=seconds[1:], cpu_seconds=cpu_seconds, losses=losses, n_tokens=BATCH * LENGTH)
+    n_tokens = shape.batch * shape.length
+    return dict(seconds=seconds[1:], cpu_seconds=cpu_seconds, losses=losses, n_tokens=n_tokens)
 
 
 @torch.inference_mode()
-def decode(path, n_passes):
-    """Seconds of each pass of greedy decoding after one to warm up, and the tokens."""
-    model = Decoder(path)
-    prompt = torch.tensor([json.loads((path / "tokens.json").read_text())["prompt"]])
-    shape = (1, KV_HEADS, PROMPT + NEW_TOKENS, HEAD_SIZE)
+def decode(path, dtype, n_sequences, n_passes):
+    """Seconds of each pass of greedy decoding after one to warm up, and the tokens of all rows."""
+    shape, work = read_work(path)
+    model = Decoder(path, shape, dtype)
+    model.freeze()
+    prompt = torch.tensor(work["prompts"][:n_sequences])
+    size = (n_sequences, shape.kv_heads, PROMPT + shape.new_tokens, HEAD_SIZE)
     seconds, cpu_seconds = [], []
     for _ in range(n_passes + 1):
-        caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(LAYERS)]
+        caches = [
+            tuple(torch.zeros(size, dtype=dtype) for _ in range(2)) for _ in range(shape.layers)
+        ]
         x = model.hidden(prompt, caches)[:, -1]
         tokens, logprobs = [], []
         start, cpu_start = time.perf_counter(), time.process_time()
-        for step in range(NEW_TOKENS):
+        for step in range(shape.new_tokens):
             best = model.logits(x).log_softmax(-1).max(-1)
-            tokens.append(best.indices.item())
-            logprobs.append(best.values.item())
+            tokens.append(best.indices.tolist())
+            logprobs.append(best.values.tolist())
             x = model.hidden(best.indices[:, None], caches, PROMPT + step)[:, -1]
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
     return dict(
         seconds=seconds[1:],
         cpu_seconds=sum(cpu_seconds[1:]),
-        tokens=tokens,
-        logprobs=logprobs,
-        n_tokens=NEW_TOKENS,
+        tokens=[token for row in zip(*tokens) for token in row],
+        logprobs=[logprob for row in zip(*logprobs) for logprob in row],
+        n_tokens=n_sequences * shape.new_tokens,
     )
 
 
@@ -219,14 +275,22 @@ def main():
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sequences", type=int, default=1)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--weights", choices=DTYPES, default="bf16")
+    parser.add_argument("--compute", choices=DTYPES, default="f32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    dtype = DTYPES[args.compute]
     if args.task == "make":
-        return make(args.dir, DTYPES[args.weights])
-    result = train(args.dir, args.repeats) if args.task == "train" else decode(args.dir, args.repeats)
+        return make(args.dir, SHAPES[args.shape], DTYPES[args.weights])
+    if args.task == "train":
+        result = train(args.dir, dtype, args.repeats)
+    else:
+        result = decode(args.dir, dtype, args.sequences, args.repeats)
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result["name"] = f"PyTorch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} f32"
+    capability = torch.backends.cpu.get_cpu_capability()
+    result["name"] = f"PyTorch {torch.__version__} {capability} {args.compute}"
     print(json.dumps(result))
 
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{cargo, check, command, target_dir};
-use crate::{chaos, test, tidy};
+use crate::{chaos, kill, test, tidy};
 
 /// Largest stripped release binary, model included.
 const MAX_BINARY_BYTES: u64 = 25_000_000;
@@ -34,6 +34,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     check(cargo(root, doc).env("RUSTDOCFLAGS", "-D warnings"))?;
     test::run(root, &test::Args::default())?;
     chaos::run(root, &chaos::Args::default())?;
+    kill::run(root, &kill::Args::default())?;
     release_binary(root)
 }
 

@@ -9,6 +9,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod dist;
+mod kill;
 mod models;
 mod process;
 mod python;
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Args),
     /// Trains under every fault at once and compares with a run that is left alone.
     Chaos(chaos::Args),
+    /// Kills the server at random moments under load and looks for broken promises.
+    Kill(kill::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -62,6 +65,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.task {
         Task::Test(args) => test::run(&root, &args),
         Task::Chaos(args) => chaos::run(&root, &args),
+        Task::Kill(args) => kill::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

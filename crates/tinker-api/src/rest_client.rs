@@ -2,8 +2,9 @@
 
 use tinker_http::{AccessScope, Client, Download, Page};
 use tinker_types::{
-    Checkpoint, CheckpointsResponse, Cursor, ProjectId, SamplerInfo, SamplingSessionId,
-    ServerCapabilities, TinkerPath, TrainingRun, TrainingRunId, TrainingRunsResponse, WeightsInfo,
+    BackupImage, Checkpoint, CheckpointsResponse, Cursor, ProjectId, SamplerInfo,
+    SamplingSessionId, ServerCapabilities, TinkerPath, TrainingRun, TrainingRunId,
+    TrainingRunsResponse, WeightsInfo,
 };
 
 use crate::error::Result;
@@ -42,6 +43,17 @@ impl RestClient {
     /// If the call fails.
     pub async fn get_server_capabilities(&self) -> Result<ServerCapabilities> {
         Ok(self.http.get_server_capabilities().await?)
+    }
+
+    /// Has the embedded server take an image of its files: a directory on its machine, which the caller
+    /// copies and removes. `tinker serve backup` does both.
+    ///
+    /// Endpoint: `POST /api/v1/backup`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn take_backup_image(&self) -> Result<BackupImage> {
+        Ok(self.http.take_backup_image().await?)
     }
 
     /// Lists one page of one's training runs, newest first.

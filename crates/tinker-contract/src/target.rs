@@ -167,13 +167,7 @@ impl ServerProcess {
     #[must_use]
     pub fn start(program: &Path, home: &Path, model: &Path, port: u16, threads: usize) -> Self {
         let port = if port == 0 { lasting_port() } else { port };
-        let mut child = Command::new(program)
-            .args([home, model])
-            .args([port.to_string(), threads.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let mut child = spawn(program, home, model, port, threads);
         let stdout = child.stdout.take().expect("a pipe");
         // Made before anything can fail, so that the process ends in any case.
         let mut server = Self {
@@ -189,6 +183,18 @@ impl ServerProcess {
         server.base_url = base_url.to_owned();
         server.api_key = api_key.to_owned();
         server
+    }
+
+    /// Starts the `contract-server` at `program` and kills it with signal 9 so much later, however far
+    /// it has come.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub async fn start_and_kill(program: &Path, home: &Path, model: &Path, after: Duration) {
+        let mut child = spawn(program, home, model, 0, 1);
+        tokio::time::sleep(after).await;
+        child.kill().expect("a server that starts");
+        child.wait().expect("its end");
     }
 
     /// Kills it with signal 9 and waits for its end.
@@ -207,6 +213,16 @@ impl ServerProcess {
             .and_then(|port| port.parse().ok());
         port.expect("an address with a port")
     }
+}
+
+fn spawn(program: &Path, home: &Path, model: &Path, port: u16, threads: usize) -> Child {
+    Command::new(program)
+        .args([home, model])
+        .args([port.to_string(), threads.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }
 
 impl Drop for ServerProcess {
@@ -264,13 +280,16 @@ pub fn end_with_parent() {
 pub fn checkpoint_tensors(home: &Path, path: &TinkerPath) -> Vec<(String, Vec<u8>)> {
     let checkpoint = &path.checkpoint;
     let below_run = Path::new(checkpoint.kind.segment()).join(checkpoint.name());
-    // The server spells run ids in its own way, so runs are told apart by the number they end in.
-    let number = path.run.as_str().rsplit(':').next().unwrap_or_default();
+    // The server spells run ids in its own way: the session and the number are plain.
+    let mut parts = path.run.as_str().split(':');
+    let session = parts.next().unwrap_or_default();
+    let number = parts.next_back().unwrap_or_default();
+    let is_run = |name: &str| name.starts_with(session) && name.ends_with(&format!("_{number}"));
     let runs = std::fs::read_dir(home.join("server/checkpoints")).expect("checkpoints");
     let mut dirs = runs
-        .map(|run| run.expect("a run").path())
-        .filter(|run| run.to_string_lossy().ends_with(number))
-        .map(|run| run.join(&below_run))
+        .map(|run| run.expect("a run"))
+        .filter(|run| is_run(&run.file_name().to_string_lossy()))
+        .map(|run| run.path().join(&below_run))
         .filter(|dir| dir.is_dir());
     let dir = dirs
         .next()

@@ -1,8 +1,9 @@
 //! Times the CPU engine on a model directory; `cargo xtask bench engine` runs it beside PyTorch.
 //!
-//! `bench_engine train|decode DIR --threads N --repeats N [--avx2]`, where `DIR` also holds an
-//! `adapter.safetensors` of rank 16 and a `tokens.json` with `train` and `prompt`. Prints one JSON
-//! object: seconds of each repeat after one to warm up, and the losses or tokens.
+//! `bench_engine train|decode DIR --sequences N --threads N --repeats N [--avx2]`, where `DIR` also
+//! holds an `adapter.safetensors` of rank 16 and a `tokens.json` with `train`, `prompts` and
+//! `new_tokens`. Prints one JSON object: seconds of each repeat after one to warm up, and the losses
+//! or the tokens of all sequences, one after the other.
 #![expect(clippy::print_stdout, reason = "the result of the program")]
 
 use std::collections::BTreeMap;
@@ -12,14 +13,13 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tinker_engine::sampler::{Sampling, sample};
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, TrainSequence,
+    AdamW, AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, SlotId, TrainSequence,
     limit_to_avx2, load_cpu,
 };
 
 type Failure = Box<dyn std::error::Error>;
 
 const RANK: usize = 16;
-const NEW_TOKENS: usize = 128;
 const STEP: AdamW = AdamW {
     learning_rate: 1e-4,
     beta1: 0.9,
@@ -32,7 +32,7 @@ const STEP: AdamW = AdamW {
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [task, dir, options @ ..] = &arguments[..] else {
-        return Err("usage: bench_engine train|decode DIR --threads N --repeats N [--avx2]".into());
+        return Err("usage: bench_engine train|decode DIR [OPTIONS]".into());
     };
     let option = |name: &str, default: usize| -> Result<usize, Failure> {
         match options.iter().position(|o| o == name) {
@@ -53,7 +53,10 @@ fn main() -> Result<(), Failure> {
     let tokens: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("tokens.json"))?)?;
     let mut report = match task.as_str() {
         "train" => train(&mut *backend, adapter, &tokens["train"], repeats)?,
-        "decode" => decode(&mut *backend, adapter, &tokens["prompt"], repeats)?,
+        "decode" => {
+            let sequences = option("--sequences", 1)?;
+            decode(&mut *backend, adapter, &tokens, sequences, repeats)?
+        }
         other => return Err(format!("no task `{other}`; there are train and decode").into()),
     };
     report["peak_bytes"] = json!(peak_bytes());
@@ -141,38 +144,88 @@ fn train(
 fn decode(
     backend: &mut dyn Backend,
     adapter: AdapterId,
-    prompt: &Value,
+    work: &Value,
+    n_sequences: usize,
     repeats: usize,
 ) -> Result<Value, Failure> {
-    let prompt = ids(prompt)?;
-    let greedy = Sampling {
-        temperature: 0.0,
-        top_k: None,
-        top_p: 1.0,
-    };
-    let (mut seconds, mut tokens, mut logprobs) = (Vec::new(), Vec::new(), Vec::new());
-    let mut cpu = Vec::new();
+    let prompts = work["prompts"]
+        .as_array()
+        .ok_or("tokens.json: no prompts")?;
+    let prompts = prompts.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
+    let prompts = prompts
+        .get(..n_sequences)
+        .ok_or("tokens.json: too few prompts")?;
+    let new_tokens = work["new_tokens"]
+        .as_u64()
+        .ok_or("tokens.json: no new_tokens")?;
+    let mut of = Decoding::default();
+    let (mut seconds, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..=repeats {
-        tokens.clear();
-        logprobs.clear();
-        let slot = backend.open_slot(Some(adapter), prompt.len() + NEW_TOKENS)?;
-        let mut logits = backend.prefill(slot, &prompt, false)?.next_logits;
+        of.start(backend, adapter, prompts, usize::try_from(new_tokens)?)?;
         let (start, cpu_start) = (Instant::now(), cpu_seconds()?);
-        for _ in 0..NEW_TOKENS {
-            let draw = sample(&logits, &greedy, 0, 0)?;
-            tokens.push(draw.token);
-            logprobs.push(draw.logprob);
-            logits = backend.decode_step(&[(slot, draw.token)])?;
+        for _ in 0..new_tokens {
+            of.step(backend)?;
         }
         seconds.push(start.elapsed().as_secs_f64());
         cpu.push(cpu_seconds()? - cpu_start);
-        backend.close_slot(slot);
+        of.slots.iter().for_each(|slot| backend.close_slot(*slot));
     }
     let (seconds, cpu) = (&seconds[1..], cpu[1..].iter().sum::<f64>());
     Ok(json!({
-        "seconds": seconds, "cpu_seconds": cpu, "tokens": tokens, "logprobs": logprobs,
-        "n_tokens": NEW_TOKENS,
+        "seconds": seconds, "cpu_seconds": cpu, "tokens": of.tokens.concat(),
+        "logprobs": of.logprobs.concat(), "n_tokens": of.tokens.concat().len(),
     }))
+}
+
+/// Sequences that are decoded together, greedily.
+#[derive(Default)]
+struct Decoding {
+    slots: Vec<SlotId>,
+    /// Of the next tokens, `[sequences, vocab]`.
+    logits: Vec<f32>,
+    tokens: Vec<Vec<u32>>,
+    logprobs: Vec<Vec<f32>>,
+}
+
+impl Decoding {
+    fn start(
+        &mut self,
+        backend: &mut dyn Backend,
+        adapter: AdapterId,
+        prompts: &[Vec<u32>],
+        new_tokens: usize,
+    ) -> Result<(), Failure> {
+        *self = Self {
+            tokens: vec![Vec::new(); prompts.len()],
+            logprobs: vec![Vec::new(); prompts.len()],
+            ..Self::default()
+        };
+        for prompt in prompts {
+            let slot = backend.open_slot(Some(adapter), prompt.len() + new_tokens)?;
+            self.slots.push(slot);
+            let next = backend.prefill(slot, prompt, false)?.next_logits;
+            self.logits.extend(next);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, backend: &mut dyn Backend) -> Result<(), Failure> {
+        let greedy = Sampling {
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+        };
+        let vocab = self.logits.len() / self.slots.len();
+        let mut rows = Vec::with_capacity(self.slots.len());
+        for (i, logits) in self.logits.chunks_exact(vocab).enumerate() {
+            let draw = sample(logits, &greedy, 0, 0)?;
+            self.tokens[i].push(draw.token);
+            self.logprobs[i].push(draw.logprob);
+            rows.push((self.slots[i], draw.token));
+        }
+        self.logits = backend.decode_step(&rows)?;
+        Ok(())
+    }
 }
 
 /// Processor time of all threads of this process so far, as Linux counts it.

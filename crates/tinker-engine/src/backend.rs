@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::adapter::{AdapterState, LoraSpec};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 use crate::optim::{OptimReport, Optimizer};
 
@@ -149,6 +149,17 @@ pub trait Backend: Send + fmt::Debug {
     /// If the slot is unknown.
     fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId>;
 
+    /// Copies the first `len` tokens of a cached sequence into a new one of at most `capacity` tokens,
+    /// with the bits that computing them anew would give.
+    ///
+    /// # Errors
+    /// If the slot is unknown, `len` is 0 or above what it holds, or the capacity is below `len` or
+    /// above [`BaseInfo::max_context`].
+    fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId>;
+
+    /// Bytes of memory that a cached sequence takes; 0 for unknown ids.
+    fn slot_bytes(&self, slot: SlotId) -> usize;
+
     /// Frees a cached sequence; unknown ids are ignored.
     fn close_slot(&mut self, slot: SlotId);
 
@@ -164,6 +175,23 @@ pub trait Backend: Send + fmt::Debug {
     /// # Errors
     /// If a slot is unknown, named twice or full, or a token is outside the vocabulary.
     fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>>;
+}
+
+/// Checks the lengths that [`Backend::fork_prefix`] takes.
+pub(crate) fn check_prefix(
+    len: usize,
+    held: usize,
+    capacity: usize,
+    max_context: usize,
+) -> Result<()> {
+    let message = if len == 0 || len > held {
+        format!("a beginning of {len} tokens is not in 1..={held}")
+    } else if capacity < len || capacity > max_context {
+        format!("slot capacity {capacity} is not in {len}..={max_context}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Invalid(message))
 }
 
 /// Loads a Hugging Face model directory (`config.json`, safetensors) onto the CPU.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::adapter::{AdapterState, HostTensor, LoraSpec};
-use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId};
+use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, check_prefix};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 use crate::optim::{Family, OptimReport, Optimizer, clip_factor, ema};
@@ -359,6 +359,25 @@ impl Backend for FakeBackend {
         let id = SlotId(self.next_id());
         self.slots.insert(id, copy);
         Ok(id)
+    }
+
+    fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId> {
+        let max_context = self.info.max_context;
+        let from = self.slot(slot)?;
+        check_prefix(len, from.tokens.len(), capacity, max_context)?;
+        let copy = FakeSlot {
+            weights: from.weights,
+            tokens: from.tokens[..len].to_vec(),
+            capacity,
+        };
+        let id = SlotId(self.next_id());
+        self.slots.insert(id, copy);
+        Ok(id)
+    }
+
+    fn slot_bytes(&self, slot: SlotId) -> usize {
+        let tokens = self.slots.get(&slot).map_or(0, |slot| slot.tokens.len());
+        tokens * size_of::<u32>()
     }
 
     fn close_slot(&mut self, slot: SlotId) {

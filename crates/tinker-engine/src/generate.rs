@@ -1,14 +1,17 @@
 //! Continuous batching: prompts and samples of any number of requests over one [`Backend`].
 //!
-//! Each step prefills at most one prompt (or a part of it, where that goes token by token) and appends one token to every running sample, so requests
-//! come and go between steps. What a sample gives depends on its request and seed alone; who else is
-//! running decides only when it is done.
+//! Each step takes some tokens of the prompts and appends one token to every running sample, so
+//! requests come and go between steps, and a long prompt holds up neither samples nor short prompts.
+//! A prompt that begins like another one of the same adapter takes over what that has computed. What a
+//! sample gives depends on its request and seed alone; who else is running decides only when it is
+//! done.
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 use crate::error::{Error, Result};
+use crate::prefix_cache::{MAX_BYTES, MIN_SHARED, PrefixCache, Shared, common};
 use crate::sampler::{self, Draw, Sampling};
 
 /// A request that a [`Generator`] has taken.
@@ -26,7 +29,8 @@ pub type StopFactory = Box<dyn Fn() -> Box<dyn StopCheck> + Send>;
 
 /// What to generate.
 pub struct GenerateRequest {
-    /// Adapter to sample with; `None` is the base model.
+    /// Adapter to sample with; `None` is the base model. Its weights must never change, as what was
+    /// computed with them serves later requests: see [`Backend::snapshot_adapter`].
     pub adapter: Option<AdapterId>,
     /// Tokens to continue, at least one.
     pub prompt: Vec<u32>,
@@ -46,6 +50,8 @@ pub struct GenerateRequest {
     pub stop: Option<StopFactory>,
     /// Whether to return the log-probability of each prompt token.
     pub prompt_logprobs: bool,
+    /// The first position of the prompt whose log-probability is wanted; those before it are `None`.
+    pub prompt_logprobs_from: usize,
     /// Most likely tokens to return at each prompt token; above 0 the prompt goes through token by
     /// token, at the speed of decoding.
     pub topk_prompt_logprobs: usize,
@@ -98,6 +104,8 @@ pub struct Generation {
     pub prompt_logprobs: Vec<Option<f32>>,
     /// `[prompt]` if asked for, else empty; the first is `None`.
     pub top_prompt_logprobs: Vec<Option<TopLogprobs>>,
+    /// Tokens of the prompt that an earlier request had computed; depends on who else was there.
+    pub n_cached: usize,
 }
 
 /// A request that has ended, well or not.
@@ -116,6 +124,15 @@ pub const MAX_ROWS: usize = 64;
 /// wait for all of them.
 const TOKENS_PER_STEP: usize = 16;
 
+/// Most tokens of one prompt that go through in a step: enough for a backend to be fast.
+pub const CHUNK: usize = 480;
+
+/// Tokens of all prompts that go through in a step: a chunk of a long one leaves room for short ones.
+const PROMPT_TOKENS_PER_STEP: usize = 2 * CHUNK;
+
+/// Most waiting prompts that a step looks at.
+const LOOKAHEAD: usize = 64;
+
 /// Runs generation requests in batches that change from step to step.
 #[derive(Debug)]
 pub struct Generator {
@@ -127,6 +144,7 @@ pub struct Generator {
     active: VecDeque<Active>,
     /// Slots of cancelled requests, closed by the next step.
     orphans: Vec<SlotId>,
+    cache: PrefixCache,
 }
 
 /// A request under way.
@@ -143,13 +161,23 @@ struct Active {
 /// A prompt that goes or went through the model.
 #[derive(Debug)]
 struct Prompt {
-    /// Tokens that went through.
+    /// Tokens that went through, those taken over included.
     done: usize,
+    /// Tokens taken over from another request.
+    n_cached: usize,
     /// `None` once the last sample took it over.
     slot: Option<SlotId>,
     next_logits: Vec<f32>,
     logprobs: Vec<Option<f32>>,
     top_logprobs: Vec<Option<TopLogprobs>>,
+}
+
+/// What is known of a prompt before it begins.
+enum Beginning {
+    /// What another sequence holds of it now, if any does.
+    Known(Option<Shared>),
+    /// Another prompt computes it in one of the next steps.
+    UnderWay,
 }
 
 /// A sample that has begun.
@@ -172,6 +200,7 @@ impl Generator {
             next_id: 0,
             active: VecDeque::new(),
             orphans: Vec::new(),
+            cache: PrefixCache::new(MAX_BYTES),
         }
     }
 
@@ -180,6 +209,23 @@ impl Generator {
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = max_rows.max(1);
         self
+    }
+
+    /// Keeps at most this much of finished requests for prompts that begin like them; 0 is none.
+    #[must_use]
+    pub fn with_cache_bytes(mut self, max_bytes: usize) -> Self {
+        self.cache = PrefixCache::new(max_bytes);
+        self
+    }
+
+    /// Frees what is kept of finished requests of an adapter, before that is dropped.
+    pub fn forget_adapter(&mut self, backend: &mut dyn Backend, adapter: AdapterId) {
+        self.cache.forget(backend, adapter);
+    }
+
+    /// Frees everything that is kept of finished requests.
+    pub fn clear_cache(&mut self, backend: &mut dyn Backend) {
+        self.cache.clear(backend);
     }
 
     /// Takes a request.
@@ -238,7 +284,7 @@ impl Generator {
             .any(|a| a.request.adapter == Some(adapter))
     }
 
-    /// Prefills a prompt if there is room for its samples, appends a token to every running sample,
+    /// Takes prompts a chunk further while there is room for samples, appends a token to every running sample,
     /// and returns what ended by that.
     ///
     /// # Errors
@@ -253,7 +299,7 @@ impl Generator {
                 backend.close_slot(slot);
             }
         })?;
-        finished.extend(self.take_finished());
+        finished.extend(self.take_finished(backend));
         Ok(finished)
     }
 
@@ -299,17 +345,29 @@ impl Generator {
             .count()
     }
 
-    /// Starts waiting samples in order while there is room, with at most one prefill.
+    /// Takes prompts further and starts waiting samples, in order, while there is room.
     fn start_samples(&mut self, backend: &mut dyn Backend) -> Vec<FinishedGeneration> {
         let mut room = self.max_rows.saturating_sub(self.n_running());
-        let mut may_prefill = true;
+        let (mut budget, mut looked_at) = (PROMPT_TOKENS_PER_STEP, 0);
         let mut failed = Vec::new();
-        for active in &mut self.active {
-            let has_prompt = active.has_prompt();
-            if room == 0 || (!has_prompt && !may_prefill) {
+        for i in 0..self.active.len() {
+            if room == 0 {
                 break;
             }
-            may_prefill &= has_prompt;
+            if !self.active[i].has_prompt() {
+                if budget == 0 || looked_at == LOOKAHEAD {
+                    continue;
+                }
+                looked_at += 1;
+                match self.advance(backend, i, budget) {
+                    Ok(n) => budget -= n.min(budget),
+                    Err(error) => {
+                        failed.push((self.active[i].id, error));
+                        continue;
+                    }
+                }
+            }
+            let active = &mut self.active[i];
             match active.start(backend, room) {
                 Ok(started) => room -= started,
                 Err(error) => failed.push((active.id, error)),
@@ -319,6 +377,51 @@ impl Generator {
             .into_iter()
             .map(|(id, error)| self.fail(backend, id, error))
             .collect()
+    }
+
+    /// Takes prompt `i` further; returns what that cost, in tokens.
+    fn advance(&mut self, backend: &mut dyn Backend, i: usize, budget: usize) -> Result<usize> {
+        if self.active[i].prompt.is_none() {
+            let Beginning::Known(shared) = self.beginning(i) else {
+                return Ok(0);
+            };
+            let active = &mut self.active[i];
+            let prompt = Prompt::open(backend, &active.request, active.max_tokens, shared)?;
+            active.prompt = Some(prompt);
+        }
+        let Active {
+            request, prompt, ..
+        } = &mut self.active[i];
+        let Some(prompt) = prompt else {
+            return Ok(0);
+        };
+        prompt.advance(backend, request, budget)
+    }
+
+    /// Where the beginning of prompt `i`, which is not begun, can be taken from.
+    fn beginning(&mut self, i: usize) -> Beginning {
+        let request = &self.active[i].request;
+        let wanted = &request.prompt[..request.n_shareable()];
+        let mut best = self.cache.find(request.adapter, wanted);
+        let mut promised = 0;
+        for other in &self.active {
+            let Some((slot, done)) = other.held().filter(|_| other.shares(request)) else {
+                continue;
+            };
+            let len = common(&other.request.prompt, wanted);
+            let ready = len.min(done);
+            if ready >= MIN_SHARED && best.is_none_or(|best| best.len < ready) {
+                best = Some(Shared { slot, len: ready });
+            }
+            if other.request.topk_prompt_logprobs == 0 {
+                promised = promised.max(len);
+            }
+        }
+        // Another prompt is about to compute more of it than there is now.
+        if promised >= best.map_or(0, |best| best.len) + MIN_SHARED {
+            return Beginning::UnderWay;
+        }
+        Beginning::Known(best)
     }
 
     fn fail(
@@ -382,14 +485,18 @@ impl Generator {
         Ok(())
     }
 
-    fn take_finished(&mut self) -> Vec<FinishedGeneration> {
+    fn take_finished(&mut self, backend: &mut dyn Backend) -> Vec<FinishedGeneration> {
         let mut finished = Vec::new();
-        for active in std::mem::take(&mut self.active) {
+        for mut active in std::mem::take(&mut self.active) {
             if active
                 .samples
                 .iter()
                 .all(|s| s.as_ref().is_some_and(|s| s.ended.is_some()))
             {
+                if let Some((slot, tokens)) = active.take_sequence() {
+                    let adapter = active.request.adapter;
+                    self.cache.insert(backend, adapter, tokens, slot);
+                }
                 finished.push(active.finish());
             } else {
                 self.active.push_back(active);
@@ -405,6 +512,17 @@ impl GenerateRequest {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
+        }
+    }
+
+    /// Tokens of the prompt of which nothing is wanted that a cached sequence does not hold. The last
+    /// one goes through the model for what follows it.
+    fn n_shareable(&self) -> usize {
+        let last = self.prompt.len() - 1;
+        match (self.topk_prompt_logprobs, self.prompt_logprobs) {
+            (0, false) => last,
+            (0, true) => last.min(self.prompt_logprobs_from.saturating_sub(1)),
+            _ => 0,
         }
     }
 }
@@ -439,22 +557,35 @@ impl Active {
         self.prompt.as_ref().is_some_and(|p| p.done == n)
     }
 
-    /// Prefills the prompt if that is still to do and, once all of it went through, starts at most
-    /// `room` samples; returns how many.
+    /// A slot that holds the beginning of the prompt, and how much of it.
+    fn held(&self) -> Option<(SlotId, usize)> {
+        let prompt = self.prompt.as_ref()?;
+        let of_samples = || self.samples.iter().flatten().find_map(|s| s.slot);
+        prompt
+            .slot
+            .or_else(of_samples)
+            .map(|slot| (slot, prompt.done))
+    }
+
+    /// Whether a request computes the same from the same tokens.
+    fn shares(&self, request: &GenerateRequest) -> bool {
+        self.request.adapter == request.adapter
+    }
+
+    /// The slot of the first sample with the tokens it holds: the last one drawn never went through.
+    fn take_sequence(&mut self) -> Option<(SlotId, Vec<u32>)> {
+        let sample = self.samples.first_mut()?.as_mut()?;
+        let slot = sample.slot.take()?;
+        let drawn = sample.tokens.split_last().map_or(&[][..], |(_, rest)| rest);
+        Some((slot, [&self.request.prompt[..], drawn].concat()))
+    }
+
+    /// Starts at most `room` samples once all of the prompt went through; returns how many.
     fn start(&mut self, backend: &mut dyn Backend, room: usize) -> Result<usize> {
-        let mut prompt = match self.prompt.take() {
-            Some(prompt) => prompt,
-            None => Prompt::open(backend, &self.request, self.max_tokens)?,
-        };
-        if let Err(error) = prompt.advance(backend, &self.request) {
-            // Kept, so that its slot is closed with the request.
-            self.prompt = Some(prompt);
-            return Err(error);
-        }
-        if prompt.done < self.request.prompt.len() {
-            self.prompt = Some(prompt);
+        let n = self.request.prompt.len();
+        let Some(mut prompt) = self.prompt.take_if(|p| p.done == n) else {
             return Ok(0);
-        }
+        };
         let waiting: Vec<usize> = (0..self.samples.len())
             .filter(|i| self.samples[*i].is_none())
             .collect();
@@ -493,7 +624,9 @@ impl Active {
             }
             sample.push(draw, request, self.max_tokens);
         }
+        // The first sample's may serve later requests.
         if sample.ended.is_some()
+            && i > 0
             && let Some(slot) = sample.slot.take()
         {
             backend.close_slot(slot);
@@ -508,15 +641,16 @@ impl Active {
             stop_reason: s.ended.unwrap_or(StopReason::Length),
             top_logprobs: s.top_logprobs,
         });
-        let (prompt_logprobs, top_prompt_logprobs) = self
+        let (prompt_logprobs, top_prompt_logprobs, n_cached) = self
             .prompt
-            .map(|p| (p.logprobs, p.top_logprobs))
+            .map(|p| (p.logprobs, p.top_logprobs, p.n_cached))
             .unwrap_or_default();
         let samples = samples.collect();
         let outcome = Ok(Generation {
             samples,
             prompt_logprobs,
             top_prompt_logprobs,
+            n_cached,
         });
         FinishedGeneration {
             id: self.id,
@@ -554,43 +688,75 @@ impl Running {
 }
 
 impl Prompt {
-    /// An empty slot for a request.
+    /// A slot for a request that holds what is shared with another sequence.
     fn open(
         backend: &mut dyn Backend,
         request: &GenerateRequest,
         max_tokens: usize,
+        shared: Option<Shared>,
     ) -> Result<Self> {
         let capacity = request.prompt.len() + max_tokens;
+        let slot = match shared {
+            Some(Shared { slot, len }) => backend.fork_prefix(slot, len, capacity)?,
+            None => backend.open_slot(request.adapter, capacity)?,
+        };
+        let done = shared.map_or(0, |shared| shared.len);
+        let n_hidden = if request.prompt_logprobs { done } else { 0 };
         Ok(Self {
-            done: 0,
-            slot: Some(backend.open_slot(request.adapter, capacity)?),
+            done,
+            n_cached: done,
+            slot: Some(slot),
             next_logits: Vec::new(),
-            logprobs: Vec::new(),
+            logprobs: vec![None; n_hidden],
             top_logprobs: Vec::new(),
         })
     }
 
-    /// Takes the prompt one step further; without top log-probabilities that is to its end.
-    fn advance(&mut self, backend: &mut dyn Backend, request: &GenerateRequest) -> Result<()> {
+    /// Takes the prompt one chunk further, of at most `budget` tokens; returns what that cost.
+    fn advance(
+        &mut self,
+        backend: &mut dyn Backend,
+        request: &GenerateRequest,
+        budget: usize,
+    ) -> Result<usize> {
         let rest = &request.prompt[self.done..];
         let Some(slot) = self.slot.filter(|_| !rest.is_empty()) else {
-            return Ok(());
+            return Ok(0);
         };
         if request.topk_prompt_logprobs > 0 {
             let part = rest.iter().take(TOKENS_PER_STEP);
-            return part
-                .copied()
-                .try_for_each(|token| self.push(backend, request, slot, token));
+            part.copied()
+                .try_for_each(|token| self.push(backend, request, slot, token))?;
+            // One token takes about as long as many that go through together.
+            return Ok(CHUNK);
         }
-        let prefill = backend.prefill(slot, rest, request.prompt_logprobs)?;
+        let n = rest.len().min(CHUNK).min(budget);
+        let (part, end) = (&rest[..n], self.done + n);
+        let is_scored = request.prompt_logprobs && request.prompt_logprobs_from < end;
         if request.prompt_logprobs {
-            self.logprobs.push(None);
-            let logprobs = prefill.prompt_logprobs.into_iter().map(Some);
-            self.logprobs.extend(logprobs);
+            let first = self.logprob_of_next(request, part[0])?;
+            self.logprobs.push(first);
+        }
+        let prefill = backend.prefill(slot, part, is_scored)?;
+        if is_scored {
+            let positions = self.done + 1..end;
+            let wanted = |(at, logprob)| (at >= request.prompt_logprobs_from).then_some(logprob);
+            self.logprobs
+                .extend(positions.zip(prefill.prompt_logprobs).map(wanted));
+        } else if request.prompt_logprobs {
+            self.logprobs.resize(end, None);
         }
         self.next_logits = prefill.next_logits;
-        self.done = request.prompt.len();
-        Ok(())
+        self.done = end;
+        Ok(n)
+    }
+
+    /// Log-probability of the token at position `done`, if it is wanted and something precedes it.
+    fn logprob_of_next(&self, request: &GenerateRequest, token: u32) -> Result<Option<f32>> {
+        if self.done == 0 || self.done < request.prompt_logprobs_from {
+            return Ok(None);
+        }
+        sampler::logprob_of(&self.next_logits, token).map(Some)
     }
 
     /// Appends one token, with what the model thought of it and its alternatives.
@@ -605,8 +771,8 @@ impl Prompt {
         let top = before.map(|logits| sampler::most_likely(logits, request.topk_prompt_logprobs));
         let top = top.transpose()?;
         if request.prompt_logprobs {
-            let logprob = before.map(|logits| sampler::logprob_of(logits, token));
-            self.logprobs.push(logprob.transpose()?);
+            let logprob = self.logprob_of_next(request, token)?;
+            self.logprobs.push(logprob);
         }
         self.top_logprobs.push(top);
         self.next_logits = backend.decode_step(&[(slot, token)])?;

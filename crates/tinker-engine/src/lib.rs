@@ -14,6 +14,7 @@ pub mod load;
 pub mod loss;
 pub mod optim;
 pub mod peft;
+mod prefix_cache;
 pub mod rng;
 pub mod sampler;
 

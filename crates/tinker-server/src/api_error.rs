@@ -87,7 +87,12 @@ impl ApiError {
 
     /// 503: the server is stopping; the same request will be accepted after a restart.
     pub(crate) fn stopping() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping")
+        Self::unavailable("the server is stopping")
+    }
+
+    /// 503: the server cannot do its work, for a while or until somebody sees to it.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     /// 500: our fault. The detail goes to the log, not to the client.
@@ -106,6 +111,8 @@ impl From<Error> for ApiError {
             Error::Invalid(message) => Self::bad_request(message),
             // Not 409: clients would retry it for minutes.
             Error::Conflict(message) => Self::unprocessable(message),
+            // There is room once something was deleted.
+            Error::OverQuota(message) => Self::busy(message),
             Error::Engine(tinker_engine::Error::Invalid(message)) => Self::bad_request(message),
             Error::Engine(error @ tinker_engine::Error::Model { .. }) => {
                 Self::bad_request(error.to_string())

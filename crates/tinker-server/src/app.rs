@@ -25,6 +25,7 @@ use crate::limits::Limits;
 use crate::models::ModelRegistry;
 use crate::operation::{OpKind, run_request_id, sample_request_id};
 use crate::options::default_client_config;
+use crate::summary::Observer;
 use crate::token::ApiToken;
 
 /// What an [`App`] is made of; tests put a failing disk or another backend in.
@@ -151,6 +152,24 @@ impl App {
         self.born.elapsed().saturating_sub(last)
     }
 
+    /// Looks at the server from outside.
+    #[must_use]
+    pub fn observer(self: &Arc<Self>) -> Observer {
+        Observer(Arc::clone(self))
+    }
+
+    /// Why the server cannot do its work, if it cannot.
+    pub(crate) fn check_health(&self) -> ApiResult<()> {
+        self.check_open()?;
+        if lock(&self.engine).is_alive() {
+            Ok(())
+        } else {
+            Err(ApiError::unavailable(
+                "the engine has ended: start the server again",
+            ))
+        }
+    }
+
     /// Refuses new work and sends those who wait for results away to ask again.
     pub(crate) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -208,6 +227,9 @@ impl App {
                 "training run {run} holds copied checkpoints and cannot be trained: load_weights makes a run of one"
             )));
         }
+        if !journal.knows(&id, seq) {
+            self.check_room(kind, body)?;
+        }
         let limit = self.core.limits.max_pending_operations;
         match journal.accept(&id, kind, seq, body, limit)? {
             Accepted::Known => {}
@@ -233,6 +255,20 @@ impl App {
             request_id: id,
             model_id: Some(run.clone()),
             sample_sequence_ids: None,
+        })
+    }
+
+    /// Refuses an operation that there is no room to log. It may be sent again, but for a creation,
+    /// which nothing waits for; a save has a result that says so, since its log entry is small.
+    fn check_room(&self, kind: OpKind, body: &[u8]) -> ApiResult<()> {
+        if kind.saves() {
+            return Ok(());
+        }
+        let what = format!("the {} request", name_of(kind));
+        let checked = self.core.quota.check(body.len() as u64, &what);
+        checked.map_err(|error| match kind.creates_run() {
+            true => ApiError::bad_request(error.to_string()),
+            false => error.into(),
         })
     }
 
@@ -386,11 +422,11 @@ impl App {
         let id = sample_request_id(sampler, seq).map_err(malformed)?;
         self.core.live_sampler(sampler)?;
         let limit = self.core.limits.max_pending_samples;
-        match self
-            .core
-            .samples()
-            .accept(&id, OpKind::Sample, seq, body, limit)?
-        {
+        let mut samples = self.core.samples();
+        if !samples.knows(&id, seq) {
+            self.check_room(OpKind::Sample, body)?;
+        }
+        match samples.accept(&id, OpKind::Sample, seq, body, limit)? {
             Accepted::Known => {}
             Accepted::New => self.core.send(Command::Sample {
                 request_id: id.clone(),

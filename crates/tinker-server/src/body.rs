@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 
-/// Bodies beyond this many bytes are read off the event loop, which others wait for.
-const LARGE_BODY: usize = 64 << 10;
+/// Bodies beyond this many bytes are read, and results written, off the event loop, which others wait
+/// for.
+pub(crate) const LARGE_BODY: usize = 64 << 10;
 
 /// A body as it came, decompressed.
 #[derive(Debug)]
@@ -141,7 +142,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     off_loop(move || work(&app)).await
 }
 
-async fn off_loop<T: Send + 'static>(
+/// Runs work that takes a while off the event loop.
+pub(crate) async fn off_loop<T: Send + 'static>(
     work: impl FnOnce() -> ApiResult<T> + Send + 'static,
 ) -> ApiResult<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {

@@ -321,6 +321,18 @@ pub(crate) fn read(
     Ok((manifest, state))
 }
 
+/// Checks every file of a bundle against its manifest; a directory without one is fine.
+///
+/// # Errors
+/// [`Error::Corrupt`] naming the damaged file, or it cannot be read.
+pub(crate) fn verify(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let Some(manifest) = read_manifest(disk, dir)? else {
+        return Ok(());
+    };
+    let mut names = manifest.files.keys();
+    names.try_for_each(|name| read_checked(disk, dir, &manifest, name).map(drop))
+}
+
 fn read_checked(disk: &dyn Disk, dir: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
     let path: PathBuf = dir.join(name);
     let corrupt = |message: String| Error::Corrupt {

@@ -1,9 +1,10 @@
 //! What requests and the engine's thread share: catalog, journals, futures and the way to the engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tinker_engine::Backend;
 use tinker_types::{
@@ -11,6 +12,7 @@ use tinker_types::{
 };
 
 use crate::accounts::Accounts;
+use crate::app::name_of;
 use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::catalog::{Catalog, Sampler};
@@ -24,9 +26,12 @@ use crate::error::{Error, Result};
 use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::models::ModelRegistry;
-use crate::operation::{Form, Outcome};
+use crate::operation::{Form, OpKind, Outcome};
 use crate::paths::Paths;
+use crate::pending::{Count, Pending};
+use crate::quota::Quota;
 use crate::segment_log::Syncer;
 use crate::watchers::Watchers;
 
@@ -37,6 +42,9 @@ pub type LoadBackend =
 /// Runs used within this time are taken up at start; older ones when somebody asks for them.
 const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// What directories that are being removed are called, before a number.
+const DELETED: &str = "deleted-";
+
 /// Samplers without a checkpoint are kept this long after the last sign of their session.
 const KEEP_SESSION_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -44,9 +52,11 @@ const KEEP_SESSION_MS: i64 = 24 * 60 * 60 * 1000;
 pub(crate) struct Core {
     pub(crate) paths: Paths,
     pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) quota: Quota,
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
+    pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,
     pub(crate) completions: Completions,
     pub(crate) watchers: Watchers,
@@ -55,12 +65,14 @@ pub(crate) struct Core {
     pub(crate) load: LoadBackend,
     pub(crate) threads: usize,
     pub(crate) version: String,
+    db: Db,
     syncer: Syncer,
     journals: Mutex<HashMap<TrainingRunId, Arc<Mutex<Journal>>>>,
     samples: Mutex<Journal>,
     /// Held while a checkpoint's directory and row change.
     checkpoints: Mutex<()>,
     attempts: Mutex<Attempts>,
+    pending: Mutex<Pending>,
     /// Runs whose next operation is held back by a passing fault.
     held: Mutex<HashMap<TrainingRunId, Held>>,
     /// Samples that a passing fault keeps from starting, with the fault.
@@ -107,14 +119,19 @@ impl Core {
     ///
     /// # Errors
     /// If the directory cannot be read or written.
-    pub(crate) fn open(options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
+    pub(crate) fn open(mut options: CoreOptions, engine: Sender<Command>) -> Result<Arc<Self>> {
         let paths = Paths::new(&options.home);
+        let limit = options.limits.max_disk_bytes;
+        let quota;
+        (quota, options.disk) = Quota::new(limit, paths.root(), paths.temp(), options.disk);
         bundle::restore_replaced(options.disk.as_ref(), paths.root())?;
+        create_dir(options.disk.as_ref(), paths.root())?;
+        let db = Db::open(&paths.database())?;
+        let catalog = Catalog::open(db.clone())?;
+        finish_deletions(options.disk.as_ref(), &paths, &catalog)?;
         // What is in there was not finished when the last server ended.
         remove_dir(&paths.temp())?;
         create_dir(options.disk.as_ref(), &paths.temp())?;
-        let db = Db::open(&paths.database())?;
-        let catalog = Catalog::open(db.clone())?;
         let futures: Arc<FutureStore> = Arc::default();
         let syncer = Syncer::start();
         let samples = Journal::open(
@@ -130,9 +147,13 @@ impl Core {
             attempts: Mutex::new(attempts),
             paths,
             disk: options.disk,
+            quota,
             limits: options.limits,
             catalog,
-            accounts: Accounts::new(db),
+            accounts: Accounts::new(db.clone()),
+            db,
+            metrics: Metrics::default(),
+            pending: Mutex::default(),
             futures,
             completions: Completions::default(),
             watchers: Watchers::default(),
@@ -245,6 +266,16 @@ impl Core {
     /// Hands a command to the engine's thread. Without one the server is stopping, and what was
     /// logged is taken up at the next start.
     pub(crate) fn send(&self, command: Command) {
+        match &command {
+            Command::Operation {
+                request_id, kind, ..
+            } => self.pending().accept(request_id, *kind, Instant::now()),
+            Command::Sample { request_id } => {
+                self.pending()
+                    .accept(request_id, OpKind::Sample, Instant::now());
+            }
+            _ => {}
+        }
         if lock(&self.engine).send(command).is_err() {
             tracing::debug!("the engine has stopped");
         }
@@ -259,12 +290,17 @@ impl Core {
         if let Some(journal) = journals.get(run) {
             return Ok(Arc::clone(journal));
         }
-        self.catalog.run(run)?;
+        let marked = self.catalog.run(run)?.corrupted;
         let opened = self.open_journal(run);
         if let Err(error @ Error::Corrupt { .. }) = &opened {
             self.catalog.mark_corrupted(run, &error.to_string())?;
         }
         let journal = opened?;
+        // Its file was put back, or cut.
+        let log = self.paths.run_log(run).display().to_string();
+        if marked.is_some_and(|why| why.starts_with(&log)) {
+            self.catalog.unmark_corrupted(run)?;
+        }
         for found in journal.found() {
             if found.finished.is_none() {
                 self.attempts().note_unfinished(found.request_id.clone());
@@ -279,6 +315,18 @@ impl Core {
         let journal = Arc::new(Mutex::new(journal));
         journals.insert(run.clone(), Arc::clone(&journal));
         Ok(journal)
+    }
+
+    /// The logs that are open; no other is opened meanwhile.
+    pub(crate) fn open_journals(
+        &self,
+    ) -> MutexGuard<'_, HashMap<TrainingRunId, Arc<Mutex<Journal>>>> {
+        lock(&self.journals)
+    }
+
+    /// The metadata database.
+    pub(crate) const fn db(&self) -> &Db {
+        &self.db
     }
 
     /// Closes the logs that nobody uses and that have nothing unfinished. They are opened again on
@@ -317,6 +365,24 @@ impl Core {
         lock(&self.samples)
     }
 
+    /// What was accepted and has no result yet.
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        lock(&self.pending)
+    }
+
+    /// How many operations of each kind have no result yet.
+    pub(crate) fn queue(&self) -> BTreeMap<&'static str, Count> {
+        self.pending().counts(name_of)
+    }
+
+    /// Counts an operation whose result is about to be published.
+    pub(crate) fn count_end(&self, id: &RequestId, outcome: &Outcome) {
+        let ended = self.pending().end(id, Instant::now());
+        if let Some((kind, took)) = ended {
+            self.metrics.end_operation(name_of(kind), outcome, took);
+        }
+    }
+
     /// Records the result of a sample and wakes those who wait for it.
     pub(crate) fn finish_sample(&self, id: &RequestId, outcome: Outcome) {
         let ended = Ended {
@@ -324,6 +390,7 @@ impl Core {
             failed: outcome.is_failure(),
             n_bytes: Some(outcome.body.len() as u64),
         };
+        self.count_end(id, &outcome);
         self.samples().finish(id, outcome);
         // A poll that was waiting may have been answered already.
         let was_fetched = || self.futures.was_delivered(id);
@@ -444,7 +511,8 @@ impl Core {
     /// Takes a directory out of sight in one step: a half-removed one is never taken for whole. One
     /// that is not there is fine.
     fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
-        let trash = self.paths.temp().join(uuid::Uuid::now_v7().to_string());
+        let name = format!("{DELETED}{}", uuid::Uuid::now_v7());
+        let trash = self.paths.temp().join(name);
         match self.disk.rename(dir, &trash) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", dir, error))
@@ -491,6 +559,27 @@ impl Core {
         }
         Ok(sampler)
     }
+}
+
+/// Removes the rows of checkpoints whose directories were on their way out when the last server was
+/// killed: a list must not show what cannot be loaded.
+fn finish_deletions(disk: &dyn Disk, paths: &Paths, catalog: &Catalog) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(paths.temp()) else {
+        return Ok(());
+    };
+    for entry in entries.filter_map(std::io::Result::ok) {
+        let is_deleted = entry.file_name().to_string_lossy().starts_with(DELETED);
+        // Without a readable manifest it was half removed, which comes after its row.
+        let manifest = is_deleted.then(|| bundle::read_manifest(disk, &entry.path()));
+        if let Some(Ok(Some(manifest))) = manifest
+            && let Some(path) = manifest.path
+            && !paths.checkpoint(&path).exists()
+        {
+            tracing::info!(%path, "finishing a deletion that the end of the last server cut short");
+            catalog.remove_checkpoint(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The operations that a run has snapshots of, oldest first.

@@ -70,6 +70,19 @@ impl Db {
     }
 }
 
+impl Db {
+    /// Writes the database as it is now to a new file.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn copy_to(&self, path: &Path) -> Result<()> {
+        create_private_file(path).map_err(|e| Error::io("write", path, e))?;
+        let name = path.display().to_string();
+        self.call(move |connection| connection.execute("VACUUM INTO ?1", [name]))?;
+        Ok(())
+    }
+}
+
 fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let version: usize = connection.query_row("PRAGMA user_version", [], |row| {
         row.get::<_, i64>(0).map(|v| v as usize)

@@ -35,6 +35,14 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// As the operating system says; some bytes may have been written.
     fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()>;
 
+    /// Makes what was appended to a file durable.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn sync(&self, file: &File, _path: &Path) -> io::Result<()> {
+        file.sync_data()
+    }
+
     /// Cuts a file back after an append that failed.
     ///
     /// # Errors

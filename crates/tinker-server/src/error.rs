@@ -67,6 +67,9 @@ pub enum Error {
     /// A number or name that was used for something else before; the text names both.
     #[error("{0}")]
     Conflict(String),
+    /// The server keeps as much as it may; the text says how much that is and what to do.
+    #[error("{0}")]
+    OverQuota(String),
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] tinker_engine::Error),

@@ -106,7 +106,7 @@ impl Journal {
     /// Opens the log of a directory and registers its futures.
     ///
     /// # Errors
-    /// If the log cannot be read.
+    /// If the log cannot be read; [`Error::Corrupt`] says what is damaged and what can be done.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         syncer: Syncer,
@@ -115,10 +115,11 @@ impl Journal {
         futures: Arc<FutureStore>,
     ) -> Result<Self> {
         let mut entries: HashMap<RequestId, Entry> = HashMap::new();
-        let log = SegmentLog::open(disk, syncer, dir, |record| {
+        let opened = SegmentLog::open(disk, syncer, dir, |record| {
             apply(&mut entries, record.header, record.location);
             Ok(())
-        })?;
+        });
+        let log = opened.map_err(|error| with_advice(error, &scope, dir))?;
         for (id, entry) in &entries {
             match entry.finished {
                 Some(Finished {
@@ -178,6 +179,11 @@ impl Journal {
     /// Says that operations up to `seq` are part of a snapshot.
     pub(crate) fn raise_floor(&mut self, seq: u64) {
         self.floor = self.floor.max(Some(seq));
+    }
+
+    /// Whether an operation was accepted before.
+    pub(crate) fn knows(&self, id: &RequestId, seq: u64) -> bool {
+        self.entries.contains_key(id) || self.floor.is_some_and(|floor| seq <= floor)
     }
 
     /// Logs an operation unless it is known.
@@ -469,6 +475,27 @@ impl Entry {
         result.map_or(self.accepted.segment, |l| {
             l.segment.min(self.accepted.segment)
         })
+    }
+}
+
+/// Adds to what is damaged what can be done about it.
+fn with_advice(error: Error, scope: &Scope, dir: &Path) -> Error {
+    let Error::Corrupt { path, message } = error else {
+        return error;
+    };
+    let backup = "start the server from a backup (`tinker serve backup` makes them)";
+    let instead = match scope {
+        Scope::Run(run) => {
+            format!("make a new training run from the newest checkpoint of {run}, or {backup}")
+        }
+        Scope::Samples | Scope::Memory => format!(
+            "move {} away, so that its samples are drawn again when they are asked for, or {backup}",
+            dir.display()
+        ),
+    };
+    Error::Corrupt {
+        message: format!("{message}; {instead}"),
+        path,
     }
 }
 

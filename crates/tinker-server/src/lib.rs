@@ -5,12 +5,14 @@
 //! [`resolve_model`] finds a base model by name. [`App`] and [`router()`] are the server without its
 //! socket, as tests use it.
 
+mod access;
 mod accounts;
 mod adapter_files;
 mod api_error;
 mod app;
 mod attempts;
 mod auth;
+mod backup;
 mod blob;
 mod body;
 mod bundle;
@@ -32,22 +34,29 @@ mod limits;
 mod links;
 mod lock;
 mod loss_inputs;
+mod metrics;
 mod models;
 mod names;
 mod operation;
 mod options;
 mod paths;
+mod pending;
+mod process;
+mod quota;
 mod router;
 mod routes;
 mod scheduler;
 mod segment_log;
 mod server;
+mod summary;
 mod token;
 mod trace;
 mod watchers;
 
 pub use crate::core::LoadBackend;
+pub use access::ACCESS_LOG;
 pub use app::{App, AppOptions};
+pub use backup::{Backup, check_free, place_backup, stage_backup};
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
 pub use limits::Limits;
@@ -56,4 +65,5 @@ pub use models::{BaseModel, list_models, resolve_model};
 pub use options::ServeOptions;
 pub use router::router;
 pub use server::{Server, serve};
+pub use summary::{Observer, Summary};
 pub use token::ApiToken;

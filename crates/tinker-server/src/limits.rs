@@ -16,6 +16,8 @@ pub struct Limits {
     /// Samplers without a name whose weights are kept per training run, the newest ones, until the
     /// session ends; at least 1.
     pub keep_unnamed_samplers: usize,
+    /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
+    pub max_disk_bytes: Option<u64>,
     /// Longest a poll for a result is held; clients give up after 45 s.
     pub poll_hold: Duration,
     /// Operations between two snapshots of a training run.
@@ -37,6 +39,7 @@ impl Default for Limits {
             max_pending_samples: 65_536,
             max_num_samples: 1024,
             keep_unnamed_samplers: 4,
+            max_disk_bytes: None,
             poll_hold: Duration::from_secs(40),
             snapshot_every: 64,
             snapshot_engine_time: Duration::from_secs(30),

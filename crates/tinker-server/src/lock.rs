@@ -36,6 +36,9 @@ pub struct LockInfo {
     /// Threads its engine was told to take; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
+    /// Most bytes of files that it may keep; absent if there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_disk_bytes: Option<u64>,
 }
 
 impl LockInfo {
@@ -56,6 +59,7 @@ impl std::fmt::Debug for LockInfo {
             .field("started", &self.started)
             .field("models", &self.models)
             .field("threads", &self.threads)
+            .field("max_disk_bytes", &self.max_disk_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -213,6 +217,7 @@ mod tests {
             started: "now".into(),
             models: Vec::new(),
             threads: 0,
+            max_disk_bytes: None,
         };
         lock.publish(&OsDisk, &info).unwrap();
 

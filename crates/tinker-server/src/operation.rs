@@ -38,6 +38,14 @@ impl OpKind {
         matches!(self, Self::CreateModel | Self::CreateFromWeights)
     }
 
+    /// Whether it writes weights to the disk.
+    pub(crate) const fn saves(self) -> bool {
+        matches!(
+            self,
+            Self::SaveWeights | Self::SaveWeightsForSampler | Self::SaveWeightsExternal
+        )
+    }
+
     /// Whether two bodies are the same protobuf or JSON value; map order may differ.
     pub(crate) fn same_request(self, a: &[u8], b: &[u8]) -> bool {
         if a == b {
@@ -89,6 +97,14 @@ impl Operation {
             OpKind::LoadWeights => Self::LoadWeights(json(body)?),
             OpKind::Sample => return Err(TypeError::new("a sample is no operation of a run")),
         })
+    }
+
+    /// Whether it writes the adapter to the disk and does nothing else.
+    pub(crate) const fn is_save(&self) -> bool {
+        matches!(
+            self,
+            Self::SaveWeights(_) | Self::SaveWeightsForSampler(_) | Self::SaveWeightsExternal(_)
+        )
     }
 
     /// Whether it changes the adapter, and so must be repeated when a run is rebuilt.
@@ -205,6 +221,7 @@ impl From<Error> for Outcome {
             Error::Invalid(_)
             | Error::NotFound(_)
             | Error::Conflict(_)
+            | Error::OverQuota(_)
             | Error::Corrupt { .. }
             | Error::Newer { .. }
             | Error::Engine(Engine::Invalid(_) | Engine::NotFinite(_) | Engine::Model { .. }) => {

@@ -33,6 +33,8 @@ pub struct ServeOptions {
     pub models: Vec<PathBuf>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
+    /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
+    pub max_disk_bytes: Option<u64>,
     /// Leave after this long without requests, heartbeats or work; `None` stays.
     pub idle_timeout: Option<Duration>,
     /// A Hugging Face hub cache to put the embedded model's tokenizer in, so that
@@ -55,6 +57,7 @@ impl ServeOptions {
             token: None,
             models: Vec::new(),
             threads: 0,
+            max_disk_bytes: None,
             idle_timeout: None,
             hf_cache: None,
             client_config: default_client_config(),

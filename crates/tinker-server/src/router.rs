@@ -9,6 +9,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post, put};
 use tinker_types as t;
 
+use crate::access;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::auth;
@@ -16,6 +17,9 @@ use crate::routes::{
     admin, anthropic, api_keys, checkpoints, custom_losses, futures, models, openai, sampling,
     search, service, sessions, signed, training, training_runs, weights,
 };
+
+/// Where Prometheus looks.
+const METRICS: &str = "/metrics";
 
 /// The whole API over `app`: every path, with the checks of host, origin and token before it.
 pub fn router(app: Arc<App>) -> Router {
@@ -30,12 +34,15 @@ pub fn router(app: Arc<App>) -> Router {
         // Bodies are bounded where they are read, so that the refusal can explain itself.
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(Arc::clone(&app), auth::guard))
+        // Refusals are counted too.
+        .layer(from_fn_with_state(Arc::clone(&app), access::note))
         .with_state(app)
 }
 
 fn session_routes() -> Router<Arc<App>> {
     Router::new()
         .route(t::HEALTHZ, get(service::healthz))
+        .route(METRICS, get(service::metrics))
         .route(t::CAPABILITIES, get(service::capabilities))
         .route(t::CLIENT_CONFIG, post(service::client_config))
         .route(t::DYNAMIC_CONFIG, post(service::dynamic_config))
@@ -106,6 +113,7 @@ fn rest_routes() -> Router<Arc<App>> {
         .route(&under(&checkpoint, "/archive"), get(checkpoints::archive))
         .route(t::SEARCH_CHECKPOINTS, post(search::checkpoints))
         .route(t::AUDIT, get(admin::audit))
+        .route(t::BACKUP, post(admin::backup))
         .route(t::BILLING_USAGE, get(admin::usage))
         .route(t::STORAGE_USAGE, get(admin::storage))
         .route(t::CHECKPOINTS, get(checkpoints::list))

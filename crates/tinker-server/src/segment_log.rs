@@ -1,19 +1,25 @@
 //! An append-only log in numbered segment files, each record framed by its length and checksum.
 //!
 //! A record is `[length: u32][BLAKE3 of the payload: 32 bytes][payload]`, little-endian; the payload
-//! is `[header length: u32][header: JSON][body]`. A record that was cut short by a crash ends the
-//! log; everything before it is kept. Writing to the operating system is enough against a killed
-//! process; [`Syncer`] makes groups of records durable against a power cut a moment later.
+//! is `[header length: u32][header: JSON][body]`. Writing to the operating system is enough against a
+//! killed process; [`Syncer`] makes groups of records durable against a power cut a moment later.
+//!
+//! A killed process leaves at most a torn last record. A power cut may lose anything written since the
+//! last sync, in any order: there may be zeros in the middle and whole records after them. So every
+//! header says how much of its segment was on the disk before it was written. A record that is not
+//! whole ends the log and what follows it is removed, unless a later one says that it was on the disk:
+//! then the file is damaged, and the log is not opened, lest the later ones be lost without a word.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::disk::{Disk, create_dir, sync_dir};
 use crate::error::{Error, Result};
@@ -46,6 +52,31 @@ pub(crate) struct Record<H> {
     pub(crate) location: Location,
 }
 
+/// A header as it is written.
+#[derive(Serialize)]
+struct Stamped<'a, H> {
+    /// Bytes of the segment that were on the disk before.
+    #[serde(skip_serializing_if = "is_zero")]
+    synced: u64,
+    #[serde(flatten)]
+    header: &'a H,
+}
+
+/// What [`Stamped`] adds to a header; absent in logs of earlier versions.
+#[derive(Deserialize)]
+struct Stamp {
+    #[serde(default)]
+    synced: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the shape that serde asks for"
+)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// A log open for appending.
 #[derive(Debug)]
 pub(crate) struct SegmentLog {
@@ -53,18 +84,48 @@ pub(crate) struct SegmentLog {
     disk: Arc<dyn Disk>,
     syncer: Syncer,
     segment: u64,
-    file: Arc<File>,
+    tail: Arc<Tail>,
     len: u64,
     broken: bool,
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+struct Tail {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    file: File,
+    /// Bytes that are on the disk for sure.
+    synced: AtomicU64,
+}
+
+impl Tail {
+    fn open(disk: &Arc<dyn Disk>, path: PathBuf, synced: u64) -> Result<Self> {
+        Ok(Self {
+            disk: Arc::clone(disk),
+            file: open_append(&path)?,
+            path,
+            synced: AtomicU64::new(synced),
+        })
+    }
+
+    /// Makes the first `len` bytes durable, which were written.
+    fn sync_to(&self, len: u64) -> Result<()> {
+        let synced = self.disk.sync(&self.file, &self.path);
+        synced.map_err(|e| Error::io("write", &self.path, e))?;
+        self.synced.fetch_max(len, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl SegmentLog {
     /// Opens or creates the log of a directory and hands each record to `visit` in order.
     ///
-    /// A torn record at the end is cut off.
+    /// A torn record is cut off with what follows it, unless it was on the disk.
     ///
     /// # Errors
-    /// If the directory cannot be read or written, or a record before the end is damaged.
+    /// If the directory cannot be read or written; [`Error::Corrupt`] if a record that was on the disk
+    /// is damaged, with its place. Nothing is changed then.
     pub(crate) fn open<H: DeserializeOwned>(
         disk: Arc<dyn Disk>,
         syncer: Syncer,
@@ -73,34 +134,41 @@ impl SegmentLog {
     ) -> Result<Self> {
         create_dir(disk.as_ref(), dir)?;
         let segments = segments(dir)?;
-        let mut len = 0;
+        let (mut len, mut synced) = (0, 0);
         for (i, &segment) in segments.iter().enumerate() {
             let path = segment_path(dir, segment);
-            len = read_segment(disk.as_ref(), &path, segment, &mut visit)?;
+            (len, synced) = read_segment(disk.as_ref(), &path, segment, &mut visit)?;
             let actual = fs::metadata(&path)
                 .map_err(|e| Error::io("read", &path, e))?
                 .len();
             if len == actual {
                 continue;
             }
+            // A segment is begun when all before it is on the disk.
             if !are_empty(dir, segments.iter().skip(i + 1))? {
-                return Err(Error::Corrupt {
-                    path,
-                    message: format!("the record at byte {len} fails its checksum"),
-                });
+                return Err(damaged(path, len, "later segments follow it"));
             }
-            tracing::warn!(path = %path.display(), at = len, "cutting off a torn record");
+            if let Some(witness) = says_synced_beyond(disk.as_ref(), &path, len)? {
+                let says = format!("the one at byte {witness} says that it was on the disk");
+                return Err(damaged(path, len, &says));
+            }
+            tracing::warn!(
+                path = %path.display(),
+                at = len,
+                n_bytes = actual - len,
+                "cutting off the end of a log, which never was on the disk whole"
+            );
             truncate(&path, len)?;
         }
         let segment = segments.last().copied().unwrap_or(1);
-        let file = Arc::new(open_append(&segment_path(dir, segment))?);
+        let tail = Tail::open(&disk, segment_path(dir, segment), synced)?;
         sync_dir(dir).map_err(|e| Error::io("write", dir, e))?;
         Ok(Self {
             dir: dir.to_owned(),
             disk,
             syncer,
             segment,
-            file,
+            tail: Arc::new(tail),
             len,
             broken: false,
         })
@@ -112,23 +180,22 @@ impl SegmentLog {
     /// If the disk refuses; the log is as it was.
     pub(crate) fn append<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<Location> {
         self.mend()?;
-        let path = segment_path(&self.dir, self.segment);
-        let frame = frame(header, body)?;
+        let synced = self.tail.synced.load(Ordering::Relaxed);
+        let frame = frame(&Stamped { synced, header }, body)?;
+        let path = &self.tail.path;
         // The handle is shared with the syncer, and appending needs one of its own.
-        let mut handle = self
-            .file
-            .try_clone()
-            .map_err(|e| Error::io("write", &path, e))?;
-        if let Err(source) = self.disk.append(&mut handle, &path, &frame) {
+        let handle = self.tail.file.try_clone();
+        let mut handle = handle.map_err(|e| Error::io("write", path, e))?;
+        if let Err(source) = self.disk.append(&mut handle, path, &frame) {
             self.broken = self.disk.truncate(&handle, self.len).is_err();
-            return Err(Error::io("write", &path, source));
+            return Err(Error::io("write", path, source));
         }
         let location = Location {
             segment: self.segment,
             offset: self.len,
         };
         self.len += frame.len() as u64;
-        self.syncer.request(path, &self.file);
+        self.syncer.request(&self.tail, self.len);
         Ok(location)
     }
 
@@ -143,10 +210,10 @@ impl SegmentLog {
         }
         self.sync()?;
         let path = segment_path(&self.dir, self.segment + 1);
-        let file = open_append(&path)?;
+        let tail = Tail::open(&self.disk, path, 0)?;
         sync_dir(&self.dir).map_err(|e| Error::io("write", &self.dir, e))?;
         self.segment += 1;
-        self.file = Arc::new(file);
+        self.tail = Arc::new(tail);
         self.len = 0;
         Ok(self.segment)
     }
@@ -155,8 +222,8 @@ impl SegmentLog {
     /// ends the log.
     fn mend(&mut self) -> Result<()> {
         if self.broken {
-            let cut = self.disk.truncate(&self.file, self.len);
-            cut.map_err(|e| Error::io("write", &segment_path(&self.dir, self.segment), e))?;
+            let cut = self.disk.truncate(&self.tail.file, self.len);
+            cut.map_err(|e| Error::io("write", &self.tail.path, e))?;
             self.broken = false;
         }
         Ok(())
@@ -209,9 +276,7 @@ impl SegmentLog {
     /// # Errors
     /// If the disk refuses.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(|e| Error::io("write", &segment_path(&self.dir, self.segment), e))
+        self.tail.sync_to(self.len)
     }
 }
 
@@ -250,6 +315,53 @@ fn open_append(path: &Path) -> Result<File> {
     options.open(path).map_err(|e| Error::io("write", path, e))
 }
 
+/// Damage that no crash explains. Who opens the log knows what to do about it.
+fn damaged(path: PathBuf, offset: u64, why: &str) -> Error {
+    Error::Corrupt {
+        message: format!("the record at byte {offset} fails its checksum, and {why}"),
+        path,
+    }
+}
+
+/// Where the first whole record is that says that the byte at `offset` was on the disk before it, if
+/// there is one.
+fn says_synced_beyond(disk: &dyn Disk, path: &Path, offset: u64) -> Result<Option<u64>> {
+    let fault = |e| Error::io("read", path, e);
+    let mut file = disk.open(path).map_err(fault)?;
+    file.seek(SeekFrom::Start(offset)).map_err(fault)?;
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).map_err(fault)?;
+    let mut at = 1;
+    while let Some(bytes) = rest.get(at..).filter(|bytes| !bytes.is_empty()) {
+        let Some((n_bytes, stamp)) = whole_record(bytes) else {
+            at += 1;
+            continue;
+        };
+        if stamp.synced > offset {
+            return Ok(Some(offset + at as u64));
+        }
+        // What is within its body is somebody's data.
+        at += n_bytes;
+    }
+    Ok(None)
+}
+
+/// Size and stamp of the whole record that bytes begin with.
+fn whole_record(bytes: &[u8]) -> Option<(usize, Stamp)> {
+    let (head, rest) = bytes.split_at_checked(FRAME_HEAD)?;
+    let payload = rest.get(..read_u32(head)?)?;
+    let header = payload.get(4..read_u32(payload)?.checked_add(4)?)?;
+    // Cheap, and enough at nearly every place where there is none.
+    let stamp = serde_json::from_slice(header).ok()?;
+    let is_whole = blake3::hash(payload).as_bytes()[..] == head[4..];
+    is_whole.then_some((FRAME_HEAD + payload.len(), stamp))
+}
+
+fn read_u32(bytes: &[u8]) -> Option<usize> {
+    let first: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
+    Some(u32::from_le_bytes(first) as usize)
+}
+
 fn truncate(path: &Path, len: u64) -> Result<()> {
     let fault = |e| Error::io("write", path, e);
     let file = OpenOptions::new().write(true).open(path).map_err(fault)?;
@@ -257,21 +369,24 @@ fn truncate(path: &Path, len: u64) -> Result<()> {
     file.sync_data().map_err(fault)
 }
 
-/// Reads records until the end or the first broken one; returns the length of what was good.
+/// Reads records until the end or the first broken one; returns the length of what was good, and how
+/// much of it is known to be on the disk.
 fn read_segment<H: DeserializeOwned>(
     disk: &dyn Disk,
     path: &Path,
     segment: u64,
     visit: &mut impl FnMut(Record<H>) -> Result<()>,
-) -> Result<u64> {
+) -> Result<(u64, u64)> {
     let file = disk.open(path).map_err(|e| Error::io("read", path, e))?;
     let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
-    let mut offset = 0;
+    let (mut offset, mut synced) = (0, 0);
     while let Some(payload) = read_frame(&mut reader).map_err(|e| Error::io("read", path, e))? {
         let n_bytes = (FRAME_HEAD + payload.len()) as u64;
-        let parsed =
-            split(payload).and_then(|(header, _body)| serde_json::from_slice(&header).ok());
-        let Some(header) = parsed else {
+        let parsed = split(payload).and_then(|(header, _body)| {
+            let stamp: Stamp = serde_json::from_slice(&header).ok()?;
+            Some((stamp, serde_json::from_slice(&header).ok()?))
+        });
+        let Some((stamp, header)) = parsed else {
             return Err(Error::Newer {
                 path: path.to_owned(),
                 message: format!(
@@ -282,8 +397,9 @@ fn read_segment<H: DeserializeOwned>(
         let location = Location { segment, offset };
         visit(Record { header, location })?;
         offset += n_bytes;
+        synced = stamp.synced.max(synced);
     }
-    Ok(offset)
+    Ok((offset, synced))
 }
 
 /// The next payload, or `None` at the end and at a torn or damaged record.
@@ -342,26 +458,29 @@ fn frame<H: Serialize>(header: &H, body: &[u8]) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
+/// Segments that were written to, by path, each with its length then.
+type Dirty = HashMap<PathBuf, (Arc<Tail>, u64)>;
+
 /// Syncs logs on a thread of its own; requests that arrive during a sync share the next one.
 #[derive(Debug, Clone)]
 pub(crate) struct Syncer {
-    dirty: Arc<Mutex<HashMap<PathBuf, Arc<File>>>>,
+    dirty: Arc<Mutex<Dirty>>,
     wake: Sender<()>,
 }
 
 impl Syncer {
     /// Starts the thread; it ends with the last clone.
     pub(crate) fn start() -> Self {
-        let dirty: Arc<Mutex<HashMap<PathBuf, Arc<File>>>> = Arc::default();
+        let dirty: Arc<Mutex<Dirty>> = Arc::default();
         let (wake, woken) = mpsc::channel();
         let shared = Arc::clone(&dirty);
         let run = move || {
             while woken.recv().is_ok() {
                 let group =
                     std::mem::take(&mut *shared.lock().unwrap_or_else(PoisonError::into_inner));
-                for (path, file) in group {
-                    if let Err(error) = file.sync_data() {
-                        tracing::error!(path = %path.display(), %error, "cannot sync the log");
+                for (tail, len) in group.into_values() {
+                    if let Err(error) = tail.sync_to(len) {
+                        tracing::error!(error = error.with_causes(), "cannot sync the log");
                     }
                 }
             }
@@ -375,9 +494,10 @@ impl Syncer {
         Self { dirty, wake }
     }
 
-    fn request(&self, path: PathBuf, file: &Arc<File>) {
+    fn request(&self, tail: &Arc<Tail>, len: u64) {
         let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
-        if dirty.insert(path, Arc::clone(file)).is_none() {
+        let entry = (Arc::clone(tail), len);
+        if dirty.insert(tail.path.clone(), entry).is_none() {
             // Without its thread the syncer has said so already.
             let _ = self.wake.send(());
         }
@@ -385,226 +505,4 @@ impl Syncer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::disk::OsDisk;
-    use proptest::prelude::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    fn open(dir: &Path) -> (SegmentLog, Vec<(u64, Vec<u8>)>) {
-        let mut found = Vec::new();
-        let visit = |record: Record<u64>| {
-            found.push((record.header, record.location));
-            Ok(())
-        };
-        let log = SegmentLog::open(Arc::new(OsDisk), Syncer::start(), dir, visit).unwrap();
-        let read = |(header, at)| (header, log.read_body(at).unwrap());
-        let seen = found.into_iter().map(read).collect();
-        (log, seen)
-    }
-
-    #[test]
-    fn records_come_back_in_order_over_segments() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut log, _) = open(dir.path());
-        log.append(&1_u64, b"one").unwrap();
-        log.rotate().unwrap();
-        let at = log.append(&2_u64, b"two").unwrap();
-        drop(log);
-
-        let (log, seen) = open(dir.path());
-
-        assert_eq!(seen, [(1, b"one".to_vec()), (2, b"two".to_vec())]);
-        assert_eq!(log.read_body(at).unwrap(), b"two");
-    }
-
-    #[test]
-    fn removed_segments_are_gone_and_the_rest_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut log, _) = open(dir.path());
-        let old = log.append(&1_u64, b"one").unwrap();
-        let cut = log.rotate().unwrap();
-        log.append(&2_u64, b"two").unwrap();
-
-        log.remove_before(cut).unwrap();
-
-        assert!(log.read_body(old).is_err());
-        drop(log);
-        assert_eq!(open(dir.path()).1, [(2, b"two".to_vec())]);
-    }
-
-    #[test]
-    fn damage_before_the_last_segment_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut log, _) = open(dir.path());
-        log.append(&1_u64, &[7; 100]).unwrap();
-        log.rotate().unwrap();
-        log.append(&2_u64, b"two").unwrap();
-        drop(log);
-        let path = segment_path(dir.path(), 1);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[80] ^= 1;
-        fs::write(&path, bytes).unwrap();
-
-        let result = SegmentLog::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            |_: Record<u64>| Ok(()),
-        );
-
-        let error = result.unwrap_err().to_string();
-        assert!(error.contains("fails its checksum"), "{error}");
-    }
-
-    #[test]
-    fn a_torn_record_before_an_empty_segment_is_cut_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut log, _) = open(dir.path());
-        log.append(&1_u64, b"one").unwrap();
-        log.append(&2_u64, b"two").unwrap();
-        let torn = log.segment_bytes() - 1;
-        drop(log);
-        truncate(&segment_path(dir.path(), 1), torn).unwrap();
-        fs::write(segment_path(dir.path(), 2), b"").unwrap();
-
-        let (mut log, seen) = open(dir.path());
-
-        assert_eq!(seen, [(1, b"one".to_vec())]);
-        log.append(&3_u64, b"three").unwrap();
-        drop(log);
-        let numbers: Vec<u64> = open(dir.path()).1.into_iter().map(|(h, _)| h).collect();
-        assert_eq!(numbers, [1, 3]);
-    }
-
-    /// A disk that leaves records half written and cannot cut them off while its switch is on.
-    #[derive(Debug, Default)]
-    struct StuckDisk(AtomicBool);
-
-    impl Disk for StuckDisk {
-        fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
-            OsDisk.create_dir_all(path)
-        }
-        fn write_new(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-            OsDisk.write_new(path, bytes)
-        }
-        fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-            if self.0.load(Ordering::SeqCst) {
-                OsDisk.append(file, path, &bytes[..bytes.len() / 2])?;
-                return Err(std::io::Error::from_raw_os_error(5));
-            }
-            OsDisk.append(file, path, bytes)
-        }
-        fn truncate(&self, file: &File, len: u64) -> std::io::Result<()> {
-            if self.0.load(Ordering::SeqCst) {
-                return Err(std::io::Error::from_raw_os_error(5));
-            }
-            OsDisk.truncate(file, len)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-            OsDisk.rename(from, to)
-        }
-    }
-
-    #[test]
-    fn a_record_that_could_not_be_cut_off_is_once_the_disk_is_well() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = Arc::new(StuckDisk::default());
-        let opened = SegmentLog::open(
-            disk.clone(),
-            Syncer::start(),
-            dir.path(),
-            |_: Record<u64>| Ok(()),
-        );
-        let mut log = opened.unwrap();
-        log.append(&1_u64, b"one").unwrap();
-        disk.0.store(true, Ordering::SeqCst);
-        assert!(log.append(&2_u64, b"two").is_err());
-        assert!(log.append(&2_u64, b"two").is_err());
-        assert!(log.rotate().is_err(), "nothing may follow half a record");
-
-        disk.0.store(false, Ordering::SeqCst);
-        log.append(&3_u64, b"three").unwrap();
-        log.rotate().unwrap();
-        log.append(&4_u64, b"four").unwrap();
-
-        drop(log);
-        let numbers: Vec<u64> = open(dir.path()).1.into_iter().map(|(h, _)| h).collect();
-        assert_eq!(numbers, [1, 3, 4]);
-    }
-
-    /// A disk that takes a few more bytes and is full then.
-    #[derive(Debug)]
-    struct FullDisk;
-
-    impl Disk for FullDisk {
-        fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
-            OsDisk.create_dir_all(path)
-        }
-        fn write_new(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-            OsDisk.write_new(path, bytes)
-        }
-        fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-            if bytes.len() < 100 {
-                return OsDisk.append(file, path, bytes);
-            }
-            OsDisk.append(file, path, &bytes[..50])?;
-            Err(std::io::ErrorKind::StorageFull.into())
-        }
-        fn truncate(&self, file: &File, len: u64) -> std::io::Result<()> {
-            OsDisk.truncate(file, len)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-            OsDisk.rename(from, to)
-        }
-    }
-
-    #[test]
-    fn a_full_disk_leaves_the_log_as_it_was() {
-        let dir = tempfile::tempdir().unwrap();
-        let opened = SegmentLog::open(
-            Arc::new(FullDisk),
-            Syncer::start(),
-            dir.path(),
-            |_: Record<u64>| Ok(()),
-        );
-        let mut log = opened.unwrap();
-        log.append(&1_u64, b"small").unwrap();
-
-        let error = log.append(&2_u64, &[0; 200]).unwrap_err();
-        log.append(&3_u64, b"small").unwrap();
-
-        assert!(error.to_string().contains("disk is full"), "{error}");
-        drop(log);
-        let seen: Vec<u64> = open(dir.path()).1.into_iter().map(|(h, _)| h).collect();
-        assert_eq!(seen, [1, 3]);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn a_log_cut_anywhere_keeps_every_whole_record(
-            sizes in proptest::collection::vec(0_usize..300, 1..8),
-            cut in 0.0_f64..1.0,
-        ) {
-            let dir = tempfile::tempdir().unwrap();
-            let (mut log, _) = open(dir.path());
-            let mut ends = Vec::new();
-            for (i, &n) in sizes.iter().enumerate() {
-                log.append(&(i as u64), &vec![i as u8; n]).unwrap();
-                ends.push(log.segment_bytes());
-            }
-            let at = (log.segment_bytes() as f64 * cut) as u64;
-            drop(log);
-            truncate(&segment_path(dir.path(), 1), at).unwrap();
-
-            let (mut log, seen) = open(dir.path());
-
-            prop_assert_eq!(seen.len(), ends.iter().filter(|&&end| end <= at).count());
-            log.append(&99_u64, b"after").unwrap();
-            drop(log);
-            let seen = open(dir.path()).1;
-            prop_assert_eq!(seen.last().unwrap(), &(99, b"after".to_vec()));
-        }
-    }
-}
+mod tests;

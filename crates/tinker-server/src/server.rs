@@ -10,9 +10,11 @@ use tokio::net::TcpListener;
 use crate::app::{App, AppOptions};
 use crate::disk::{Disk, OsDisk};
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::lock::{HomeLock, LockInfo, base_url, server_dir};
 use crate::options::ServeOptions;
 use crate::router::router;
+use crate::summary::Observer;
 use crate::token::ApiToken;
 
 /// How often the idle clock is looked at, at most.
@@ -89,6 +91,12 @@ impl Server {
         self.app.token()
     }
 
+    /// Looks at the server while it runs.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        self.app.observer()
+    }
+
     /// Answers requests until `shutdown` completes or the idle time-out passes; then finishes the
     /// running operation, flushes and takes the lock file's sign down.
     ///
@@ -140,6 +148,10 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         threads: options.threads,
         client_config: options.client_config.clone(),
         version: options.version.clone(),
+        limits: Limits {
+            max_disk_bytes: options.max_disk_bytes,
+            ..Limits::default()
+        },
         ..AppOptions::new(options.home.clone(), token)
     };
     let hf_cache = options.hf_cache.clone();
@@ -177,6 +189,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         started: jiff::Timestamp::now().to_string(),
         models: options.models.clone(),
         threads: options.threads,
+        max_disk_bytes: options.max_disk_bytes,
     }
 }
 

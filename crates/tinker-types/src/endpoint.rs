@@ -83,6 +83,8 @@ pub const AUDIT: &str = "/api/v1/audit";
 pub const BILLING_USAGE: &str = "/api/v1/billing/usage/events";
 /// `GET`: what stored checkpoints cost.
 pub const STORAGE_USAGE: &str = "/api/v1/billing/usage/checkpoints/current";
+/// `POST`: an image of the files of a server on this machine. Of the embedded server alone.
+pub const BACKUP: &str = "/api/v1/backup";
 
 /// Content type of protobuf bodies.
 pub const PROTOBUF: &str = "application/x-protobuf";

@@ -1,4 +1,4 @@
-//! Billing: what was used, hour by hour, and what stored checkpoints cost.
+//! Billing: what was used, hour by hour, and what stored checkpoints cost. And backups.
 
 use std::collections::BTreeMap;
 
@@ -111,6 +111,13 @@ pub struct CheckpointStorageUsage {
     pub effective_rate_usd_per_gigabyte_month: Option<f64>,
     /// By project and user.
     pub data: Vec<StorageRow>,
+}
+
+/// Answer of `POST /api/v1/backup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupImage {
+    /// The directory on the server's machine that the image is in. Whoever asked for it removes it.
+    pub dir: String,
 }
 
 /// What the checkpoints of a project or user take.

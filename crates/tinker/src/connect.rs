@@ -1,5 +1,6 @@
 //! A connection to the server of a command, and what commands ask of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tinker_api::{
@@ -193,6 +194,14 @@ impl Connection {
                 Failure::not_found(format!("the server has no base model `{name}`"))
                     .hint(format!("it has: {}", known.join(", ")))
             })
+    }
+
+    /// Has the embedded server take an image of its files; the directory that it is in.
+    ///
+    /// # Errors
+    /// The server cannot take one.
+    pub(crate) async fn take_backup_image(&self) -> Result<PathBuf> {
+        Ok(self.rest.take_backup_image().await?.dir.into())
     }
 
     /// Training runs, newest first, at most `limit`.

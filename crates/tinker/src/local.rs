@@ -126,7 +126,7 @@ pub(crate) fn start(home: &Path, earlier: Option<&LockInfo>) -> Result<Child> {
     Ok(child)
 }
 
-/// Makes `command` start a server like `earlier`: its address, its token, its models, its threads.
+/// Makes `command` start a server like `earlier`: its address, its token, its models, its threads, its limit.
 fn replace(command: &mut Command, earlier: &LockInfo) {
     command
         .args(["--port", &earlier.port.to_string()])
@@ -134,6 +134,9 @@ fn replace(command: &mut Command, earlier: &LockInfo) {
         .args(["--threads", &earlier.threads.to_string()])
         // The environment is for this user alone; arguments are for everybody to read.
         .env(env::TINKER_API_KEY.name, &earlier.token);
+    if let Some(limit) = earlier.max_disk_bytes {
+        command.args(["--max-disk", &limit.to_string()]);
+    }
     for model in &earlier.models {
         command.arg("--model").arg(model);
     }

@@ -22,6 +22,7 @@ mod client_training;
 mod client_weights;
 mod custom_losses;
 mod durability;
+mod kills;
 mod parity_page;
 mod plain_http;
 mod python_losses;

@@ -61,6 +61,36 @@ impl Slot {
         }
     }
 
+    /// A copy of its first `len` tokens, with room for `capacity`.
+    pub(crate) fn prefix(&self, arch: &Arch, len: usize, capacity: usize) -> Self {
+        let width = Heads::of(arch).kv_width();
+        let whole = round_up(len, PANEL) * width;
+        let copy = |cache: &Cache| {
+            let mut keys = Buffer::from_slice(&cache.keys[..whole]);
+            let mut values = Buffer::from_slice(&cache.values[..whole]);
+            // What came after is not to be seen, not even as something that is masked.
+            values[len * width..].fill(0.0);
+            if len % PANEL > 0 {
+                for lanes in keys[whole - PANEL * width..].chunks_exact_mut(PANEL) {
+                    lanes[len % PANEL..].fill(0.0);
+                }
+            }
+            Cache { keys, values }
+        };
+        Self {
+            adapter: self.adapter.clone(),
+            capacity,
+            len,
+            layers: self.layers.iter().map(copy).collect(),
+        }
+    }
+
+    /// Memory of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        let floats = |cache: &Cache| cache.keys.len() + cache.values.len();
+        self.layers.iter().map(floats).sum::<usize>() * size_of::<f32>()
+    }
+
     /// Makes room for `n` more tokens in steps of panels, doubling so that growth stays cheap.
     fn grow(&mut self, heads: &Heads, n: usize) {
         let width = heads.kv_width();

@@ -35,7 +35,7 @@ use self::pool::Pool;
 use self::simd::Isa;
 use self::train::{Training, Workspace};
 use crate::adapter::{AdapterState, LoraSpec};
-use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId};
+use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, check_prefix};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 use crate::optim::{OptimReport, Optimizer};
@@ -269,6 +269,17 @@ impl Backend for Cpu {
             .ok_or_else(|| unknown_slot(slot))?
             .clone();
         Ok(self.add_slot(copy))
+    }
+
+    fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId> {
+        let from = self.slots.get(&slot).ok_or_else(|| unknown_slot(slot))?;
+        check_prefix(len, from.len, capacity, self.info.max_context)?;
+        let copy = from.prefix(&self.model.arch, len, capacity);
+        Ok(self.add_slot(copy))
+    }
+
+    fn slot_bytes(&self, slot: SlotId) -> usize {
+        self.slots.get(&slot).map_or(0, Slot::bytes)
     }
 
     fn close_slot(&mut self, slot: SlotId) {

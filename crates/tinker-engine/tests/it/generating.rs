@@ -19,6 +19,7 @@ fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
         stop_tokens: Vec::new(),
         stop: None,
         prompt_logprobs: false,
+        prompt_logprobs_from: 0,
         topk_prompt_logprobs: 0,
         topk_sample_logprobs: 0,
     }
@@ -39,6 +40,7 @@ fn run(
     while !generator.is_idle() {
         finished.extend(generator.step(backend).unwrap());
     }
+    generator.clear_cache(backend);
     finished.sort_by_key(|f| f.id);
     assert!(finished.iter().map(|f| f.id).eq(ids));
     finished.into_iter().map(|f| f.outcome.unwrap()).collect()
@@ -183,7 +185,8 @@ fn a_prompt_that_goes_token_by_token_takes_many_steps() {
     }
 
     // 16 tokens in each.
-    assert_eq!((finished.len(), finished[0].id, steps), (1, kept, 13));
+    assert_eq!((finished.len(), finished[0].id, steps), (1, kept, 12));
+    generator.clear_cache(&mut backend);
     let generation = finished.remove(0).outcome.unwrap();
     assert_eq!(generation.prompt_logprobs.len(), 200);
     assert_eq!(generation.top_prompt_logprobs.len(), 200);
@@ -270,6 +273,7 @@ fn cancelling_frees_everything_and_leaves_the_others() {
     assert_eq!(finished.len(), 1);
     assert_eq!(finished[0].id, kept);
     assert_eq!(*finished[0].outcome.as_ref().unwrap(), expected);
+    generator.clear_cache(&mut backend);
     assert_eq!(backend.n_slots(), 0);
 }
 
@@ -296,6 +300,7 @@ fn a_request_whose_adapter_is_gone_fails_alone() {
     let message = failed[0].outcome.as_ref().unwrap_err().to_string();
     assert_eq!(message, format!("adapter {} is not loaded", adapter.0));
     assert!(done[0].outcome.is_ok());
+    generator.clear_cache(&mut backend);
     assert_eq!(backend.n_slots(), 0);
 }
 
@@ -358,4 +363,226 @@ fn bad_requests_are_refused() {
         assert_eq!(generator.admit(request).unwrap_err().to_string(), expected);
     }
     assert!(generator.is_idle());
+}
+
+/// Tokens of a prompt that differ from each other's neighbours.
+fn prompt(n: u32) -> Vec<u32> {
+    (0..n).map(|i| (i * 37 + 11) % 320).collect()
+}
+
+#[test]
+fn nine_adapters_in_one_batch_sample_as_each_does_alone() {
+    for model in ["qwen3", "llama-bf16", "gemma3"] {
+        let mut backend = load(model, 2);
+        let state = backend_state(&mut *backend, model);
+        let adapters: Vec<AdapterId> = (0..9u8)
+            .map(|i| {
+                let mut state = state.clone();
+                let scale = |x: &mut f32| *x *= 1.0 - f32::from(i) / 16.0;
+                let tensors = state.weights.values_mut();
+                tensors.flat_map(|t| &mut t.data).for_each(scale);
+                backend.import_adapter(&state).unwrap()
+            })
+            .collect();
+        let ask = |i: usize| GenerateRequest {
+            adapter: adapters.get(i).copied(),
+            max_tokens: Some(6 + i),
+            ..request(&prompt(3 + 5 * i as u32), &[4, 5])
+        };
+
+        // The last one is of the base model.
+        let together = run(&mut *backend, 64, (0..10).map(ask).collect());
+
+        for (i, expected) in together.iter().enumerate() {
+            assert_eq!(
+                one(&mut *backend, ask(i)),
+                *expected,
+                "{model}, request {i}"
+            );
+        }
+    }
+}
+
+fn backend_state(backend: &mut dyn Backend, model: &str) -> tinker_engine::AdapterState {
+    let adapter = Reference::of(model).import(backend);
+    backend.export_adapter(adapter).unwrap()
+}
+
+/// Everything of a generation but where its prompt came from.
+fn drawn(generation: Generation) -> Generation {
+    Generation {
+        n_cached: 0,
+        ..generation
+    }
+}
+
+#[test]
+fn a_prompt_taken_from_the_cache_gives_the_bits_of_one_computed_anew() {
+    for model in all_models() {
+        let mut backend = load(model, 2);
+        let adapter = Some(Reference::of(model).import(&mut *backend));
+        let ask = |tokens: &[u32]| GenerateRequest {
+            adapter,
+            ..request(tokens, &[3, 4])
+        };
+        let mut generator = Generator::new(backend.info());
+        let mut next = |backend: &mut dyn Backend, request| {
+            generator.admit(request).unwrap();
+            let mut finished = Vec::new();
+            while !generator.is_idle() {
+                finished.extend(generator.step(backend).unwrap());
+            }
+            finished.remove(0).outcome.unwrap()
+        };
+        let first = next(&mut *backend, ask(&prompt(70)));
+        let mut turn = prompt(70);
+        turn.extend(&first.samples[0].tokens);
+        turn.extend([9; 25]);
+        let other_end = [&prompt(45)[..], &[1, 2, 3]].concat();
+        let scored = |from| GenerateRequest {
+            prompt_logprobs: true,
+            prompt_logprobs_from: from,
+            ..ask(&turn)
+        };
+        // The last token of a prompt, and the last one drawn, went through nothing yet.
+        let cases = [
+            (ask(&prompt(70)), 69),
+            (ask(&turn), 89),
+            (ask(&other_end), 45),
+            (scored(60), 59),
+            (scored(0), 0),
+            (ask(&[5; 40]), 0),
+            (
+                GenerateRequest {
+                    adapter: None,
+                    ..ask(&prompt(70))
+                },
+                0,
+            ),
+        ];
+
+        for (i, (request, n_cached)) in cases.into_iter().enumerate() {
+            let copy = GenerateRequest {
+                prompt: request.prompt.clone(),
+                seeds: request.seeds.clone(),
+                stop_tokens: Vec::new(),
+                stop: None,
+                ..request
+            };
+            let cached = next(&mut *backend, request);
+
+            assert_eq!(cached.n_cached, n_cached, "{model}, case {i}");
+            let anew = one(&mut *backend, copy);
+            assert_eq!(anew.n_cached, 0);
+            assert_eq!(drawn(cached), anew, "{model}, case {i}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_in_chunks_has_the_logprobs_of_the_whole() {
+    for model in all_models() {
+        let mut backend = load(model, 2);
+        let adapter = Some(Reference::of(model).import(&mut *backend));
+        let slot = backend.open_slot(adapter, 512).unwrap();
+        let whole = backend.prefill(slot, &prompt(500), true).unwrap();
+        let ask = |from| GenerateRequest {
+            adapter,
+            max_tokens: Some(1),
+            prompt_logprobs: true,
+            prompt_logprobs_from: from,
+            ..request(&prompt(500), &[1])
+        };
+
+        for from in [0, 300, 480, 490] {
+            let logprobs = one(&mut *backend, ask(from)).prompt_logprobs;
+
+            let n_hidden = from.max(1);
+            assert!(logprobs[..n_hidden].iter().all(Option::is_none), "{model}");
+            let shown: Vec<f32> = logprobs[n_hidden..].iter().flatten().copied().collect();
+            assert_eq!(
+                shown,
+                whole.prompt_logprobs[n_hidden - 1..],
+                "{model}, {from}"
+            );
+        }
+    }
+}
+
+#[test]
+fn prompts_that_arrive_together_are_computed_once() {
+    let mut backend = FakeBackend::new(64, 4096);
+    let long: Vec<u32> = (0..2000).map(|i| i % 61).collect();
+    let ask = || GenerateRequest {
+        max_tokens: Some(3),
+        ..request(&long, &[1])
+    };
+
+    let together = run(&mut backend, 64, vec![ask(), ask(), ask()]);
+
+    let cached: Vec<usize> = together.iter().map(|g| g.n_cached).collect();
+    assert_eq!(cached, [0, 1999, 1999]);
+    assert_eq!(together[0].samples, together[2].samples);
+    assert_eq!(backend.n_slots(), 0);
+}
+
+#[test]
+fn a_long_prompt_holds_up_neither_samples_nor_short_prompts() {
+    let mut backend = FakeBackend::new(64, 8192);
+    let mut generator = Generator::new(backend.info());
+    let n_drawn =
+        |generator: &Generator, id| generator.drawn(id).map(|d| d.tokens.len()).sum::<usize>();
+    let running = generator.admit(request(&[1], &[1])).unwrap();
+    generator.step(&mut backend).unwrap();
+    let long = generator.admit(request(&[2; 8000], &[1])).unwrap();
+    let short = generator.admit(request(&[3], &[1])).unwrap();
+
+    generator.step(&mut backend).unwrap();
+
+    let drawn: [usize; 3] = [running, long, short].map(|id| n_drawn(&generator, id));
+    assert_eq!(drawn, [3, 0, 2]);
+    let mut steps = 1;
+    while n_drawn(&generator, long) == 0 {
+        generator.step(&mut backend).unwrap();
+        steps += 1;
+    }
+    assert_eq!(steps, 8000usize.div_ceil(tinker_engine::generate::CHUNK));
+}
+
+#[test]
+fn a_cancelled_request_gives_its_row_to_the_next_at_once() {
+    let mut backend = FakeBackend::new(64, 64);
+    let mut generator = Generator::new(backend.info()).with_max_rows(2);
+    let doomed = generator.admit(request(&[1], &[1, 2])).unwrap();
+    let next = generator.admit(request(&[2], &[1, 2])).unwrap();
+    generator.step(&mut backend).unwrap();
+    assert_eq!(generator.drawn(next).count(), 0);
+
+    generator.cancel(doomed);
+    generator.step(&mut backend).unwrap();
+
+    assert_eq!(generator.drawn(next).count(), 2);
+    assert_eq!(backend.n_slots(), 2);
+}
+
+#[test]
+fn what_an_adapter_left_in_the_cache_goes_with_it() {
+    let mut backend = FakeBackend::new(64, 128);
+    let adapter = backend.create_adapter(&all_modules(2)).unwrap();
+    let mut generator = Generator::new(backend.info());
+    for adapter in [Some(adapter), None] {
+        let ask = GenerateRequest {
+            adapter,
+            ..request(&[7; 40], &[1])
+        };
+        generator.admit(ask).unwrap();
+    }
+    while !generator.is_idle() {
+        generator.step(&mut backend).unwrap();
+    }
+    assert_eq!(backend.n_slots(), 2);
+
+    generator.forget_adapter(&mut backend, adapter);
+
+    assert_eq!(backend.n_slots(), 1);
 }

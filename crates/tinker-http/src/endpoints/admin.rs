@@ -1,8 +1,8 @@
 //! Administration: the audit log, and what was used.
 
 use tinker_types::{
-    AUDIT, AuditEventType, AuditLog, BILLING_USAGE, BillingUsage, CheckpointStorageUsage,
-    ProjectId, STORAGE_USAGE, Timestamp,
+    AUDIT, AuditEventType, AuditLog, BACKUP, BILLING_USAGE, BackupImage, BillingUsage,
+    CheckpointStorageUsage, ProjectId, STORAGE_USAGE, Timestamp,
 };
 
 use crate::call::Call;
@@ -53,6 +53,19 @@ impl Client {
             .append_pair("starting_on", &starting_on.0)
             .append_pair("ending_before", &ending_before.0);
         let call = Call::get(self, TrafficClass::Rest, url);
+        self.send(call).await?.json()
+    }
+
+    /// Has the embedded server take an image of its files: a directory on its machine, which the caller
+    /// copies and removes.
+    ///
+    /// Endpoint: `POST /api/v1/backup`.
+    ///
+    /// # Errors
+    /// If the call fails; of kind `Unsupported` if the server takes none.
+    pub async fn take_backup_image(&self) -> Result<BackupImage> {
+        let nothing = std::collections::BTreeMap::<String, String>::new();
+        let call = Call::post(self, TrafficClass::Rest, BACKUP, &nothing)?;
         self.send(call).await?.json()
     }
 

@@ -302,6 +302,14 @@ impl Catalog {
         self.put_run(run)
     }
 
+    /// Takes back [`Self::mark_corrupted`].
+    pub(crate) fn unmark_corrupted(&self, id: &TrainingRunId) -> Result<()> {
+        let _changing = self.change();
+        let mut run = self.run(id)?;
+        run.corrupted = None;
+        self.put_run(run)
+    }
+
     // Samplers
 
     /// Adds a sampler, or finds the one that was made by the same request before.

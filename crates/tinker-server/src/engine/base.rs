@@ -128,6 +128,11 @@ fn load_tokenizer(dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
 }
 
 impl Base {
+    /// How many samplers' weights are loaded.
+    pub(super) fn n_weights(&self) -> usize {
+        self.weights.len() + self.orphans.len()
+    }
+
     /// Whether samples are being drawn.
     pub(super) fn is_sampling(&self) -> bool {
         self.sampling.is_active()
@@ -214,10 +219,11 @@ impl Base {
     }
 
     fn drop_orphans(&mut self) {
-        let (backend, sampling) = (&mut self.backend, &self.sampling);
+        let (backend, sampling) = (&mut self.backend, &mut self.sampling);
         self.orphans.retain(|weights| {
             let used = sampling.uses(weights.adapter);
             if !used {
+                sampling.forget(backend.as_mut(), weights.adapter);
                 backend.drop_adapter(weights.adapter);
             }
             used

@@ -25,6 +25,9 @@ impl Worker {
             | Operation::SaveWeightsExternal(_) => (Counter::Checkpoint, 1),
             _ => return,
         };
+        if counter == Counter::Training {
+            self.core.metrics.add_trained(amount);
+        }
         if let Ok(row) = self.core.catalog.run(run) {
             let accounts = &self.core.accounts;
             accounts.count(&row.session_id, &row.base_model, counter, amount);
@@ -34,6 +37,7 @@ impl Worker {
 
 /// Counts the tokens of a sample that has just been drawn.
 pub(super) fn count_sample(core: &Core, id: &RequestId, n_prompt: usize, n_drawn: usize) {
+    core.metrics.add_sampled(n_prompt, n_drawn);
     let sampler = SamplerClient::of(id).map(|client| core.catalog.sampler(&client.sampler));
     if let Some(Ok(sampler)) = sampler {
         let (session, base) = (&sampler.session_id, &sampler.base_model);

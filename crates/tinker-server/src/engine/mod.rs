@@ -25,6 +25,7 @@ use tinker_types::{ErrorCategory, RequestId, TrainingRunId};
 use crate::attempts::MAX_RETRIES;
 use crate::core::{Core, Held, lock};
 use crate::error::{Error, Result};
+use crate::metrics::Loaded;
 use crate::operation::{OpKind, Outcome};
 use crate::scheduler::TrainQueue;
 use base::Base;
@@ -132,6 +133,11 @@ impl EngineThread {
         })
     }
 
+    /// Whether it can still do anything.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|t| !t.is_finished())
+    }
+
     /// Whether it computes something or has something to compute.
     pub(crate) fn is_working(&self) -> bool {
         self.working.load(Ordering::Relaxed)
@@ -213,11 +219,21 @@ impl Worker {
         // Sampling gets as much time as training just had, and at least one step.
         let share = started.elapsed();
         self.sample_for(share);
+        self.note_loaded();
         if swept.elapsed() > HOUSEKEEPING {
             *swept = Instant::now();
             self.sweep();
         }
         Next::GoOn
+    }
+
+    /// Says what is in memory, for those who watch.
+    fn note_loaded(&self) {
+        self.core.metrics.set_loaded(Loaded {
+            n_models: self.bases.len(),
+            n_training: self.runs.len(),
+            n_sampling: self.bases.values().map(Base::n_weights).sum(),
+        });
     }
 
     /// Does something that must not end the thread; `None` after a panic.
@@ -281,6 +297,7 @@ impl Worker {
                 self.queue.push(&run, seq, Queued { request_id, kind });
             }
             Command::Sample { request_id } => {
+                self.core.pending().set_started(&request_id, true);
                 let admitted = self.guarded(|worker| worker.admit(&request_id));
                 if admitted.is_none() {
                     self.core.finish_sample(&request_id, engine_failed());
@@ -315,6 +332,7 @@ impl Worker {
             Err(_) => engine_failed(),
         };
         self.core.let_go(run);
+        self.core.count_end(&queued.request_id, &outcome);
         match self.core.journal(run) {
             Ok(journal) => lock(&journal).finish(&queued.request_id, outcome),
             Err(_) => self
@@ -336,6 +354,7 @@ impl Worker {
     fn hold_back(&mut self, run: &TrainingRunId, seq: u64, queued: Queued, fault: &Error) {
         let id = queued.request_id.clone();
         self.core.attempts().take_back(&id);
+        self.core.pending().set_started(&id, false);
         let first = self.core.limits.fault_pause;
         let pause = self.queue.put_back(run, seq, queued, Instant::now(), first);
         let fault = fault.with_causes();
@@ -353,6 +372,7 @@ impl Worker {
 
     /// Executes an operation, unless it took the process down too often.
     fn attempt(&mut self, run: &TrainingRunId, seq: u64, queued: &Queued) -> Attempt {
+        self.core.pending().set_started(&queued.request_id, true);
         if self.core.attempts().begin(&queued.request_id) {
             return self.execute(run, seq, queued);
         }

@@ -11,7 +11,7 @@ use tinker_engine::generate::{
     FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, Sample, StopCheck,
     StopFactory, StopReason as Ended,
 };
-use tinker_engine::{AdapterId, BaseInfo};
+use tinker_engine::{AdapterId, Backend, BaseInfo};
 use tinker_types::{
     ErrorCategory, RequestId, SampleRequest, SampleResponse, SampledSequence, SamplingParams, Stop,
     StopReason, proto,
@@ -43,8 +43,6 @@ pub(super) struct Sampling {
 #[derive(Debug)]
 struct Running {
     request_id: RequestId,
-    /// Show only this many of the prompt's log-probabilities, the last ones.
-    last_n: Option<usize>,
     /// Tokens of the prompt.
     n_prompt: usize,
 }
@@ -65,6 +63,11 @@ impl Sampling {
     /// Whether samples are being drawn from an adapter.
     pub(super) fn uses(&self, adapter: AdapterId) -> bool {
         self.generator.uses(adapter)
+    }
+
+    /// Frees what is kept of finished samples of an adapter, before that is dropped.
+    pub(super) fn forget(&mut self, backend: &mut dyn Backend, adapter: AdapterId) {
+        self.generator.forget_adapter(backend, adapter);
     }
 
     /// The requests under way.
@@ -114,7 +117,6 @@ impl Worker {
         let number = base.sampling.generator.admit(generation)?;
         let running = Running {
             request_id: id.clone(),
-            last_n: request.prompt_logprobs_last_n.map(|n| n as usize),
             n_prompt,
         };
         base.sampling.running.insert(number, running);
@@ -240,7 +242,7 @@ fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
             tell_last(core, &running.request_id, &generation.samples);
             let n_drawn = generation.samples.iter().map(|s| s.tokens.len()).sum();
             count_sample(core, &running.request_id, running.n_prompt, n_drawn);
-            let message = proto::SampleResponse::from(&response(generation, &running));
+            let message = proto::SampleResponse::from(&response(generation));
             Outcome {
                 form: Form::SampleProto,
                 body: message.encode_to_vec().into(),
@@ -292,6 +294,8 @@ fn generate_request(
             prompt.len()
         )));
     }
+    let shown = request.prompt_logprobs_last_n.map(|n| n as usize);
+    let prompt_logprobs_from = shown.map_or(0, |n| prompt.len() - n);
     let params = &request.sampling_params;
     // The context ends a sample just as `max_tokens` does.
     let room = info.max_context.saturating_sub(prompt.len());
@@ -308,6 +312,7 @@ fn generate_request(
         stop_tokens,
         stop,
         prompt_logprobs: request.prompt_logprobs.unwrap_or(false),
+        prompt_logprobs_from,
         topk_prompt_logprobs: request.topk_prompt_logprobs as usize,
         topk_sample_logprobs: request.topk_sample_logprobs as usize,
     })
@@ -415,24 +420,16 @@ impl StopCheck for StopTexts {
 
 // From the generator to the wire
 
-fn response(generation: Generation, running: &Running) -> SampleResponse {
+fn response(generation: Generation) -> SampleResponse {
     let has_logprobs = !generation.prompt_logprobs.is_empty();
     let has_top = !generation.top_prompt_logprobs.is_empty();
-    let mut prompt_logprobs = generation.prompt_logprobs;
-    if let Some(n) = running.last_n {
-        let n_hidden = prompt_logprobs.len().saturating_sub(n);
-        prompt_logprobs
-            .iter_mut()
-            .take(n_hidden)
-            .for_each(|logprob| *logprob = None);
-    }
     SampleResponse {
         sequences: generation.samples.into_iter().map(sequence).collect(),
-        prompt_logprobs: has_logprobs.then_some(prompt_logprobs),
+        prompt_logprobs: has_logprobs.then_some(generation.prompt_logprobs),
         topk_prompt_logprobs: has_top.then_some(generation.top_prompt_logprobs),
         target_prompt_logprobs: None,
         prompt_alt_tokens: None,
-        prompt_cache_hit_tokens: 0,
+        prompt_cache_hit_tokens: u32::try_from(generation.n_cached).unwrap_or(u32::MAX),
     }
 }
 

@@ -268,6 +268,8 @@ impl Worker {
         state: &AdapterState,
         with_optimizer: bool,
     ) -> Result<Manifest> {
+        let n_bytes = n_bytes_of(state, with_optimizer);
+        self.core.quota.check(n_bytes, "saved weights")?;
         bundle::write(
             self.core.disk.as_ref(),
             &self.core.paths.temp(),
@@ -278,6 +280,19 @@ impl Worker {
             true,
         )
     }
+}
+
+/// Bytes of the numbers that are saved.
+fn n_bytes_of(state: &AdapterState, with_optimizer: bool) -> u64 {
+    let n_weights: usize = state.weights.values().map(|weight| weight.data.len()).sum();
+    let n_moments: usize = state.moments.values().map(|(a, b)| a.len() + b.len()).sum();
+    let n_gradient: usize = state.gradient.values().map(Vec::len).sum();
+    let n_optimizer = if with_optimizer {
+        n_moments + n_gradient
+    } else {
+        0
+    };
+    ((n_weights + n_optimizer) * size_of::<f32>()) as u64
 }
 
 /// Refuses a checkpoint whose name, escaped, is too long for a file.

@@ -1,4 +1,5 @@
-//! The audit log and billing, answered from the server's own counters. Nothing costs anything here.
+//! The audit log and billing, answered from the server's own counters: nothing costs anything here.
+//! And the first half of a backup.
 
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 use tinker_types::{
-    AuditEventType, AuditLog, BillingUsage, CheckpointStorageUsage, ProjectId, StorageRow,
-    UsageEvent, UsageSession,
+    AuditEventType, AuditLog, BackupImage, BillingUsage, CheckpointStorageUsage, ProjectId,
+    StorageRow, UsageEvent, UsageSession,
 };
 
 use crate::accounts::{HOUR, UsageKey};
@@ -22,6 +23,18 @@ use crate::clock::{Millis, now, timestamp};
 /// Longest time that usage can be asked for at once: 14 days.
 const MAX_SPAN: Millis = 14 * 24 * HOUR;
 const DAY: Millis = 24 * HOUR;
+
+/// Takes an image of the server's files, for whoever can read them: it stays on this machine.
+pub(crate) async fn backup(State(app): State<Arc<App>>) -> ApiResult<Json<BackupImage>> {
+    blocking(&app, |app| {
+        let image = app.core.stage_backup()?;
+        Ok(BackupImage {
+            dir: image.display().to_string(),
+        })
+    })
+    .await
+    .map(Json)
+}
 
 /// Which events of which day.
 #[derive(Debug, Deserialize)]

@@ -18,7 +18,7 @@ use tinker_types::{
 
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
-use crate::body::{Parsed, blocking};
+use crate::body::{LARGE_BODY, Parsed, blocking, off_loop};
 use crate::completions::SamplerClient;
 use crate::core::lock;
 use crate::engine::Command;
@@ -46,10 +46,10 @@ pub(crate) async fn retrieve(
         found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
     }
     match found {
-        Lookup::Ready(outcome) => answer(&headers, outcome),
+        Lookup::Ready(outcome) => answer(&headers, outcome).await,
         Lookup::OnDisk(scope, form) => {
             let body = blocking(&app, move |app| read_result(app, &id, &scope)).await?;
-            answer(&headers, Outcome { form, body })
+            answer(&headers, Outcome { form, body }).await
         }
         Lookup::Pending(scope) => {
             let of = id.clone();
@@ -100,7 +100,7 @@ fn read_result(app: &App, id: &RequestId, scope: &Scope) -> ApiResult<Bytes> {
         .ok_or_else(|| ApiError::gone(format!("the result of {id} is no longer kept")))
 }
 
-fn answer(headers: &HeaderMap, outcome: Outcome) -> ApiResult<Response> {
+async fn answer(headers: &HeaderMap, outcome: Outcome) -> ApiResult<Response> {
     let wants_protobuf = headers
         .get(ACCEPT)
         .and_then(|accept| accept.to_str().ok())
@@ -110,18 +110,23 @@ fn answer(headers: &HeaderMap, outcome: Outcome) -> ApiResult<Response> {
         Form::OutputProto | Form::SampleProto if wants_protobuf => {
             Ok(typed(PROTOBUF, outcome.body))
         }
-        Form::OutputProto => {
-            let message =
-                proto::ForwardBackwardOutput::decode(outcome.body).map_err(undecodable)?;
-            let output = ForwardBackwardOutput::try_from(&message).map_err(undecodable)?;
-            Ok(Json(output).into_response())
+        Form::OutputProto | Form::SampleProto if outcome.body.len() > LARGE_BODY => {
+            off_loop(move || as_json(outcome)).await
         }
-        Form::SampleProto => {
-            let message = proto::SampleResponse::decode(outcome.body).map_err(undecodable)?;
-            let response = SampleResponse::try_from(&message).map_err(undecodable)?;
-            Ok(Json(response).into_response())
-        }
+        Form::OutputProto | Form::SampleProto => as_json(outcome),
     }
+}
+
+/// Writes a result for clients that take no protobuf.
+fn as_json(outcome: Outcome) -> ApiResult<Response> {
+    if outcome.form == Form::SampleProto {
+        let message = proto::SampleResponse::decode(outcome.body).map_err(undecodable)?;
+        let response = SampleResponse::try_from(&message).map_err(undecodable)?;
+        return Ok(Json(response).into_response());
+    }
+    let message = proto::ForwardBackwardOutput::decode(outcome.body).map_err(undecodable)?;
+    let output = ForwardBackwardOutput::try_from(&message).map_err(undecodable)?;
+    Ok(Json(output).into_response())
 }
 
 fn typed(content_type: &'static str, body: Bytes) -> Response {
@@ -258,4 +263,53 @@ pub(crate) async fn cancel(
 ) -> ApiResult<StatusCode> {
     app.core.send(Command::Cancel(request.value.request_id));
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    /// An answer in JSON to a sample of so many tokens: whether it was there at once, and its text.
+    async fn answered(n_tokens: usize) -> (bool, serde_json::Value) {
+        let sequence = proto::SampledSequence {
+            stop_reason: proto::StopReason::Length.into(),
+            tokens: vec![0; n_tokens * size_of::<i32>()].into(),
+            ..Default::default()
+        };
+        let response = proto::SampleResponse {
+            sequences: vec![sequence],
+            ..Default::default()
+        };
+        let outcome = Outcome {
+            form: Form::SampleProto,
+            body: response.encode_to_vec().into(),
+        };
+        let headers = HeaderMap::new();
+        let mut answer = pin!(answer(&headers, outcome));
+        let mut context = Context::from_waker(Waker::noop());
+        let (at_once, response) = match answer.as_mut().poll(&mut context) {
+            Poll::Ready(response) => (true, response),
+            Poll::Pending => (false, answer.await),
+        };
+        let body = axum::body::to_bytes(response.unwrap().into_body(), usize::MAX);
+        let text = serde_json::from_slice(&body.await.unwrap()).unwrap();
+        (at_once, text)
+    }
+
+    #[tokio::test]
+    async fn a_large_result_is_written_off_the_event_loop() {
+        let (at_once, small) = answered(10).await;
+        assert!(at_once);
+        assert_eq!(
+            small["sequences"][0]["tokens"].as_array().unwrap().len(),
+            10
+        );
+
+        let (at_once, large) = answered(1_000_000).await;
+        assert!(!at_once, "others had to wait for it");
+        let tokens = large["sequences"][0]["tokens"].as_array().unwrap();
+        assert_eq!(tokens.len(), 1_000_000);
+    }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use tinker_types::{
     ClientConfig, DynamicConfig, HealthResponse, ServerCapabilities, SupportedModel,
@@ -16,10 +18,21 @@ use crate::body::{Body, blocking};
 /// What this server does beyond the API.
 const EXTENSIONS: [&str; 2] = ["zero_grad", "gradient_stats"];
 
-pub(crate) async fn healthz() -> Json<HealthResponse> {
-    Json(HealthResponse {
+/// 200 while work is taken and done, else 503 with the reason: what a supervisor or a load balancer
+/// goes by. It needs no key and so tells nothing else.
+pub(crate) async fn healthz(State(app): State<Arc<App>>) -> ApiResult<Json<HealthResponse>> {
+    app.check_health()?;
+    Ok(Json(HealthResponse {
         status: "ok".into(),
-    })
+    }))
+}
+
+/// The counters in the text format of Prometheus.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let core = &app.core;
+    let page = core.metrics.render(&core.version, &core.queue());
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], page).into_response()
 }
 
 pub(crate) async fn capabilities(

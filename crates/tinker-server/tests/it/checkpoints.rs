@@ -274,6 +274,34 @@ async fn lists_are_newest_first_and_in_pages() {
 }
 
 #[tokio::test]
+async fn a_deletion_cut_short_by_a_kill_is_finished_at_the_next_start() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    for (seq, name) in [(1, "gone"), (2, "kept"), (3, "again")] {
+        saved(&server, &run, seq, name).await;
+    }
+    drop(server);
+    // As the kill leaves it: out of sight, and its row still there. A later save took the place of
+    // the other one.
+    let tmp = home.path().join("server/tmp");
+    let gone = dir_of(home.path(), &run, "weights/gone");
+    std::fs::rename(gone, tmp.join("deleted-1")).unwrap();
+    let again = dir_of(home.path(), &run, "weights/again");
+    std::fs::create_dir(tmp.join("deleted-2")).unwrap();
+    let manifest = again.join("manifest.json");
+    std::fs::copy(manifest, tmp.join("deleted-2/manifest.json")).unwrap();
+
+    let server = Harness::open(home.path());
+
+    let listed = server.get("/checkpoints").await.json()["checkpoints"].to_string();
+    assert!(!listed.contains("weights/gone"), "{listed}");
+    assert!(listed.contains("weights/kept"), "{listed}");
+    assert!(listed.contains("weights/again"), "{listed}");
+    saved(&server, &run, 4, "gone").await;
+}
+
+#[tokio::test]
 async fn a_deleted_checkpoint_is_gone_and_the_refusal_lists_the_rest() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -144,7 +144,8 @@ async fn post_operation(server: &Harness, run: &str, seq: u64) -> Answer {
     }
 }
 
-/// Waits for the result of an accepted request; the refusal if the server stopped taking requests.
+/// Waits for the result of an accepted request; the refusal if the server stopped taking requests, or
+/// waits for a disk that does not come back.
 /// What was `delivered` before may be gone, and nothing else.
 async fn outcome(
     server: &Harness,
@@ -158,6 +159,9 @@ async fn outcome(
     loop {
         let answer = server.poll(&id).await;
         match answer.status {
+            408 if answer.json()["queue_state"] == "paused_capacity" => {
+                return Err(answer.json().to_string());
+            }
             408 => {}
             410 if delivered.contains(&id) => return Ok(answer),
             200 => {
@@ -171,7 +175,7 @@ async fn outcome(
 
 /// Sends the whole script, as a client does that goes on until everything is answered: one run, and
 /// a second one that starts from a checkpoint of the first. Ends with the first refusal.
-async fn play(
+pub(crate) async fn play(
     server: &Harness,
     session: &str,
     run: &str,
@@ -198,7 +202,7 @@ async fn play(
 }
 
 /// What the script ends with, of both runs.
-fn finals(home: &Path, session: &str, run: &str) -> [Vec<u8>; 2] {
+pub(crate) fn finals(home: &Path, session: &str, run: &str) -> [Vec<u8>; 2] {
     [run, &format!("{session}:train:1")].map(|run| weights(home, run, "final"))
 }
 
@@ -326,6 +330,58 @@ fn size(dir: &Path) -> u64 {
             }
         })
         .sum()
+}
+
+/// The only segment of a run's log.
+fn segment(home: &Path, run: &str) -> PathBuf {
+    let run = run.replace(':', "_");
+    home.join("server/runs").join(run).join("log/00000001.seg")
+}
+
+#[tokio::test]
+async fn a_log_damaged_in_the_middle_is_refused_and_serves_again_once_it_is_put_back() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let run = server.run(&server.session().await, 0).await;
+    let path = segment(home.path(), &run);
+    let whole = grow_until_synced(&server, &run, &path).await;
+    drop(server);
+    let mut damaged = whole.clone();
+    damaged[60] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+
+    let server = Harness::open(home.path());
+    let refused = server.post("/optim_step", optim(&run, 1)).await;
+    drop(server);
+
+    assert_eq!(refused.status, 400);
+    let text = refused.detail();
+    assert!(
+        text.contains("00000001.seg") && text.contains("at byte 0"),
+        "{text}"
+    );
+    let advice = format!(
+        "make a new training run from the newest checkpoint of {run}, or start the server from a backup"
+    );
+    assert!(text.contains(&advice), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap(), damaged, "nothing is cut off");
+    std::fs::write(&path, &whole).unwrap();
+    let server = Harness::open(home.path());
+    let step = server.optim_step(&run, 1).await;
+    assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
+}
+
+/// Operates on a run, by numbers that wait for the first, until its log says that something of it is
+/// on the disk; its bytes.
+async fn grow_until_synced(server: &Harness, run: &str, log: &Path) -> Vec<u8> {
+    for seq in 2.. {
+        server.optim_step(run, seq).await;
+        let bytes = std::fs::read(log).unwrap();
+        if bytes.windows(9).any(|text| text == b"\"synced\":") {
+            return bytes;
+        }
+    }
+    unreachable!("a run has numbers enough")
 }
 
 #[tokio::test]

@@ -280,6 +280,22 @@ impl Backend for FakeBackend {
         Ok(SlotId(id))
     }
 
+    fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId> {
+        let from = &self.slots[&slot.0];
+        let copy = Slot {
+            adapter: from.adapter,
+            tokens: from.tokens[..len].to_vec(),
+            capacity,
+        };
+        let id = self.fresh();
+        self.slots.insert(id, copy);
+        Ok(SlotId(id))
+    }
+
+    fn slot_bytes(&self, slot: SlotId) -> usize {
+        self.slots[&slot.0].tokens.len() * size_of::<u32>()
+    }
+
     fn close_slot(&mut self, slot: SlotId) {
         self.slots.remove(&slot.0);
     }
@@ -287,11 +303,12 @@ impl Backend for FakeBackend {
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill> {
         let known = self.slots.get_mut(&slot.0).unwrap();
         assert!(known.tokens.len() + tokens.len() <= known.capacity);
+        let start = known.tokens.len();
         known.tokens.extend_from_slice(tokens);
         let known = &self.slots[&slot.0];
         let mut logprobs = Vec::new();
         if prompt_logprobs {
-            for i in 1..known.tokens.len() {
+            for i in start + 1..known.tokens.len() {
                 let logits = self.logits(known, i)?;
                 let sum = logits.iter().map(|l| l.exp()).sum::<f32>().ln();
                 logprobs.push(logits[known.tokens[i] as usize] - sum);

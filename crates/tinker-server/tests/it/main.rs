@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod backup;
 mod bad_input;
 mod checkpoints;
 mod completions;
@@ -17,6 +18,7 @@ mod inference;
 mod lifecycle;
 mod losses;
 mod passing_faults;
+mod quota;
 mod real_engine;
 mod recovery;
 mod sampling;
@@ -24,3 +26,4 @@ mod search;
 mod sessions;
 mod sharing;
 mod training;
+mod watching;

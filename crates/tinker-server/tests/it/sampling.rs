@@ -548,3 +548,61 @@ async fn training_and_sampling_share_the_engine() {
         assert_eq!(server.samples(&id).await.sequences.len(), 2);
     }
 }
+
+/// Continues `tokens` with a seed, as the first sample of a sampler of a session of its own.
+async fn continued(server: &Harness, tokens: &[u32]) -> SampleResponse {
+    let session = server.session().await;
+    let name = sampler(server, &session, 0, json!({"base_model": "tinker/nano"})).await;
+    let mut body = request(&name, 0, json!({"max_tokens": 8, "stop": [], "seed": 5}));
+    body["prompt"]["chunks"][0]["tokens"] = json!(tokens);
+    body["prompt_logprobs"] = json!(false);
+    let id = server.submit("/asample", body).await;
+    server.samples(&id).await
+}
+
+#[tokio::test]
+async fn a_prompt_that_another_session_sent_is_taken_from_the_cache_and_says_so() {
+    let (home, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Harness::open(home.path());
+    let first: Vec<u32> = (0..30).map(|i| 3 + i % 7).collect();
+    let turn = [&first[..], &[20, 21, 22]].concat();
+
+    let anew = continued(&server, &first).await;
+    let again = continued(&server, &first).await;
+    let longer = continued(&server, &turn).await;
+
+    // The last token goes through the model for what follows it.
+    let hits = [&anew, &again, &longer].map(|r| r.prompt_cache_hit_tokens);
+    assert_eq!(hits, [0, 29, 30]);
+    assert_eq!(again.sequences, anew.sequences);
+    let elsewhere = Harness::open(alone.path());
+    let uncached = continued(&elsewhere, &turn).await;
+    assert_eq!(uncached.prompt_cache_hit_tokens, 0);
+    assert_eq!(uncached.sequences, longer.sequences);
+}
+
+#[tokio::test]
+async fn a_stop_string_that_spans_tokens_ends_a_sample_and_is_part_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let name = sampler(&server, &session, 0, json!({"base_model": "tinker/nano"})).await;
+    let params = |stop: Value| json!({"max_tokens": 30, "stop": stop, "seed": 1, "top_p": 0.999});
+    let free = sampled(&server, &name, 0, params(json!([]))).await;
+    let tokens = &free.sequences[0].tokens;
+    let is_text = |pair: &[u32]| pair.iter().all(|token| *token > 2);
+    let at = tokens.windows(2).rposition(is_text).unwrap();
+    let first = tokens
+        .windows(2)
+        .position(|w| *w == tokens[at..at + 2])
+        .unwrap();
+    let nano = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    let tokenizer = tinker_chat::Tokenizer::from_dir(&nano).unwrap();
+    let text = tokenizer.decode(&tokens[at..at + 2]).unwrap();
+    assert_eq!(text.chars().count(), 2);
+
+    let stopped = sampled(&server, &name, 1, params(json!([text]))).await;
+
+    assert_eq!(stopped.sequences[0].tokens, tokens[..first + 2]);
+    assert_eq!(stopped.sequences[0].stop_reason, StopReason::Stop);
+}

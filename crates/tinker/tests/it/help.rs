@@ -2,7 +2,7 @@
 
 use crate::support::Home;
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "",
     "train",
     "train sft",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 18] = [
     "model",
     "model list",
     "serve",
+    "serve backup",
     "serve status",
     "serve stop",
 ];

@@ -39,6 +39,34 @@ fn serve_prints_what_a_client_needs_and_stops_when_asked() {
 }
 
 #[test]
+fn a_backup_is_a_data_directory_that_a_server_starts_from() {
+    let (home, place) = (Home::new(), tempfile::TempDir::new().unwrap());
+    let dirs = ["while it runs", "after it left"].map(|name| place.path().join(name));
+    let back_up = |i: usize| home.run(&["serve", "backup", dirs[i].to_str().unwrap(), "--json"]);
+    let (server, _url, key) = serve(&home, &["--max-disk", "20GB"]);
+    let backed_up = back_up(0).ok().json();
+    home.run(&["serve", "stop"]).ok();
+    assert_eq!(server.finish().code, 0);
+    back_up(1).ok();
+    let again = back_up(1);
+
+    assert!(backed_up["files"].as_u64().unwrap() > 1, "{backed_up}");
+    assert_eq!(backed_up["damaged"], serde_json::json!([]));
+    assert_eq!(again.code, 4, "{again:?}");
+    assert!(again.stderr.contains("is there already"), "{again:?}");
+    for dir in &dirs {
+        let mut command = home.command(&["serve", "--port", "0"]);
+        command.env("TINKER_HOME", dir);
+        let mut server = Running::new(command);
+        server.stdout_line();
+        let expected = format!("export TINKER_API_KEY={key}");
+        assert_eq!(server.stdout_line().trim_end(), expected);
+        server.interrupt();
+        assert_eq!(server.finish().code, 0);
+    }
+}
+
+#[test]
 fn a_second_interrupt_ends_the_server_at_once() {
     use std::io::Write as _;
     let home = Home::new();

@@ -11,7 +11,7 @@ use tinker_server::{ApiToken, ServeOptions, Server};
 use crate::base_model;
 use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
-use crate::human::parse_duration;
+use crate::human::{parse_duration, parse_size};
 use crate::logging;
 use crate::numbers::whole;
 use crate::output::Output;
@@ -32,6 +32,9 @@ pub(super) struct Args {
     /// Threads of the engine; 0 takes one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     threads: usize,
+    /// Most that the server's files may take, such as 20GB; as much as there is if absent
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_disk: Option<u64>,
     /// Leave after this long without work, such as 15m; stays if absent
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
@@ -97,6 +100,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
         models: models?,
         threads: args.threads,
+        max_disk_bytes: args.max_disk,
         idle_timeout: args.idle_timeout,
         hf_cache: if args.detached {
             None

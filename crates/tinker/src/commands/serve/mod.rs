@@ -1,5 +1,6 @@
-//! `tinker serve`: the server on this machine, in the foreground, and its status and end.
+//! `tinker serve`: the server on this machine, in the foreground, its status and end, and its backup.
 
+mod backup;
 mod foreground;
 mod status;
 mod stop;
@@ -23,6 +24,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Backup(backup::Args),
     Status(status::Args),
     Stop(stop::Args),
 }
@@ -30,6 +32,7 @@ enum Command {
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
     match args.command {
         None => foreground::run(ctx, args.foreground),
+        Some(Command::Backup(args)) => super::block_on(backup::run(ctx, &args)),
         Some(Command::Status(args)) => status::run(ctx, &args),
         Some(Command::Stop(_)) => super::block_on(stop::run(ctx)),
     }

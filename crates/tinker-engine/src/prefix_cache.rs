@@ -1,0 +1,209 @@
+//! Sequences that stay cached after their request, so that prompts which begin alike share the work.
+//!
+//! A conversation sends its whole history again with every turn, and a loop asks the same question
+//! many times. What the model has computed for a beginning does not depend on what follows it, so it
+//! is copied instead of computed anew, with the same bits.
+
+use std::collections::VecDeque;
+
+use crate::backend::{AdapterId, Backend, SlotId};
+
+/// Fewest tokens that are worth copying; shorter beginnings are computed anew.
+pub(crate) const MIN_SHARED: usize = 16;
+
+/// Memory that cached sequences may take, unless set otherwise.
+pub(crate) const MAX_BYTES: usize = 256 << 20;
+
+/// Most cached sequences: each is compared with each new prompt.
+const MAX_ENTRIES: usize = 256;
+
+/// Cached sequences, least recently used first.
+#[derive(Debug)]
+pub(crate) struct PrefixCache {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    adapter: Option<AdapterId>,
+    /// Tokens that the slot holds.
+    tokens: Vec<u32>,
+    slot: SlotId,
+    bytes: usize,
+}
+
+/// A slot whose first tokens are those of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shared {
+    pub(crate) slot: SlotId,
+    /// How many tokens.
+    pub(crate) len: usize,
+}
+
+/// Number of equal tokens at the beginning.
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+impl PrefixCache {
+    pub(crate) const fn new(max_bytes: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            bytes: 0,
+            max_bytes,
+        }
+    }
+
+    /// The cached sequence that shares most with the beginning of `prompt`, at most all of it.
+    pub(crate) fn find(&mut self, adapter: Option<AdapterId>, prompt: &[u32]) -> Option<Shared> {
+        let of_adapter = |(_, entry): &(usize, &Entry)| entry.adapter == adapter;
+        let (i, len) = (self.entries.iter().enumerate())
+            .filter(of_adapter)
+            .map(|(i, entry)| (i, common(&entry.tokens, prompt)))
+            .max_by_key(|(_, len)| *len)
+            .filter(|(_, len)| *len >= MIN_SHARED)?;
+        let entry = self.entries.remove(i)?;
+        let slot = entry.slot;
+        self.entries.push_back(entry);
+        Some(Shared { slot, len })
+    }
+
+    /// Keeps a slot that holds `tokens`, or closes it if it is not worth its memory.
+    pub(crate) fn insert(
+        &mut self,
+        backend: &mut dyn Backend,
+        adapter: Option<AdapterId>,
+        tokens: Vec<u32>,
+        slot: SlotId,
+    ) {
+        let bytes = backend.slot_bytes(slot);
+        let is_known =
+            |entry: &Entry| entry.adapter == adapter && entry.tokens.starts_with(&tokens);
+        if tokens.len() < MIN_SHARED || bytes > self.max_bytes || self.entries.iter().any(is_known)
+        {
+            backend.close_slot(slot);
+            return;
+        }
+        self.close_if(backend, |entry| {
+            entry.adapter == adapter && tokens.starts_with(&entry.tokens)
+        });
+        while self.bytes + bytes > self.max_bytes || self.entries.len() >= MAX_ENTRIES {
+            let Some(oldest) = self.entries.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest.bytes;
+            backend.close_slot(oldest.slot);
+        }
+        self.bytes += bytes;
+        self.entries.push_back(Entry {
+            adapter,
+            tokens,
+            slot,
+            bytes,
+        });
+    }
+
+    /// Closes all that was computed with an adapter.
+    pub(crate) fn forget(&mut self, backend: &mut dyn Backend, adapter: AdapterId) {
+        self.close_if(backend, |entry| entry.adapter == Some(adapter));
+    }
+
+    /// Closes everything.
+    pub(crate) fn clear(&mut self, backend: &mut dyn Backend) {
+        self.close_if(backend, |_| true);
+    }
+
+    fn close_if(&mut self, backend: &mut dyn Backend, goes: impl Fn(&Entry) -> bool) {
+        let bytes = &mut self.bytes;
+        self.entries.retain(|entry| {
+            let goes = goes(entry);
+            if goes {
+                *bytes -= entry.bytes;
+                backend.close_slot(entry.slot);
+            }
+            !goes
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeBackend;
+
+    fn cached(cache: &mut PrefixCache, backend: &mut FakeBackend, tokens: &[u32]) -> SlotId {
+        let slot = backend.open_slot(None, 128).unwrap();
+        backend.prefill(slot, tokens, false).unwrap();
+        cache.insert(backend, None, tokens.to_vec(), slot);
+        slot
+    }
+
+    #[test]
+    fn the_longest_beginning_is_found_and_short_ones_are_not() {
+        let mut backend = FakeBackend::new(64, 128);
+        let mut cache = PrefixCache::new(MAX_BYTES);
+        let tokens: Vec<u32> = (0..60).collect();
+        cached(
+            &mut cache,
+            &mut backend,
+            &[&tokens[..20], &[63; 9]].concat(),
+        );
+        let long = cached(&mut cache, &mut backend, &tokens[..40]);
+
+        let found = cache.find(None, &tokens[..50]);
+        assert_eq!(
+            found,
+            Some(Shared {
+                slot: long,
+                len: 40
+            })
+        );
+        let found = cache.find(None, &tokens[..30]);
+        assert_eq!(
+            found,
+            Some(Shared {
+                slot: long,
+                len: 30
+            })
+        );
+        assert_eq!(cache.find(None, &tokens[..MIN_SHARED - 1]), None);
+        assert_eq!(cache.find(Some(AdapterId(1)), &tokens), None);
+    }
+
+    #[test]
+    fn a_longer_sequence_takes_the_place_of_its_beginning() {
+        let mut backend = FakeBackend::new(64, 128);
+        let mut cache = PrefixCache::new(MAX_BYTES);
+        for n in [30, 20, 40, 40] {
+            cached(&mut cache, &mut backend, &vec![1; n]);
+            assert_eq!(backend.n_slots(), 1, "{n}");
+        }
+
+        assert_eq!(cache.find(None, &[1; 60]).unwrap().len, 40);
+        cache.clear(&mut backend);
+        assert_eq!((backend.n_slots(), cache.bytes), (0, 0));
+    }
+
+    #[test]
+    fn the_least_recently_used_makes_room() {
+        let mut backend = FakeBackend::new(64, 128);
+        let slot = backend.open_slot(None, 128).unwrap();
+        backend.prefill(slot, &[0; 20], false).unwrap();
+        let one = backend.slot_bytes(slot);
+        backend.close_slot(slot);
+        let mut cache = PrefixCache::new(2 * one);
+        cached(&mut cache, &mut backend, &[1; 20]);
+        cached(&mut cache, &mut backend, &[2; 20]);
+        cache.find(None, &[1; 20]).unwrap();
+
+        cached(&mut cache, &mut backend, &[3; 20]);
+
+        assert!(cache.find(None, &[1; 20]).is_some());
+        assert_eq!(cache.find(None, &[2; 20]), None);
+        assert_eq!(backend.n_slots(), 2);
+        cached(&mut cache, &mut backend, &[4; 100]);
+        assert_eq!(cache.find(None, &[4; 20]), None, "larger than the cache");
+    }
+}

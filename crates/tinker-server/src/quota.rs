@@ -1,0 +1,175 @@
+//! How much of the disk the server may fill: counted as it writes, and looked up when it seems full.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+
+/// A disk that counts what is written to it.
+#[derive(Debug)]
+struct Metered {
+    disk: Arc<dyn Disk>,
+    n_written: Arc<AtomicU64>,
+}
+
+impl Metered {
+    fn count(&self, bytes: &[u8]) {
+        self.n_written
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Disk for Metered {
+    fn open(&self, path: &Path) -> io::Result<File> {
+        self.disk.open(path)
+    }
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.count(bytes);
+        self.disk.write_new(path, bytes)
+    }
+    fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.count(bytes);
+        self.disk.append(file, path, bytes)
+    }
+    fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.disk.sync(file, path)
+    }
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        self.disk.truncate(file, len)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+}
+
+/// The limit on what the server keeps. What is being written for a moment does not count, nor what it
+/// needs to go on: results and snapshots are always written.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    /// Most bytes; `None` for as many as there are.
+    limit: Option<u64>,
+    root: PathBuf,
+    /// What does not count.
+    temp: PathBuf,
+    /// At least the bytes that are there: what was counted last and all that was written since.
+    at_most: Arc<AtomicU64>,
+}
+
+impl Quota {
+    /// Holds what is below `root`, but for `temp`, to `limit`; and the disk to write through.
+    pub(crate) fn new(
+        limit: Option<u64>,
+        root: &Path,
+        temp: PathBuf,
+        disk: Arc<dyn Disk>,
+    ) -> (Self, Arc<dyn Disk>) {
+        let at_most = Arc::new(AtomicU64::new(0));
+        let metered = Metered {
+            disk,
+            n_written: Arc::clone(&at_most),
+        };
+        let quota = Self {
+            limit,
+            root: root.to_owned(),
+            temp,
+            at_most,
+        };
+        quota.count();
+        (quota, Arc::new(metered))
+    }
+
+    /// Refuses to write `n_bytes` more if there is no room for them.
+    ///
+    /// # Errors
+    /// [`Error::OverQuota`] with what `what` takes, the limit, what is in use and what to do.
+    pub(crate) fn check(&self, n_bytes: u64, what: &str) -> Result<()> {
+        let Some(limit) = self.limit else {
+            return Ok(());
+        };
+        let fits = |used: u64| used.saturating_add(n_bytes) <= limit;
+        if fits(self.at_most.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        // Much of what was written may be gone by now.
+        let used = self.count();
+        if fits(used) {
+            return Ok(());
+        }
+        Err(Error::OverQuota(format!(
+            "there is no room for {what} of {n_bytes} bytes: the server keeps {used} bytes and may keep {limit} (--max-disk); delete checkpoints (`tinker checkpoint delete`), or start it with a higher limit"
+        )))
+    }
+
+    /// Bytes that are there now, counted anew where there is a limit.
+    fn count(&self) -> u64 {
+        if self.limit.is_none() {
+            return 0;
+        }
+        let used = size_of(&self.root, &self.temp);
+        self.at_most.store(used, Ordering::Relaxed);
+        used
+    }
+}
+
+/// Bytes of the files below a directory, but for those below `except`. What goes away meanwhile does
+/// not count.
+fn size_of(dir: &Path, except: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .filter_map(io::Result::ok)
+        .filter(|entry| entry.path() != except)
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size_of(&entry.path(), except),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OsDisk;
+
+    #[test]
+    fn what_was_written_counts_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::write(root.join("before"), [0; 40]).unwrap();
+        let temp = root.join("tmp");
+        let (quota, disk) = Quota::new(Some(100), root, temp.clone(), Arc::new(OsDisk));
+        disk.create_dir_all(&temp).unwrap();
+        disk.write_new(&temp.join("aside"), &[0; 500]).unwrap();
+
+        quota.check(60, "a save").unwrap();
+        disk.write_new(&root.join("new"), &[0; 50]).unwrap();
+        quota.check(10, "a save").unwrap();
+        let refused = quota.check(11, "a save").unwrap_err().to_string();
+        fs::remove_file(root.join("before")).unwrap();
+
+        assert!(refused.contains("a save of 11 bytes"), "{refused}");
+        assert!(
+            refused.contains("keeps 90 bytes and may keep 100"),
+            "{refused}"
+        );
+        quota.check(11, "a save").unwrap();
+    }
+
+    #[test]
+    fn without_a_limit_everything_fits() {
+        let dir = tempfile::tempdir().unwrap();
+        let temp = dir.path().join("tmp");
+        let (quota, _disk) = Quota::new(None, dir.path(), temp, Arc::new(OsDisk));
+
+        quota.check(u64::MAX, "a save").unwrap();
+    }
+}

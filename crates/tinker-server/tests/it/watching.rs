@@ -1,0 +1,178 @@
+//! What the server says about itself: health, counters and the access log.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use axum::http::Request;
+use serde_json::json;
+use tinker_server::ACCESS_LOG;
+use tracing_subscriber::EnvFilter;
+
+use crate::harness::{Harness, TOKEN};
+
+async fn metrics(server: &Harness) -> String {
+    let request = Request::get("/metrics")
+        .header("host", "127.0.0.1")
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .body(Body::empty());
+    let answer = server.send(request.unwrap()).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.content_type,
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    String::from_utf8(answer.body).unwrap()
+}
+
+/// Trains on three tokens, fails once, and draws two samples of two tokens from five.
+async fn used(server: &Harness) -> String {
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let id = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&id).await;
+    let body = json!({"model_id": run, "seq_id": 2, "adam_params": {"learning_rate": -1.0}});
+    let id = server.submit("/optim_step", body).await;
+    server.failure(&id).await;
+    let body =
+        json!({"session_id": session, "sampling_session_seq_id": 0, "base_model": "tinker/nano"});
+    server.post("/create_sampling_session", body).await;
+    let body = json!({"sampling_session_id": format!("{session}:sample:0"), "seq_id": 0,
+        "num_samples": 2, "sampling_params": {"max_tokens": 2, "stop": []},
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3, 4, 5]}]}});
+    let id = server.submit("/asample", body).await;
+    server.samples(&id).await;
+    session
+}
+
+#[tokio::test]
+async fn what_was_done_is_counted() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    used(&server).await;
+
+    let page = metrics(&server).await;
+
+    for line in [
+        "tinker_tokens_total{kind=\"trained\"} 3",
+        "tinker_tokens_total{kind=\"prompt\"} 5",
+        "tinker_tokens_total{kind=\"sampled\"} 4",
+        "tinker_operations_total{type=\"forward_backward\",outcome=\"ok\"} 1",
+        "tinker_operations_total{type=\"optim_step\",outcome=\"user_error\"} 1",
+        "tinker_operations_total{type=\"sample\",outcome=\"ok\"} 1",
+        "tinker_operation_seconds_count{type=\"sample\"} 1",
+        "tinker_http_requests_total{route=\"/api/v1/asample\",status=\"200\"} 1",
+        "tinker_http_request_seconds_count{route=\"/api/v1/asample\"} 1",
+        "tinker_base_models 1",
+        "tinker_adapters{use=\"training\"} 1",
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+    }
+    assert!(!page.contains("tinker_queue_length{"), "nothing is pending");
+}
+
+#[tokio::test]
+async fn what_waits_is_a_queue() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+
+    // Operation 1 is missing.
+    server.optim_step(&run, 2).await;
+
+    let page = metrics(&server).await;
+    let line = "tinker_queue_length{type=\"optim_step\",state=\"waiting\"} 1";
+    assert!(page.contains(line), "{page}");
+    let summary = server.app.observer().summary();
+    assert_eq!((summary.n_waiting, summary.n_running), (1, 0));
+}
+
+#[tokio::test]
+async fn counters_have_no_labels_that_requests_choose() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = used(&server).await;
+    for path in ["/nothing-here-1", "/nothing-here-2", "/sessions/s-unknown"] {
+        server.get(path).await;
+    }
+
+    let page = metrics(&server).await;
+
+    for text in ["nothing-here", "s-unknown", TOKEN, &session] {
+        assert!(!page.contains(text), "{text}");
+    }
+    assert!(page.contains("tinker_http_requests_total{route=\"none\",status=\"404\"} 2"));
+}
+
+#[tokio::test]
+async fn counters_need_the_key() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let request = Request::get("/metrics").header("host", "127.0.0.1");
+
+    let refused = server.send(request.body(Body::empty()).unwrap()).await;
+
+    assert_eq!(refused.status, 401);
+    let line = "tinker_http_requests_total{route=\"/metrics\",status=\"401\"} 1";
+    assert!(metrics(&server).await.contains(line));
+}
+
+#[tokio::test]
+async fn a_server_that_stops_says_so_to_those_who_ask_for_its_health() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    assert_eq!(
+        server.get("/healthz").await.json(),
+        json!({"status": "ok"}),
+        "the only answer that clients take"
+    );
+
+    server.app.stop().unwrap();
+
+    let answer = server.get("/healthz").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.detail().contains("stopping"));
+}
+
+/// Log lines, kept.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_access_log_has_requests_and_no_secrets() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let kept = Kept::default();
+    let writer = kept.clone();
+    let logging = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(format!("{ACCESS_LOG}=debug")))
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    let _guard = tracing::subscriber::set_default(logging);
+
+    server.get("/training_runs?key=tml-in-query").await;
+    server
+        .follow("/signed/files/r/weights/n/f?sig=tml-signature", &[])
+        .await;
+
+    let log = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    for part in ["GET", "/api/v1/training_runs", "status=200", "duration_ms="] {
+        assert!(lines[0].contains(part), "{log}");
+    }
+    assert!(lines[1].contains("status=403"), "{log}");
+    assert!(!log.contains("tml-"), "{log}");
+}
