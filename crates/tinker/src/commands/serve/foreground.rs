@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use tinker_server::{ApiToken, ServeOptions, Server};
 
+use super::live;
 use crate::base_model;
 use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
@@ -41,7 +42,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
-    logging::init(Some("info"));
+    logging::init(&ctx.ui, Some("info"));
     let options = options(ctx, &args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -67,11 +68,13 @@ async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Outpu
             .note("finishing the operation that runs; Ctrl-C again leaves at once");
         all.next().await;
     };
+    let watched = server.observer();
     tokio::select! {
         served = server.run(async move { first.next().await }) => {
             served?;
             Ok(Output::none())
         }
+        never = live::show(&ctx.ui, watched) => match never {},
         () = twice => Err(Failure::new(FailureKind::Interrupted, "left at once")
             .hint("nothing acknowledged is lost: the next server goes on from the log")),
     }

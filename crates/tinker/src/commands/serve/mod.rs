@@ -1,6 +1,7 @@
 //! `tinker serve`: the server on this machine, in the foreground, and its status and end.
 
 mod foreground;
+mod live;
 mod status;
 mod stop;
 
