@@ -215,7 +215,9 @@ impl From<tinker_server::Error> for Failure {
     fn from(error: tinker_server::Error) -> Self {
         use tinker_server::Error;
         let kind = match error {
-            Error::AlreadyRunning { .. } | Error::PortTaken { .. } => FailureKind::Conflict,
+            Error::AlreadyRunning { .. } | Error::PortTaken { .. } | Error::Conflict(_) => {
+                FailureKind::Conflict
+            }
             Error::NotFound(_) => FailureKind::NotFound,
             Error::Invalid(_) => FailureKind::Usage,
             _ => FailureKind::General,

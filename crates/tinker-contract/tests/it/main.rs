@@ -26,6 +26,7 @@ mod kills;
 mod parity_page;
 mod python_losses;
 mod python_metrics;
+mod python_queueing;
 mod python_sdk;
 mod python_sharing;
 mod recording;

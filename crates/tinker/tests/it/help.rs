@@ -2,7 +2,7 @@
 
 use crate::support::Home;
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 22] = [
     "",
     "train",
     "train sft",
@@ -19,6 +19,10 @@ const COMMANDS: [&str; 18] = [
     "model",
     "model list",
     "serve",
+    "serve keys",
+    "serve keys add",
+    "serve keys list",
+    "serve keys remove",
     "serve status",
     "serve stop",
 ];

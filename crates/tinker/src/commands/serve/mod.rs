@@ -1,6 +1,7 @@
 //! `tinker serve`: the server on this machine, in the foreground, and its status and end.
 
 mod foreground;
+mod keys;
 mod live;
 mod status;
 mod stop;
@@ -12,7 +13,8 @@ use crate::output::Output;
 /// Serve the Tinker API from this machine
 ///
 /// Prints the two lines that a shell needs to point any Tinker client at it. With TINKER_API_KEY
-/// in its environment, that is the key it asks for; otherwise it makes one.
+/// in its environment, that is the key it asks for; otherwise it makes one. That key may do everything;
+/// `tinker serve keys` gives others to other people.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -24,6 +26,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Keys(keys::Args),
     Status(status::Args),
     Stop(stop::Args),
 }
@@ -31,6 +34,7 @@ enum Command {
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
     match args.command {
         None => foreground::run(ctx, args.foreground),
+        Some(Command::Keys(args)) => keys::run(ctx, args),
         Some(Command::Status(args)) => status::run(ctx, &args),
         Some(Command::Stop(_)) => super::block_on(stop::run(ctx)),
     }
