@@ -6,6 +6,8 @@
 //! sample gives depends on its request and seed alone; who else is running decides only when it is
 //! done.
 
+mod turns;
+
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -133,6 +135,12 @@ const PROMPT_TOKENS_PER_STEP: usize = 2 * CHUNK;
 /// Most waiting prompts that a step looks at.
 const LOOKAHEAD: usize = 64;
 
+/// Most tokens that all samples of a short request may draw.
+const SHORT_TOKENS: usize = 16;
+
+/// Of so many rows one more is kept for short requests, so that they need not wait for long ones.
+const ROWS_PER_SHORT_ROW: usize = 8;
+
 /// Runs generation requests in batches that change from step to step.
 #[derive(Debug)]
 pub struct Generator {
@@ -144,6 +152,8 @@ pub struct Generator {
     active: VecDeque<Active>,
     /// Slots of cancelled requests, closed by the next step.
     orphans: Vec<SlotId>,
+    /// Requests whose first sample has begun, until somebody asks.
+    begun: Vec<GenerationId>,
     cache: PrefixCache,
 }
 
@@ -151,6 +161,8 @@ pub struct Generator {
 #[derive(Debug)]
 struct Active {
     id: GenerationId,
+    /// Whose it is.
+    group: u64,
     request: GenerateRequest,
     max_tokens: usize,
     prompt: Option<Prompt>,
@@ -200,11 +212,13 @@ impl Generator {
             next_id: 0,
             active: VecDeque::new(),
             orphans: Vec::new(),
+            begun: Vec::new(),
             cache: PrefixCache::new(MAX_BYTES),
         }
     }
 
-    /// Runs at most `max_rows` samples at a time, at least one; more wait in order.
+    /// Runs at most `max_rows` samples at a time, at least one, and an eighth more of short requests;
+    /// others wait for their turn.
     #[must_use]
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = max_rows.max(1);
@@ -228,24 +242,39 @@ impl Generator {
         self.cache.clear(backend);
     }
 
-    /// Takes a request.
+    /// Takes a request of group 0; see [`Self::admit_of`].
+    ///
+    /// # Errors
+    /// As [`Self::admit_of`].
+    pub fn admit(&mut self, request: GenerateRequest) -> Result<GenerationId> {
+        self.admit_of(0, request)
+    }
+
+    /// Takes a request of a group. Where there is no room for all samples, groups take turns, however
+    /// much each of them asks for.
     ///
     /// # Errors
     /// If the prompt is empty or has a token outside the vocabulary, prompt and `max_tokens` together
     /// exceed the context, there is no seed, or a sampling parameter is out of range.
-    pub fn admit(&mut self, request: GenerateRequest) -> Result<GenerationId> {
+    pub fn admit_of(&mut self, group: u64, request: GenerateRequest) -> Result<GenerationId> {
         let max_tokens = self.check(&request)?;
         self.next_id += 1;
         let id = GenerationId(self.next_id);
         let samples = request.seeds.iter().map(|_| None).collect();
         self.active.push_back(Active {
             id,
+            group,
             request,
             max_tokens,
             prompt: None,
             samples,
         });
         Ok(id)
+    }
+
+    /// The requests whose first sample has begun since this was last asked.
+    pub fn take_begun(&mut self) -> Vec<GenerationId> {
+        std::mem::take(&mut self.begun)
     }
 
     /// Forgets a request; ids that are not (or no longer) known are ignored.
@@ -336,23 +365,31 @@ impl Generator {
         }
     }
 
-    fn n_running(&self) -> usize {
-        self.active
-            .iter()
-            .flat_map(|a| &a.samples)
-            .flatten()
-            .filter(|s| s.ended.is_none())
-            .count()
+    /// How many more samples of request `i` may begin.
+    fn room(&self, i: usize, n_running: usize) -> usize {
+        let for_short = if self.active[i].is_short() {
+            self.max_rows / ROWS_PER_SHORT_ROW
+        } else {
+            0
+        };
+        (self.max_rows + for_short).saturating_sub(n_running)
     }
 
-    /// Takes prompts further and starts waiting samples, in order, while there is room.
+    /// Takes prompts further and starts waiting samples, groups in turn, while there is room.
     fn start_samples(&mut self, backend: &mut dyn Backend) -> Vec<FinishedGeneration> {
-        let mut room = self.max_rows.saturating_sub(self.n_running());
+        let mut n_running: usize = self.active.iter().map(Active::n_running).sum();
+        if n_running >= self.max_rows + self.max_rows / ROWS_PER_SHORT_ROW {
+            return Vec::new();
+        }
+        let turns::Order { places, n_groups } =
+            turns::order(self.active.iter().map(Active::share), LOOKAHEAD);
+        let share = self.max_rows.div_ceil(n_groups.max(1));
         let (mut budget, mut looked_at) = (PROMPT_TOKENS_PER_STEP, 0);
         let mut failed = Vec::new();
-        for i in 0..self.active.len() {
+        for &i in &places {
+            let room = self.room(i, n_running);
             if room == 0 {
-                break;
+                continue;
             }
             if !self.active[i].has_prompt() {
                 if budget == 0 || looked_at == LOOKAHEAD {
@@ -367,16 +404,43 @@ impl Generator {
                     }
                 }
             }
-            let active = &mut self.active[i];
-            match active.start(backend, room) {
-                Ok(started) => room -= started,
-                Err(error) => failed.push((active.id, error)),
+            n_running += self.start(backend, i, room.min(share), &mut failed);
+        }
+        // What one group leaves of its share is the others'.
+        for &i in &places {
+            let room = self.room(i, n_running);
+            if !failed.iter().any(|(id, _)| *id == self.active[i].id) {
+                n_running += self.start(backend, i, room, &mut failed);
             }
         }
         failed
             .into_iter()
             .map(|(id, error)| self.fail(backend, id, error))
             .collect()
+    }
+
+    /// Starts at most `room` samples of request `i` if its prompt is ready; returns how many.
+    fn start(
+        &mut self,
+        backend: &mut dyn Backend,
+        i: usize,
+        room: usize,
+        failed: &mut Vec<(GenerationId, Error)>,
+    ) -> usize {
+        let active = &mut self.active[i];
+        let is_first = active.samples.iter().all(Option::is_none);
+        match active.start(backend, room) {
+            Ok(started) => {
+                if is_first && started > 0 {
+                    self.begun.push(active.id);
+                }
+                started
+            }
+            Err(error) => {
+                failed.push((active.id, error));
+                0
+            }
+        }
     }
 
     /// Takes prompt `i` further; returns what that cost, in tokens.
@@ -549,6 +613,26 @@ impl Active {
         prompt
             .into_iter()
             .chain(self.samples.into_iter().flatten().filter_map(|s| s.slot))
+    }
+
+    /// Samples that run.
+    fn n_running(&self) -> usize {
+        let running = self.samples.iter().flatten();
+        running.filter(|sample| sample.ended.is_none()).count()
+    }
+
+    fn share(&self) -> turns::Share {
+        turns::Share {
+            group: self.group,
+            n_running: self.n_running(),
+            n_waiting: self.samples.iter().filter(|s| s.is_none()).count(),
+        }
+    }
+
+    /// Whether it is over soon once it has begun.
+    fn is_short(&self) -> bool {
+        self.max_tokens.saturating_mul(self.samples.len()) <= SHORT_TOKENS
+            && self.request.prompt.len() <= CHUNK
     }
 
     /// Whether all of the prompt went through the model.

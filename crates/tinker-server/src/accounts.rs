@@ -10,6 +10,7 @@ use rusqlite::{Connection, params};
 use serde_json::{Map, Value};
 use tinker_types::{AuditEntry, SessionId, UsageInfo};
 
+use crate::caller;
 use crate::clock::{Millis, now, timestamp};
 use crate::core::lock;
 use crate::db::Db;
@@ -137,8 +138,12 @@ impl Accounts {
         self.db.call(move |c| usage(c, from, until))
     }
 
-    /// Notes an event, `<resource>_<action>`. What happened is not undone if it cannot be written.
-    pub(crate) fn note(&self, event: &'static str, details: Value) {
+    /// Notes an event, `<resource>_<action>`, and the key by which it happened. What happened is not
+    /// undone if it cannot be written.
+    pub(crate) fn note(&self, event: &'static str, mut details: Value) {
+        if let (Some(key), Some(details)) = (caller::current_key(), details.as_object_mut()) {
+            details.insert("api_key".into(), key.as_str().into());
+        }
         let (at, details) = (now(), details.to_string());
         let written = self.db.call(move |c| {
             c.prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3)")?

@@ -1,7 +1,7 @@
 //! What a refused request gets back: a status, a text for people, and a detail for the log alone.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tinker_types::ErrorBody;
 
@@ -80,7 +80,7 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
 
-    /// 429: back-pressure; the same request will be accepted later.
+    /// 429: back-pressure; the same request will be accepted later. The answer says to wait a second.
     pub(crate) fn busy(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, message)
     }
@@ -144,6 +144,11 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         self.log();
-        (self.status, Json(ErrorBody::new(self.message))).into_response()
+        let is_busy = self.status == StatusCode::TOO_MANY_REQUESTS;
+        let body = Json(ErrorBody::new(self.message));
+        if is_busy {
+            return (self.status, [(header::RETRY_AFTER, "1")], body).into_response();
+        }
+        (self.status, body).into_response()
     }
 }

@@ -13,6 +13,7 @@ use tinker_types::{
 use tokio::sync::Notify;
 
 use crate::api_error::{ApiError, ApiResult};
+use crate::caller;
 use crate::catalog::Run;
 use crate::clock::now;
 use crate::core::{Core, CoreOptions, LoadBackend, lock};
@@ -21,6 +22,7 @@ use crate::engine::{Command, EngineThread, family};
 use crate::error::Result;
 use crate::inference::Tokenizers;
 use crate::journal::Accepted;
+use crate::keys::KeyLimits;
 use crate::limits::Limits;
 use crate::models::ModelRegistry;
 use crate::operation::{OpKind, run_request_id, sample_request_id};
@@ -33,7 +35,7 @@ use crate::token::ApiToken;
 pub struct AppOptions {
     /// Data directory.
     pub home: PathBuf,
-    /// Token to ask for.
+    /// Token to ask for, beside the keys of the data directory.
     pub token: ApiToken,
     /// Model directories on offer beside the embedded model.
     pub models: Vec<PathBuf>,
@@ -227,18 +229,17 @@ impl App {
                 "training run {run} holds copied checkpoints and cannot be trained: load_weights makes a run of one"
             )));
         }
+        self.check_load(body.len(), || journal.must_take(&id, seq))?;
         if !journal.knows(&id, seq) {
             self.check_room(kind, body)?;
         }
         let limit = self.core.limits.max_pending_operations;
         match journal.accept(&id, kind, seq, body, limit)? {
             Accepted::Known => {}
-            Accepted::New => self.core.send(Command::Operation {
-                run: run.clone(),
-                seq,
-                request_id: id.clone(),
-                kind,
-            }),
+            Accepted::New => {
+                let numbered = (seq, id.clone());
+                self.core.send_operation(run, numbered, kind, body.len());
+            }
             Accepted::Conflict(known) => {
                 return Err(ApiError::unprocessable(format!(
                     "operation {seq} of training run {run} was accepted as another {} (request {id}): a number stands for one request",
@@ -270,6 +271,44 @@ impl App {
             true => ApiError::bad_request(error.to_string()),
             false => error.into(),
         })
+    }
+
+    /// Refuses what a key queues beyond its limits, unless it must be taken all the same.
+    fn check_load(&self, n_bytes: usize, must_take: impl FnOnce() -> bool) -> ApiResult<()> {
+        match self.core.over_limit(n_bytes) {
+            Some(why) if !must_take() => Err(ApiError::busy(why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a session beyond the limit of its key.
+    pub(crate) fn check_sessions(&self) -> ApiResult<()> {
+        self.check_open_things(|limits, (n_sessions, _)| {
+            (n_sessions, limits.sessions, "open sessions")
+        })
+    }
+
+    /// Refuses a training run beyond the limit of its key.
+    fn check_adapters(&self) -> ApiResult<()> {
+        self.check_open_things(|limits, (_, n_runs)| {
+            (n_runs, limits.adapters, "training runs in open sessions")
+        })
+    }
+
+    fn check_open_things(
+        &self,
+        measure: impl FnOnce(&KeyLimits, (usize, usize)) -> (usize, usize, &'static str),
+    ) -> ApiResult<()> {
+        let Some((key, limits)) = caller::current().and_then(|c| Some((c.key?, c.limits))) else {
+            return Ok(());
+        };
+        let (n, most, what) = measure(&limits, self.core.catalog.n_open(&key));
+        if n < most {
+            return Ok(());
+        }
+        Err(ApiError::busy(format!(
+            "API key {key} has {n} {what}, and its limit is {most}: end a session, or wait until those that are silent close"
+        )))
     }
 
     /// Accepts an operation whose number is part of the request, which starts at 1.
@@ -385,6 +424,7 @@ impl App {
         self.core.catalog.session(session)?;
         let id = TrainingRunId::of_session(session, number);
         if !self.is_created(&id)? {
+            self.check_adapters()?;
             self.core
                 .catalog
                 .put_run(row((id.clone(), session.clone())))?;
@@ -421,6 +461,7 @@ impl App {
         };
         let id = sample_request_id(sampler, seq).map_err(malformed)?;
         self.core.live_sampler(sampler)?;
+        self.check_load(body.len(), || self.core.samples().must_take(&id, seq))?;
         let limit = self.core.limits.max_pending_samples;
         let mut samples = self.core.samples();
         if !samples.knows(&id, seq) {
@@ -428,9 +469,7 @@ impl App {
         }
         match samples.accept(&id, OpKind::Sample, seq, body, limit)? {
             Accepted::Known => {}
-            Accepted::New => self.core.send(Command::Sample {
-                request_id: id.clone(),
-            }),
+            Accepted::New => self.core.send_sample(id.clone(), body.len()),
             Accepted::Conflict(_) => {
                 return Err(ApiError::unprocessable(format!(
                     "sample {seq} of sampler {sampler} was accepted with another content (request {id}): a number stands for one request"

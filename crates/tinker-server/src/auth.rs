@@ -1,4 +1,4 @@
-//! Who may talk to the server: no foreign host name, no web page, nobody without the token.
+//! Who may talk to the server: no foreign host name, no web page, nobody without a key.
 //!
 //! Loopback is not a border. Any page in a browser can send requests to 127.0.0.1, and by DNS
 //! rebinding a page's own host name can be made to point there; hence the checks of Host and Origin
@@ -15,19 +15,46 @@ use tinker_types::HEALTHZ;
 
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
+use crate::caller::{self, Caller, Scope};
 use crate::identity;
-use crate::links;
+use crate::keys::Keys;
+use crate::links::{self, Scheme};
 use crate::token::ApiToken;
 
-/// Lets a request through or answers it with 401 or 403.
+/// Lets a request through to be answered for its caller, or answers it with 401 or 403.
 pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match check(request.headers(), request.uri(), app.token()) {
-        Ok(()) => {
+    let known = Known {
+        token: app.token(),
+        keys: &app.core.keys,
+        scheme: Scheme::of(request.extensions()),
+    };
+    match check(request.headers(), request.uri(), &known) {
+        Ok(caller) => {
             app.touch();
-            next.run(request).await
+            match caller {
+                Some(caller) => caller::answer_for(caller, next.run(request)).await,
+                None => next.run(request).await,
+            }
         }
         Err(error) => refusal(request.headers(), error),
     }
+}
+
+/// Lets a request through whose caller has a scope, or answers it with 403.
+pub(crate) async fn need(State(scope): State<Scope>, request: Request, next: Next) -> Response {
+    match caller::check(scope) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// What a request is checked against.
+struct Known<'a> {
+    /// The data directory's own.
+    token: &'a ApiToken,
+    keys: &'a Keys,
+    /// By what the request came.
+    scheme: Scheme,
 }
 
 /// A refused short-lived token is named as such, so that clients exchange their key for a new one
@@ -44,39 +71,57 @@ fn refusal(headers: &HeaderMap, error: ApiError) -> Response {
     response
 }
 
-fn check(headers: &HeaderMap, uri: &Uri, token: &ApiToken) -> ApiResult<()> {
+/// Who sends a request; nobody in particular where no key is needed.
+fn check(headers: &HeaderMap, uri: &Uri, known: &Known<'_>) -> ApiResult<Option<Caller>> {
     let authority = links::authority(headers, uri)
         .ok_or_else(|| ApiError::bad_request("the request has no Host header"))?;
-    if !is_local_name(authority) {
+    // A name that leads here by a trick has no certificate of this server.
+    if known.scheme == Scheme::Http && !is_local_name(authority) {
         return Err(ApiError::forbidden(format!(
             "host {authority:?} is not served: use an IP address or localhost"
         )));
     }
     if let Some(origin) = text(headers, header::ORIGIN)
-        && origin != format!("http://{authority}")
+        && origin != format!("{}://{authority}", known.scheme)
     {
         return Err(ApiError::forbidden(format!(
             "requests from web pages of {origin:?} are refused"
         )));
     }
     if uri.path() == HEALTHZ {
-        return Ok(());
+        return Ok(None);
     }
     if uri.path().starts_with(links::SIGNED) {
-        return links::check(token, uri);
+        return links::check(known.token, uri).map(|()| None);
     }
     match presented(headers) {
-        Some(jwt) if identity::is_jwt(jwt) && identity::is_valid(token, jwt) => Ok(()),
-        Some(jwt) if identity::is_jwt(jwt) => Err(ApiError::unauthenticated(
+        Some(jwt) if identity::is_jwt(jwt) => known.of_jwt(jwt).ok_or_else(|| ApiError::unauthenticated(
             "the short-lived token is not valid, or no longer: exchange the API key for a new one at /api/v1/auth/token",
         )),
-        Some(key) if token.matches(key) => Ok(()),
-        Some(_) => Err(ApiError::unauthenticated(
-            "the API key is not this server's token: `tinker serve status` shows the right one for TINKER_API_KEY",
+        Some(key) => known.of_key(key).ok_or_else(|| ApiError::unauthenticated(
+            "the API key is none of this server's: on its machine `tinker serve status --export` shows its own for TINKER_API_KEY, and `tinker serve keys list` the others",
         )),
         None => Err(ApiError::unauthenticated(
-            "no API key: send the server's token as X-API-Key; `tinker serve status` shows it for TINKER_API_KEY",
+            "no API key: send one of the server's as X-API-Key; on its machine `tinker serve status --export` shows its own for TINKER_API_KEY",
         )),
+    }
+    .map(Some)
+}
+
+impl Known<'_> {
+    fn of_key(&self, presented: &str) -> Option<Caller> {
+        if self.token.matches(presented) {
+            return Some(Caller::own());
+        }
+        self.keys.find(presented)
+    }
+
+    /// A token dies with the key that it was made for.
+    fn of_jwt(&self, presented: &str) -> Option<Caller> {
+        match identity::holder(self.token, presented)? {
+            None => Some(Caller::own()),
+            Some(name) => self.keys.named(&name),
+        }
     }
 }
 
@@ -116,9 +161,17 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, HeaderValue::from_static(value));
         }
-        let token = ApiToken::new("tml-right").unwrap();
-        match check(&map, &path.parse().unwrap(), &token) {
-            Ok(()) => 200,
+        let (home, token) = (
+            tempfile::tempdir().unwrap(),
+            ApiToken::new("tml-right").unwrap(),
+        );
+        let known = Known {
+            token: &token,
+            keys: &Keys::open(home.path()).unwrap(),
+            scheme: Scheme::Http,
+        };
+        match check(&map, &path.parse().unwrap(), &known) {
+            Ok(_) => 200,
             Err(error) => error.into_response().status().as_u16(),
         }
     }

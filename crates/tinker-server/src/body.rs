@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
+use crate::caller;
 
 /// Bodies beyond this many bytes are read, and results written, off the event loop, which others wait
 /// for.
@@ -142,11 +143,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     off_loop(move || work(&app)).await
 }
 
-/// Runs work that takes a while off the event loop.
+/// Runs work that takes a while off the event loop, for the same caller.
 pub(crate) async fn off_loop<T: Send + 'static>(
     work: impl FnOnce() -> ApiResult<T> + Send + 'static,
 ) -> ApiResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        ApiError::internal("internal error; see the server's log", error.to_string())
-    })?
+    tokio::task::spawn_blocking(caller::carried(work))
+        .await
+        .map_err(|error| {
+            ApiError::internal("internal error; see the server's log", error.to_string())
+        })?
 }

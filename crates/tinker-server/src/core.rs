@@ -15,6 +15,7 @@ use crate::accounts::Accounts;
 use crate::app::name_of;
 use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
+use crate::caller::{self, Caller};
 use crate::catalog::{Catalog, Sampler};
 use crate::clock::now;
 use crate::completions::{Completions, Ended, SamplerClient};
@@ -25,12 +26,13 @@ use crate::engine::Command;
 use crate::error::{Error, Result};
 use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
+use crate::keys::Keys;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::ModelRegistry;
 use crate::operation::{Form, OpKind, Outcome};
 use crate::paths::Paths;
-use crate::pending::{Count, Pending};
+use crate::pending::{Count, Pending, session_of};
 use crate::quota::Quota;
 use crate::segment_log::Syncer;
 use crate::watchers::Watchers;
@@ -56,6 +58,7 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
+    pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,
     pub(crate) completions: Completions,
@@ -152,6 +155,7 @@ impl Core {
             catalog,
             accounts: Accounts::new(db.clone()),
             db,
+            keys: Keys::open(&options.home)?,
             metrics: Metrics::default(),
             pending: Mutex::default(),
             futures,
@@ -195,7 +199,7 @@ impl Core {
         let is_safe = self.attempts().begin_samples(&ids);
         for request_id in ids {
             if is_safe {
-                self.send(Command::Sample { request_id });
+                self.send_sample(request_id, 0);
             } else {
                 let outcome = Outcome::refused(format!(
                     "the sample was waiting {} times in a row when the server died, perhaps for want of memory, and is not tried again: ask for less at once",
@@ -263,19 +267,71 @@ impl Core {
         held.get(&run).filter(|held| held.seq <= seq).cloned()
     }
 
+    /// Hands an accepted operation of a training run, whose request has so many bytes, to the engine.
+    pub(crate) fn send_operation(
+        &self,
+        run: &TrainingRunId,
+        (seq, request_id): (u64, RequestId),
+        kind: OpKind,
+        n_bytes: usize,
+    ) {
+        self.note_accepted(&request_id, kind, n_bytes);
+        self.send(Command::Operation {
+            run: run.clone(),
+            seq,
+            request_id,
+            kind,
+        });
+    }
+
+    /// Hands an accepted sample, whose request has so many bytes, to the engine.
+    pub(crate) fn send_sample(&self, request_id: RequestId, n_bytes: usize) {
+        self.note_accepted(&request_id, OpKind::Sample, n_bytes);
+        self.send(Command::Sample { request_id });
+    }
+
+    fn note_accepted(&self, id: &RequestId, kind: OpKind, n_bytes: usize) {
+        let owner = self.catalog.owner_of(session_of(id.as_str()));
+        let (n_bytes, now) = (n_bytes as u64, Instant::now());
+        self.pending().accept(id, kind, (owner, n_bytes), now);
+    }
+
+    /// Does something as whoever a session belongs to, and as their key allows now.
+    pub(crate) fn on_behalf_of<T>(&self, session: &SessionId, work: impl FnOnce() -> T) -> T {
+        let caller = match self.catalog.owner_of(session.as_str()) {
+            None => Caller::own(),
+            Some(key) => self
+                .keys
+                .named(&key)
+                .unwrap_or_else(|| Caller::removed(key)),
+        };
+        caller::work_for(caller, work)
+    }
+
+    /// Why the current caller may queue no operation with so many bytes more for now.
+    pub(crate) fn over_limit(&self, n_bytes: usize) -> Option<String> {
+        let caller = caller::current()?;
+        let (key, limits) = (caller.key?, caller.limits);
+        let load = self.pending().load(&key);
+        if load.n_operations >= limits.operations {
+            return Some(format!(
+                "API key {key} has {} unfinished operations, and its limit is {}: wait for some of them",
+                load.n_operations, limits.operations
+            ));
+        }
+        // One that is alone above the limit would never be taken.
+        if load.n_operations > 0 && load.n_bytes.saturating_add(n_bytes as u64) > limits.bytes {
+            return Some(format!(
+                "API key {key} has unfinished requests of {} bytes, and its limit is {}: wait for some of them",
+                load.n_bytes, limits.bytes
+            ));
+        }
+        None
+    }
+
     /// Hands a command to the engine's thread. Without one the server is stopping, and what was
     /// logged is taken up at the next start.
     pub(crate) fn send(&self, command: Command) {
-        match &command {
-            Command::Operation {
-                request_id, kind, ..
-            } => self.pending().accept(request_id, *kind, Instant::now()),
-            Command::Sample { request_id } => {
-                self.pending()
-                    .accept(request_id, OpKind::Sample, Instant::now());
-            }
-            _ => {}
-        }
         if lock(&self.engine).send(command).is_err() {
             tracing::debug!("the engine has stopped");
         }
@@ -284,8 +340,10 @@ impl Core {
     /// The journal of a training run, opened on first use.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an unknown run; or its log is damaged, which is recorded.
+    /// [`Error::NotFound`] for a run that is unknown to the current caller; or its log is damaged, which
+    /// is recorded.
     pub(crate) fn journal(&self, run: &TrainingRunId) -> Result<Arc<Mutex<Journal>>> {
+        self.catalog.check_run(run)?;
         let mut journals = lock(&self.journals);
         if let Some(journal) = journals.get(run) {
             return Ok(Arc::clone(journal));
@@ -304,12 +362,7 @@ impl Core {
         for found in journal.found() {
             if found.finished.is_none() {
                 self.attempts().note_unfinished(found.request_id.clone());
-                self.send(Command::Operation {
-                    run: run.clone(),
-                    seq: found.seq,
-                    request_id: found.request_id,
-                    kind: found.kind,
-                });
+                self.send_operation(run, (found.seq, found.request_id), found.kind, 0);
             }
         }
         let journal = Arc::new(Mutex::new(journal));
@@ -442,7 +495,7 @@ impl Core {
     /// [`Error::NotFound`] with a list of what the run has.
     pub(crate) fn delete_checkpoint(&self, path: &TinkerPath) -> Result<()> {
         let _changing = self.change_checkpoints();
-        if self.catalog.find_checkpoint(path).is_none() {
+        if self.catalog.find_own_checkpoint(path).is_none() {
             return Err(self.catalog.no_checkpoint(path));
         }
         self.discard_checkpoint(path)?;

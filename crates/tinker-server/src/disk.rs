@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 
@@ -115,6 +116,15 @@ fn missing_dirs(path: &Path) -> Vec<PathBuf> {
         .collect();
     missing.reverse();
     missing
+}
+
+/// What tells that a file was replaced: when it was written and how long it is; `None` if it is not there.
+pub(crate) type Stamp = Option<(SystemTime, u64)>;
+
+/// The stamp of a file.
+pub(crate) fn stamp(path: &Path) -> Stamp {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// Makes the entries of a directory durable. Windows has no such call and needs none.

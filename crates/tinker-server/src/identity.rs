@@ -1,7 +1,7 @@
 //! Who clients are told they are, and the short-lived tokens that say so.
 //!
-//! There is one user: whoever has the server's token. A token made from it is a JWT (RFC 7519) in form;
-//! only this server checks its signature, a keyed BLAKE3.
+//! A user is whoever has a key: the data directory's own, or one of a name. A token made for one is a JWT
+//! (RFC 7519) in form; only this server checks its signature, a keyed BLAKE3.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 use tinker_types::{ApiKeyDetails, ApiKeyInfo, OrgDetails, UserDetails};
 
 use crate::clock::now;
+use crate::keys::KeyName;
 use crate::token::ApiToken;
 
-/// The one user.
-pub(crate) const USER: &str = "tml:user:local";
+/// What names of users begin with.
+const USER: &str = "tml:user:";
+/// The name of whoever has the data directory's own key.
+const LOCAL: &str = "local";
 /// The one organization's id.
 const ORG: &str = "local";
-/// The one user's address.
-const EMAIL: &str = "local@localhost";
 /// How long a token is good for, in seconds; clients renew it when half of that is over.
 const LIFE: i64 = 60 * 60;
 const HEADER: &str = r#"{"alg":"BLAKE3","typ":"JWT"}"#;
@@ -32,20 +33,33 @@ struct Claims {
     exp: i64,
 }
 
-/// Makes a token of an hour.
+/// The user who has a key; `None` is the data directory's own.
+pub(crate) fn user(key: Option<&KeyName>) -> String {
+    format!("{USER}{}", key.map_or(LOCAL, KeyName::as_str))
+}
+
+fn email(key: Option<&KeyName>) -> String {
+    format!("{}@localhost", key.map_or(LOCAL, KeyName::as_str))
+}
+
+/// Makes a token of an hour for whoever has a key.
 ///
 /// # Errors
 /// Never: the claims are text and numbers.
-pub(crate) fn issue(token: &ApiToken) -> Result<String, serde_json::Error> {
-    issue_at(token, now() / 1000)
+pub(crate) fn issue(token: &ApiToken, key: Option<&KeyName>) -> Result<String, serde_json::Error> {
+    issue_at(token, key, now() / 1000)
 }
 
-fn issue_at(token: &ApiToken, seconds: i64) -> Result<String, serde_json::Error> {
+fn issue_at(
+    token: &ApiToken,
+    key: Option<&KeyName>,
+    seconds: i64,
+) -> Result<String, serde_json::Error> {
     let claims = Claims {
         iss: "tinker-server".into(),
-        sub: USER.into(),
+        sub: user(key),
         org_id: ORG.into(),
-        email: EMAIL.into(),
+        email: email(key),
         iat: seconds,
         exp: seconds + LIFE,
     };
@@ -65,46 +79,52 @@ pub(crate) fn is_jwt(presented: &str) -> bool {
     presented.starts_with("eyJ")
 }
 
-/// Whether a token was made by this server and its time is not up.
-pub(crate) fn is_valid(token: &ApiToken, presented: &str) -> bool {
-    is_valid_at(token, presented, now() / 1000)
+/// Whose token this is, if this server made it and its time is not up: the name of a key, or `None` for
+/// the data directory's own.
+pub(crate) fn holder(token: &ApiToken, presented: &str) -> Option<Option<KeyName>> {
+    holder_at(token, presented, now() / 1000)
 }
 
-fn is_valid_at(token: &ApiToken, presented: &str, seconds: i64) -> bool {
-    let Some((signed, signature)) = presented.rsplit_once('.') else {
-        return false;
-    };
+fn holder_at(token: &ApiToken, presented: &str, seconds: i64) -> Option<Option<KeyName>> {
+    let (signed, signature) = presented.rsplit_once('.')?;
     // Digests compare in constant time.
     if blake3::hash(signature.as_bytes()) != blake3::hash(sign(token, signed).as_bytes()) {
-        return false;
+        return None;
     }
-    let claims = signed
-        .split_once('.')
-        .map(|(_, claims)| BASE64.decode(claims));
-    let Some(Ok(claims)) = claims else {
-        return false;
-    };
-    serde_json::from_slice::<Claims>(&claims).is_ok_and(|claims| claims.exp > seconds)
+    let (_header, claims) = signed.split_once('.')?;
+    let claims: Claims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
+    if claims.exp <= seconds {
+        return None;
+    }
+    match claims.sub.strip_prefix(USER)? {
+        LOCAL => Some(None),
+        name => Some(Some(name.parse().ok()?)),
+    }
 }
 
-/// What there is to say of the server's token.
-pub(crate) fn key_info(token: &ApiToken) -> ApiKeyInfo {
-    let digest = blake3::hash(token.expose().as_bytes());
+/// What there is to say of a key; `None` is the server's own token.
+pub(crate) fn key_info(token: &ApiToken, key: Option<&KeyName>) -> ApiKeyInfo {
+    let digest = match key {
+        None => blake3::hash(token.expose().as_bytes()),
+        Some(key) => blake3::hash(key.as_str().as_bytes()),
+    };
     // 48 bits: exact in every JSON reader.
     let key_id = digest
         .as_bytes()
         .iter()
         .take(6)
         .fold(0, |id, &byte| id << 8 | u64::from(byte));
+    let (name, note) = match key {
+        None => ("embedded server", "the token of the data directory"),
+        Some(key) => (key.as_str(), "a key of the data directory"),
+    };
     ApiKeyInfo {
         key_id,
-        name: "embedded server".into(),
-        note: "the token of the data directory".into(),
+        name: name.into(),
+        note: note.into(),
         details: ApiKeyDetails {
             org_details: OrgDetails { name: ORG.into() },
-            user_details: UserDetails {
-                email: EMAIL.into(),
-            },
+            user_details: UserDetails { email: email(key) },
         },
     }
 }
@@ -116,16 +136,19 @@ mod tests {
     #[test]
     fn a_token_is_good_for_an_hour_on_the_server_that_made_it() {
         let token = ApiToken::new("tml-x").unwrap();
-        let jwt = issue_at(&token, 1000).unwrap();
+        let ann: KeyName = "ann".parse().unwrap();
+        let jwt = issue_at(&token, Some(&ann), 1000).unwrap();
         assert!(is_jwt(&jwt));
 
-        assert!(is_valid_at(&token, &jwt, 1000 + LIFE - 1));
-        assert!(!is_valid_at(&token, &jwt, 1000 + LIFE));
-        assert!(!is_valid_at(&ApiToken::new("tml-y").unwrap(), &jwt, 1000));
+        assert_eq!(holder_at(&token, &jwt, 1000 + LIFE - 1), Some(Some(ann)));
+        assert_eq!(holder_at(&token, &jwt, 1000 + LIFE), None);
+        let other = ApiToken::new("tml-y").unwrap();
+        assert_eq!(holder_at(&other, &jwt, 1000), None);
         let [header, claims, signature] = jwt.split('.').collect::<Vec<_>>()[..] else {
             panic!("{jwt}");
         };
-        let later = issue_at(&token, 9000).unwrap();
+        let later = issue_at(&token, None, 9000).unwrap();
+        assert_eq!(holder_at(&token, &later, 9000), Some(None));
         let other = later.split('.').nth(1).unwrap();
         for forged in [
             format!("{header}.{other}.{signature}"),
@@ -133,25 +156,25 @@ mod tests {
             format!("{header}.{claims}"),
             "eyJ".to_owned(),
         ] {
-            assert!(!is_valid_at(&token, &forged, 1000), "{forged}");
+            assert_eq!(holder_at(&token, &forged, 1000), None, "{forged}");
         }
     }
 
     #[test]
     fn a_token_says_who_one_is() {
         let token = ApiToken::new("tml-x").unwrap();
-        let jwt = issue_at(&token, 1000).unwrap();
+        let jwt = issue_at(&token, None, 1000).unwrap();
 
         let claims = BASE64.decode(jwt.split('.').nth(1).unwrap()).unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
 
-        assert_eq!(claims["sub"], USER);
+        assert_eq!(claims["sub"], "tml:user:local");
         assert_eq!(claims["exp"].as_i64(), Some(1000 + LIFE));
     }
 
     #[test]
     fn the_number_of_a_key_fits_a_json_number_and_hides_the_key() {
-        let info = key_info(&ApiToken::new("tml-secret").unwrap());
+        let info = key_info(&ApiToken::new("tml-secret").unwrap(), None);
 
         assert!(info.key_id < 1 << 48);
         assert!(!format!("{info:?}").contains("secret"));

@@ -232,6 +232,14 @@ impl Journal {
         Ok(Accepted::New)
     }
 
+    /// Whether a request is a repetition, or what everything that is pending waits for: it is taken
+    /// however much is in the queue.
+    pub(crate) fn must_take(&self, id: &RequestId, seq: u64) -> bool {
+        self.entries.contains_key(id)
+            || self.floor.is_some_and(|floor| seq <= floor)
+            || (self.n_pending > 0 && self.is_awaited_next(seq))
+    }
+
     /// Whether everything that is pending waits for this number. It is taken into a full log:
     /// refusing it would hold the run back for ever. Samples wait for nobody.
     fn is_awaited_next(&self, seq: u64) -> bool {

@@ -3,13 +3,17 @@
 //! The key of the signature follows from the server's token, so links outlive a restart, and a new
 //! token makes the old ones void.
 
-use std::fmt::Write as _;
+use std::convert::Infallible;
+use std::fmt::{self, Write as _};
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap, Uri, header};
 use tinker_types::SignedUrl;
 
 use crate::api_error::{ApiError, ApiResult};
 use crate::clock::{Millis, now};
+use crate::tls::OverTls;
 use crate::token::ApiToken;
 
 /// Where signed links lead. Requests below need a signature instead of a key.
@@ -22,7 +26,7 @@ pub(crate) const LIFE: Millis = 60 * 60 * 1000;
 #[derive(Debug)]
 pub(crate) struct LinkMaker<'a> {
     token: &'a ApiToken,
-    /// `http://host:port`.
+    /// `http://host:port`, or `https`.
     origin: String,
     /// When its links cease to work.
     pub(crate) expires_at: Millis,
@@ -35,14 +39,13 @@ impl<'a> LinkMaker<'a> {
     /// If the request names none.
     pub(crate) fn of_request(
         token: &'a ApiToken,
-        headers: &HeaderMap,
-        uri: &Uri,
+        (scheme, headers, uri): (Scheme, &HeaderMap, &Uri),
     ) -> ApiResult<Self> {
         let authority = authority(headers, uri)
             .ok_or_else(|| ApiError::bad_request("the request has no Host header"))?;
         Ok(Self {
             token,
-            origin: format!("http://{authority}"),
+            origin: format!("{scheme}://{authority}"),
             expires_at: now() + LIFE,
         })
     }
@@ -57,6 +60,40 @@ impl<'a> LinkMaker<'a> {
             "{}{path}?expires={expires}&signature={signature}",
             self.origin
         ))
+    }
+}
+
+/// By what a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    /// That of a request.
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        match extensions.get::<OverTls>() {
+            Some(OverTls) => Self::Https,
+            None => Self::Http,
+        }
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        })
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Scheme {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.extensions))
     }
 }
 
@@ -132,7 +169,9 @@ mod tests {
         let token = token();
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:8"));
-        let maker = LinkMaker::of_request(&token, &headers, &Uri::from_static("/a")).unwrap();
+        let maker =
+            LinkMaker::of_request(&token, (Scheme::Http, &headers, &Uri::from_static("/a")))
+                .unwrap();
         let maker = LinkMaker {
             expires_at,
             ..maker

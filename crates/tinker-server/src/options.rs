@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tinker_types::ClientConfig;
 
+use crate::tls::TlsFiles;
 use crate::token::ApiToken;
 
 /// The settings handed to clients: the defaults of the API are right for a server on the same machine
@@ -23,10 +24,12 @@ pub(crate) fn default_client_config() -> ClientConfig {
 pub struct ServeOptions {
     /// Data directory; the server keeps its files in `server/` and `models/` under it.
     pub home: PathBuf,
-    /// Address to bind. Anything but loopback should come with a token chosen by the user.
+    /// Address to bind. Anything but loopback should come with keys ([`crate::add_key`]).
     pub host: IpAddr,
     /// Port to bind; 0 takes any free one.
     pub port: u16,
+    /// Serve this address by TLS. Clients on this machine have an address without beside it, on loopback.
+    pub tls: Option<TlsFiles>,
     /// Token to ask for; `None` keeps the data directory's own, made on first use.
     pub token: Option<ApiToken>,
     /// Model directories on offer beside the embedded model.
@@ -54,6 +57,7 @@ impl ServeOptions {
             home: home.into(),
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
+            tls: None,
             token: None,
             models: Vec::new(),
             threads: 0,

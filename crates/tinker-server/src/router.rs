@@ -13,6 +13,7 @@ use crate::access;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::auth;
+use crate::caller::Scope;
 use crate::routes::{
     admin, anthropic, api_keys, checkpoints, custom_losses, futures, models, openai, sampling,
     search, service, sessions, signed, training, training_runs, weights,
@@ -21,14 +22,14 @@ use crate::routes::{
 /// Where Prometheus looks.
 const METRICS: &str = "/metrics";
 
-/// The whole API over `app`: every path, with the checks of host, origin and token before it.
+/// The whole API over `app`: every path, with the checks of host, origin, key and scope before it.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .merge(session_routes())
-        .merge(training_routes())
-        .merge(rest_routes())
+        .merge(for_everybody())
+        .merge(needing(Scope::Sample, sampling_routes()))
+        .merge(needing(Scope::Train, training_routes()))
+        .merge(needing(Scope::Admin, admin_routes()))
         .merge(signed_routes())
-        .merge(inference_routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         // Bodies are bounded where they are read, so that the refusal can explain itself.
@@ -39,36 +40,72 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// Routes that take a key with a scope.
+fn needing(scope: Scope, routes: Router<Arc<App>>) -> Router<Arc<App>> {
+    routes.route_layer(from_fn_with_state(scope, auth::need))
+}
+
+/// What every key may do: look at what belongs to it, and keep a session.
+fn for_everybody() -> Router<Arc<App>> {
+    Router::new().merge(session_routes()).merge(lookup_routes())
+}
+
 fn session_routes() -> Router<Arc<App>> {
     Router::new()
         .route(t::HEALTHZ, get(service::healthz))
-        .route(METRICS, get(service::metrics))
         .route(t::CAPABILITIES, get(service::capabilities))
         .route(t::CLIENT_CONFIG, post(service::client_config))
         .route(t::DYNAMIC_CONFIG, post(service::dynamic_config))
         .route(t::TELEMETRY, post(service::telemetry))
+        .route(t::AUTH_TOKEN, post(api_keys::token))
+        .route(t::API_KEY, get(api_keys::describe).delete(api_keys::delete))
         .route(t::CREATE_SESSION, post(sessions::create))
         .route(t::SESSION_HEARTBEAT, post(sessions::heartbeat))
         .route(t::SESSIONS, get(sessions::list))
-        .route(t::AUTH_TOKEN, post(api_keys::token))
-        .route(t::API_KEY, get(api_keys::describe).delete(api_keys::delete))
-        .route(t::SEARCH_SESSIONS, post(search::sessions))
-        .route(
-            &under(t::SESSIONS, "/{id}/project"),
-            put(sessions::assign_project),
-        )
+        .route(&under(t::SESSIONS, "/{id}"), get(sessions::get))
+        .route(&under(t::SESSIONS, "/{id}/finish"), post(sessions::finish))
         .route(
             &under(t::SESSIONS, "/{id}/trace_export"),
             get(sessions::export_trace),
         )
-        .route(&under(t::SESSIONS, "/{id}"), get(sessions::get))
-        .route(&under(t::SESSIONS, "/{id}/finish"), post(sessions::finish))
+        .route(t::RETRIEVE_FUTURE, post(futures::retrieve))
+        .route(t::RETRIEVE_FUTURES, post(futures::retrieve_many))
+        .route(t::CANCEL_FUTURE, post(futures::cancel))
+}
+
+fn lookup_routes() -> Router<Arc<App>> {
+    let checkpoint = checkpoint();
+    Router::new()
+        .route(t::SEARCH_SESSIONS, post(search::sessions))
+        .route(t::SEARCH_CHECKPOINTS, post(search::checkpoints))
+        .route(t::GET_INFO, post(models::get_info))
+        .route(t::WEIGHTS_INFO, post(weights::info))
+        .route(&under(t::SAMPLERS, "/{id}"), get(sampling::get))
+        .route(t::TRAINING_RUNS, get(training_runs::list))
+        .route(&under(t::TRAINING_RUNS, "/{id}"), get(training_runs::get))
+        .route(
+            &under(t::TRAINING_RUNS, "/{id}/checkpoints"),
+            get(checkpoints::list_of_run),
+        )
+        .route(t::CHECKPOINTS, get(checkpoints::list))
+        .route(
+            &under(&checkpoint, "/external_weights_urls"),
+            get(checkpoints::external_weights_urls),
+        )
+        .route(&under(&checkpoint, "/archive"), get(checkpoints::archive))
+        .route(t::BILLING_USAGE, get(admin::usage))
+        .route(t::STORAGE_USAGE, get(admin::storage))
+        .route("/oai/api/v1/models", get(openai::models))
+        .route("/oai/api/v1/models/{*name}", get(openai::model))
+}
+
+fn checkpoint() -> String {
+    under(t::TRAINING_RUNS, "/{id}/checkpoints/{segment}/{name}")
 }
 
 fn training_routes() -> Router<Arc<App>> {
     Router::new()
         .route(t::CREATE_MODEL, post(models::create))
-        .route(t::GET_INFO, post(models::get_info))
         .route(t::UNLOAD_MODEL, post(models::unload))
         .route(t::FORWARD_BACKWARD, post(training::forward_backward))
         .route(t::FORWARD, post(training::forward))
@@ -80,50 +117,38 @@ fn training_routes() -> Router<Arc<App>> {
         .route(t::SAVE_WEIGHTS_FOR_SAMPLER, post(weights::save_for_sampler))
         .route(t::SAVE_WEIGHTS_EXTERNAL, post(weights::save_external))
         .route(t::COPY_WEIGHTS, post(weights::copy))
-        .route(t::WEIGHTS_INFO, post(weights::info))
         .route(t::CREATE_CUSTOM_LOSS, post(custom_losses::create))
-        .route(t::CREATE_SAMPLING_SESSION, post(sampling::create_session))
-        .route(&under(t::SAMPLERS, "/{id}"), get(sampling::get))
-        .route(t::ASAMPLE, post(sampling::sample))
-        .route(t::RETRIEVE_FUTURE, post(futures::retrieve))
-        .route(t::RETRIEVE_FUTURES, post(futures::retrieve_many))
-        .route(t::JOIN_SAMPLING_SESSION, post(sampling::join))
-        .route(t::CANCEL_FUTURE, post(futures::cancel))
+        .route(
+            &under(t::SESSIONS, "/{id}/project"),
+            put(sessions::assign_project),
+        )
+        .merge(checkpoint_changes())
 }
 
-fn rest_routes() -> Router<Arc<App>> {
-    let checkpoint = under(t::TRAINING_RUNS, "/{id}/checkpoints/{segment}/{name}");
+fn checkpoint_changes() -> Router<Arc<App>> {
+    let checkpoint = checkpoint();
     Router::new()
-        .route(t::TRAINING_RUNS, get(training_runs::list))
-        .route(&under(t::TRAINING_RUNS, "/{id}"), get(training_runs::get))
-        .route(
-            &under(t::TRAINING_RUNS, "/{id}/checkpoints"),
-            get(checkpoints::list_of_run),
-        )
         .route(&checkpoint, delete(checkpoints::delete))
         .route(
             &under(&checkpoint, "/publish"),
             post(checkpoints::publish).delete(checkpoints::unpublish),
         )
         .route(&under(&checkpoint, "/ttl"), put(checkpoints::set_ttl))
-        .route(
-            &under(&checkpoint, "/external_weights_urls"),
-            get(checkpoints::external_weights_urls),
-        )
-        .route(&under(&checkpoint, "/archive"), get(checkpoints::archive))
-        .route(t::SEARCH_CHECKPOINTS, post(search::checkpoints))
-        .route(t::AUDIT, get(admin::audit))
-        .route(t::BACKUP, post(admin::backup))
-        .route(t::BILLING_USAGE, get(admin::usage))
-        .route(t::STORAGE_USAGE, get(admin::storage))
-        .route(t::CHECKPOINTS, get(checkpoints::list))
 }
 
-/// The endpoints that clients of other APIs know.
-fn inference_routes() -> Router<Arc<App>> {
+fn admin_routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/oai/api/v1/models", get(openai::models))
-        .route("/oai/api/v1/models/{*name}", get(openai::model))
+        .route(METRICS, get(service::metrics))
+        .route(t::AUDIT, get(admin::audit))
+        .route(t::BACKUP, post(admin::backup))
+}
+
+/// Samples, also of clients that know other APIs.
+fn sampling_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route(t::CREATE_SAMPLING_SESSION, post(sampling::create_session))
+        .route(t::JOIN_SAMPLING_SESSION, post(sampling::join))
+        .route(t::ASAMPLE, post(sampling::sample))
         .route("/oai/api/v1/completions", post(openai::completions))
         .route("/oai/api/v1/chat/completions", post(openai::chat))
         .route("/anthropic/api/v1/messages", post(anthropic::messages))

@@ -1,9 +1,12 @@
-//! Which training operation runs next: each run strictly in its own order, runs in turn.
+//! Which training operation runs next: sessions in turn, the runs of a session in turn, each run strictly in its
+//! own order. So what one session has queued does not hold up another's.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tinker_types::TrainingRunId;
+
+use crate::pending::session_of;
 
 /// Longest pause between two attempts at an operation that a passing fault holds back.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -15,13 +18,69 @@ pub(crate) fn pause_after(n_before: u32, first: Duration) -> Duration {
     first.saturating_mul(factor).min(MAX_PAUSE)
 }
 
+/// Things that wait, in the order they came for each session; sessions take turns.
+#[derive(Debug)]
+struct Turns<T> {
+    lanes: HashMap<String, VecDeque<T>>,
+    /// Sessions that something waits of, the one whose turn it is first.
+    order: VecDeque<String>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self {
+            lanes: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Turns<T> {
+    fn push(&mut self, session: &str, item: T) {
+        if let Some(lane) = self.lanes.get_mut(session) {
+            lane.push_back(item);
+            return;
+        }
+        self.lanes.insert(session.to_owned(), [item].into());
+        self.order.push_back(session.to_owned());
+    }
+
+    fn pop(&mut self) -> Option<T> {
+        let session = self.order.pop_front()?;
+        let lane = self.lanes.get_mut(&session)?;
+        let item = lane.pop_front();
+        if lane.is_empty() {
+            self.lanes.remove(&session);
+        } else {
+            self.order.push_back(session);
+        }
+        item
+    }
+
+    /// Drops what `keep` is false for.
+    fn retain(&mut self, session: &str, keep: impl FnMut(&T) -> bool) {
+        let Some(lane) = self.lanes.get_mut(session) else {
+            return;
+        };
+        lane.retain(keep);
+        if lane.is_empty() {
+            self.lanes.remove(session);
+            self.order.retain(|other| other != session);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
 /// Operations that wait, held back while an earlier one of their run is missing, or for a while
 /// after a fault. The time is the caller's.
 #[derive(Debug)]
 pub(crate) struct TrainQueue<T> {
     lanes: HashMap<TrainingRunId, Lane<T>>,
-    /// Runs whose next operation is there, longest waiting first.
-    ready: VecDeque<TrainingRunId>,
+    /// Runs whose next operation is there.
+    ready: Turns<TrainingRunId>,
     /// Runs whose next operation was put back, and when it is tried again.
     resting: HashMap<TrainingRunId, Instant>,
 }
@@ -38,7 +97,7 @@ impl<T> Default for TrainQueue<T> {
     fn default() -> Self {
         Self {
             lanes: HashMap::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             resting: HashMap::new(),
         }
     }
@@ -65,19 +124,19 @@ impl<T> TrainQueue<T> {
         }
         lane.waiting.insert(seq, operation);
         if seq == lane.next {
-            self.ready.push_back(run.clone());
+            self.ready.push(session_of(run.as_str()), run.clone());
         }
     }
 
     /// Takes the next operation of the run whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<(TrainingRunId, u64, T)> {
-        let run = self.ready.pop_front()?;
+        let run = self.ready.pop()?;
         let lane = self.lanes.get_mut(&run)?;
         let seq = lane.next;
         let operation = lane.waiting.remove(&seq)?;
         lane.next += 1;
         if lane.waiting.contains_key(&lane.next) {
-            self.ready.push_back(run.clone());
+            self.ready.push(session_of(run.as_str()), run.clone());
         }
         Some((run, seq, operation))
     }
@@ -103,7 +162,8 @@ impl<T> TrainQueue<T> {
             .filter(|(last, _)| *last == seq)
             .map_or(0, |(_, n)| n);
         lane.put_back = Some((seq, n_before.saturating_add(1)));
-        self.ready.retain(|ready| ready != run);
+        self.ready
+            .retain(session_of(run.as_str()), |ready| ready != run);
         let pause = pause_after(n_before, first);
         self.resting.insert(run.clone(), now + pause);
         pause
@@ -112,7 +172,9 @@ impl<T> TrainQueue<T> {
     /// Makes the runs ready whose pause is over.
     pub(crate) fn wake(&mut self, now: Instant) {
         let due = self.resting.extract_if(|_, until| *until <= now);
-        self.ready.extend(due.map(|(run, _)| run));
+        for (run, _) in due {
+            self.ready.push(session_of(run.as_str()), run.clone());
+        }
     }
 
     /// When the next pause is over, if a run rests.
@@ -174,6 +236,26 @@ mod tests {
 
         let names: String = order.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, "ababa");
+    }
+
+    #[test]
+    fn sessions_take_turns_however_many_runs_they_have() {
+        let mut queue = TrainQueue::default();
+        for seq in 0..2 {
+            for name in ["a:train:0", "a:train:1", "a:train:2", "b:train:0"] {
+                queue.push(&run(name), seq, ());
+            }
+        }
+
+        let order = drain(&mut queue);
+
+        let names: Vec<&str> = order.iter().map(|(name, _)| &name[..1]).collect();
+        assert_eq!(names.concat(), "ababaaaa");
+        let of_a: Vec<&str> = order
+            .iter()
+            .filter_map(|(name, _)| name.strip_prefix("a:train:"))
+            .collect();
+        assert_eq!(of_a.concat(), "012012");
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The life of a server: lock, bind, answer, stop.
 
 use std::future::{Future, IntoFuture as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::Listener as _;
+use axum::{Extension, Router};
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 
 use crate::app::{App, AppOptions};
@@ -15,6 +18,7 @@ use crate::lock::{HomeLock, LockInfo, base_url, server_dir};
 use crate::options::ServeOptions;
 use crate::router::router;
 use crate::summary::Observer;
+use crate::tls::{OverTls, TlsListener};
 use crate::token::ApiToken;
 
 /// How often the idle clock is looked at, at most.
@@ -28,6 +32,8 @@ pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
     addr: SocketAddr,
+    /// Those of other machines, where `listener` is for this one alone.
+    tls: Option<TlsListener>,
     lock: HomeLock,
     idle_timeout: Option<Duration>,
 }
@@ -51,12 +57,13 @@ impl Server {
     pub async fn bind(options: ServeOptions) -> Result<Self> {
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
         let lock = HomeLock::take(disk.as_ref(), &options.home)?;
-        let listener = listen(SocketAddr::new(options.host, options.port)).await?;
-        let addr = listener.local_addr().map_err(|source| Error::Io {
-            action: "bind",
-            path: options.home.clone(),
-            source,
-        })?;
+        let asked = SocketAddr::new(options.host, options.port);
+        let (mut listener, mut addr) = listen(asked).await?;
+        let mut tls = None;
+        if let Some(files) = options.tls.clone() {
+            tls = Some(TlsListener::start(listener, addr, files)?);
+            (listener, addr) = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+        }
         let token_path = server_dir(&options.home).join("token");
         let token = match options.token.clone() {
             Some(token) => token,
@@ -68,15 +75,22 @@ impl Server {
             app,
             listener,
             addr,
+            tls,
             lock,
             idle_timeout: options.idle_timeout,
         })
     }
 
-    /// Where it listens.
+    /// Where it listens without TLS.
     #[must_use]
     pub const fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it listens by TLS, if it does.
+    #[must_use]
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls.as_ref()?.local_addr().ok()
     }
 
     /// Where a client on this machine reaches it.
@@ -116,11 +130,12 @@ impl Server {
             // The receiver is gone only if serving ended before.
             let _ = asked.send(());
         };
-        let serving = axum::serve(self.listener, router(Arc::clone(&app)))
-            .with_graceful_shutdown(until)
-            .into_future();
+        let until = until.boxed().shared();
+        let routes = router(Arc::clone(&app));
+        let by_tls = serve_by_tls(self.tls, routes.clone(), until.clone());
+        let serving = axum::serve(self.listener, routes).with_graceful_shutdown(until);
         let served = tokio::select! {
-            served = serving => served,
+            served = async { tokio::try_join!(serving.into_future(), by_tls) } => served.map(|_| ()),
             () = after(was_asked, DRAIN) => Ok(()),
         };
         let stopped = tokio::task::spawn_blocking(move || app.stop()).await;
@@ -132,6 +147,20 @@ impl Server {
         })?;
         stopped.unwrap_or(Err(Error::Stopping))
     }
+}
+
+async fn serve_by_tls(
+    listener: Option<TlsListener>,
+    routes: Router,
+    until: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let Some(listener) = listener else {
+        return Ok(());
+    };
+    let routes = routes.layer(Extension(OverTls));
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(until)
+        .await
 }
 
 /// Completes `grace` after the signal: a connection that does not end is not waited for.
@@ -165,8 +194,13 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     opening.await.unwrap_or(Err(Error::Stopping))
 }
 
-async fn listen(addr: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(addr).await.map_err(|source| {
+/// Binds an address; with the port that it got.
+async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let bound = TcpListener::bind(addr).await.and_then(|listener| {
+        let addr = listener.local_addr()?;
+        Ok((listener, addr))
+    });
+    bound.map_err(|source| {
         if source.kind() == std::io::ErrorKind::AddrInUse {
             Error::PortTaken { addr }
         } else {

@@ -5,9 +5,10 @@ use std::io;
 use tracing_subscriber::EnvFilter;
 
 use crate::env;
+use crate::ui::Ui;
 
 /// Logs what `RUST_LOG` asks for, else `TINKER_LOG`, else `default`; nothing where all are silent.
-pub(crate) fn init(default: Option<&str>) {
+pub(crate) fn init(ui: &Ui, default: Option<&str>) {
     // Other levels mean nothing to the official client either.
     let level = || {
         env::TINKER_LOG
@@ -19,9 +20,10 @@ pub(crate) fn init(default: Option<&str>) {
         return;
     };
     let has_colour = env::NO_COLOR.get().is_none() && io::IsTerminal::is_terminal(&io::stderr());
+    let ui = ui.clone();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(directives))
-        .with_writer(io::stderr)
+        .with_writer(move || ui.clone())
         .with_ansi(has_colour)
         .init();
 }

@@ -108,6 +108,22 @@ impl Ui {
         }
     }
 
+    /// A line at the bottom that changes; `None` unless this is a terminal that is to say things.
+    pub(crate) fn status(&self) -> Option<Status> {
+        if !self.is_terminal || self.verbosity == Verbosity::Quiet {
+            return None;
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
+            bar.set_style(style);
+        }
+        *self.lock() = Some(bar.clone());
+        Some(Status {
+            bar,
+            ui: self.clone(),
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<ProgressBar>> {
         // A panic elsewhere does not make the bar unusable.
         self.bar.lock().unwrap_or_else(PoisonError::into_inner)
@@ -116,14 +132,50 @@ impl Ui {
     /// A line on standard error, colours only where they are wanted; a closed standard error loses
     /// it.
     fn write_line(&self, text: &str) {
-        let bar = self.lock().clone();
-        let write = || {
+        self.beside_bar(|| {
             let _ = writeln!(anstream::stderr(), "{text}");
-        };
+        });
+    }
+
+    /// Writes to standard error while no bar is drawn.
+    fn beside_bar<T>(&self, write: impl FnOnce() -> T) -> T {
+        let bar = self.lock().clone();
         match bar {
             Some(bar) => bar.suspend(write),
             None => write(),
         }
+    }
+}
+
+/// Standard error for logs, whose lines a progress bar or a status line makes room for.
+impl io::Write for Ui {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.beside_bar(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// A line that changes; goes when dropped.
+#[derive(Debug)]
+pub(crate) struct Status {
+    bar: ProgressBar,
+    ui: Ui,
+}
+
+impl Status {
+    /// Says something else.
+    pub(crate) fn set(&self, text: String) {
+        self.bar.set_message(text);
+    }
+}
+
+impl Drop for Status {
+    fn drop(&mut self) {
+        *self.ui.lock() = None;
+        self.bar.finish_and_clear();
     }
 }
 

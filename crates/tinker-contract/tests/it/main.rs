@@ -26,6 +26,8 @@ mod kills;
 mod parity_page;
 mod plain_http;
 mod python_losses;
+mod python_metrics;
+mod python_queueing;
 mod python_sdk;
 mod python_sharing;
 mod recording;

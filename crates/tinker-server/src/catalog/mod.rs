@@ -1,6 +1,7 @@
 //! What exists: sessions, training runs, samplers and checkpoints.
 //!
-//! Kept in memory, written through to the database before it becomes visible, read back at start.
+//! Everything belongs to a session, and a session to the key that made it. Look-ups on behalf of a request
+//! find what its caller may see (`caller.rs`): for others, what is not theirs does not exist. Kept in memory, written through to the database before it becomes visible, read back at start.
 
 mod store;
 
@@ -9,18 +10,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use tinker_types::{
     Checkpoint, CheckpointId, CheckpointKind, CreateSessionRequest, FinishSessionRequest,
-    LoraConfig, OptimizerConfig, ProjectId, SamplingSessionId, SessionId, TinkerPath,
+    LoraConfig, OptimizerConfig, ProjectId, RequestId, SamplingSessionId, SessionId, TinkerPath,
     TrainingRunId, UserMetadata,
 };
 
+use crate::caller;
 use crate::clock::{Millis, now, timestamp};
 use crate::db::Db;
 use crate::error::{Error, Result};
+use crate::identity;
+use crate::keys::KeyName;
 
-/// Whose everything here is.
-pub(crate) const OWNER: &str = crate::identity::USER;
 /// The project of sessions that were filed under none.
 pub(crate) const LOCAL_PROJECT: &str = "local";
+/// A session that was not heard of for so long counts as closed; clients give a sign of life every few
+/// seconds.
+const OPEN_FOR: Millis = 5 * 60 * 1000;
 
 /// A client's connection.
 #[derive(Debug, Clone)]
@@ -32,6 +37,20 @@ pub(crate) struct Session {
     pub(crate) created_at: Millis,
     pub(crate) last_seen_at: Millis,
     pub(crate) finish: Option<FinishSessionRequest>,
+    /// The key that made it; `None` is the data directory's own.
+    pub(crate) owner: Option<KeyName>,
+}
+
+impl Session {
+    /// The user whose it is.
+    pub(crate) fn user(&self) -> String {
+        identity::user(self.owner.as_ref())
+    }
+
+    /// Whether somebody is there: it was not ended, and heard of a short while ago.
+    fn is_open(&self, now: Millis) -> bool {
+        self.finish.is_none() && now - self.last_seen_at < OPEN_FOR
+    }
 }
 
 /// A training run.
@@ -102,6 +121,22 @@ struct Tables {
     checkpoints: BTreeMap<TinkerPath, SavedCheckpoint>,
 }
 
+impl Tables {
+    fn owner(&self, session: &SessionId) -> Option<&KeyName> {
+        self.sessions.get(session)?.owner.as_ref()
+    }
+
+    /// Whether the current caller may see what belongs to a session.
+    fn shows(&self, session: &SessionId) -> bool {
+        caller::may_see(self.owner(session))
+    }
+
+    fn shows_run(&self, run: &TrainingRunId) -> bool {
+        let row = self.runs.get(run);
+        row.is_none_or(|row| self.shows(&row.session_id))
+    }
+}
+
 /// Everything that exists on this server.
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -146,9 +181,11 @@ impl Catalog {
         idempotency_key: Option<String>,
     ) -> Result<SessionId> {
         let _changing = self.change();
+        let owner = caller::current_key();
+        let idempotency_key = idempotency_key.map(|key| own_key(&key, owner.as_ref()));
         let known = idempotency_key
             .as_deref()
-            .and_then(|key| self.session_of_key(key));
+            .and_then(|key| self.find_by_key(key));
         if let Some(id) = known {
             return Ok(id);
         }
@@ -163,6 +200,7 @@ impl Catalog {
             created_at: now(),
             last_seen_at: now(),
             finish: None,
+            owner,
         };
         let row = session.clone();
         self.db.call(move |c| store::put_session(c, &row))?;
@@ -172,6 +210,10 @@ impl Catalog {
 
     /// The session that a call with this idempotency key made.
     pub(crate) fn session_of_key(&self, key: &str) -> Option<SessionId> {
+        self.find_by_key(&own_key(key, caller::current_key().as_ref()))
+    }
+
+    fn find_by_key(&self, key: &str) -> Option<SessionId> {
         let tables = self.read();
         let mut sessions = tables.sessions.values();
         let found = sessions.find(|s| s.idempotency_key.as_deref() == Some(key))?;
@@ -183,16 +225,48 @@ impl Catalog {
     /// # Errors
     /// [`Error::NotFound`].
     pub(crate) fn session(&self, id: &SessionId) -> Result<Session> {
-        self.read()
-            .sessions
-            .get(id)
+        let tables = self.read();
+        let found = tables.sessions.get(id).filter(|_| tables.shows(id));
+        found
             .cloned()
             .ok_or_else(|| Error::NotFound(format!("session {id} is unknown to this server")))
     }
 
+    /// Whose a session is; `None` is the data directory's own key, also for unknown sessions.
+    pub(crate) fn owner_of(&self, session: &str) -> Option<KeyName> {
+        self.read().owner(&session.parse().ok()?).cloned()
+    }
+
+    /// Whether a future is one that the current caller must not see. Those of unknown sessions are
+    /// nobody's.
+    pub(crate) fn hides_future(&self, id: &RequestId) -> bool {
+        let (id, tables) = (id.as_str(), self.read());
+        // All ids of what belongs to a session begin with its.
+        let beginnings = id.match_indices(':').map(|(end, _)| &id[..end]);
+        let mut sessions = beginnings.filter_map(|text| text.parse::<SessionId>().ok());
+        sessions.any(|id| tables.sessions.contains_key(&id) && !tables.shows(&id))
+    }
+
+    /// How many sessions of a key are open, and how many training runs these have.
+    pub(crate) fn n_open(&self, key: &KeyName) -> (usize, usize) {
+        let (tables, now) = (self.read(), now());
+        let is_open =
+            |session: &&Session| session.owner.as_ref() == Some(key) && session.is_open(now);
+        let n_sessions = tables.sessions.values().filter(is_open).count();
+        let of_open = |run: &&Run| {
+            tables
+                .sessions
+                .get(&run.session_id)
+                .is_some_and(|s| is_open(&s))
+        };
+        (n_sessions, tables.runs.values().filter(of_open).count())
+    }
+
     /// All sessions, newest first.
     pub(crate) fn sessions(&self) -> Vec<Session> {
-        let mut all: Vec<Session> = self.read().sessions.values().cloned().collect();
+        let tables = self.read();
+        let shown = tables.sessions.values().filter(|s| tables.shows(&s.id));
+        let mut all: Vec<Session> = shown.cloned().collect();
         all.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         all
     }
@@ -200,11 +274,11 @@ impl Catalog {
     /// Notes a heartbeat; kept in memory until the next write of the session.
     pub(crate) fn beat(&self, id: &SessionId) -> Result<()> {
         match self.write().sessions.get_mut(id) {
-            Some(session) => {
+            Some(session) if caller::may_see(session.owner.as_ref()) => {
                 session.last_seen_at = now();
                 Ok(())
             }
-            None => Err(Error::NotFound(format!(
+            _ => Err(Error::NotFound(format!(
                 "session {id} is unknown to this server"
             ))),
         }
@@ -245,10 +319,14 @@ impl Catalog {
         session.request.project_id.clone().or_else(local)
     }
 
+    /// The session of a run.
+    pub(crate) fn session_of_run(&self, run: &TrainingRunId) -> Option<Session> {
+        self.session(&self.run(run).ok()?.session_id).ok()
+    }
+
     /// The project of a run's session.
     pub(crate) fn project_of_run(&self, run: &TrainingRunId) -> Option<ProjectId> {
-        let session = self.session(&self.run(run).ok()?.session_id).ok()?;
-        self.project_of(&session)
+        self.project_of(&self.session_of_run(run)?)
     }
 
     // Training runs
@@ -266,11 +344,21 @@ impl Catalog {
     /// # Errors
     /// [`Error::NotFound`].
     pub(crate) fn run(&self, id: &TrainingRunId) -> Result<Run> {
-        self.read()
-            .runs
-            .get(id)
-            .cloned()
-            .ok_or_else(|| Error::NotFound(format!("training run {id} is unknown to this server")))
+        let tables = self.read();
+        let found = tables.runs.get(id).filter(|_| tables.shows_run(id));
+        found.cloned().ok_or_else(|| unknown_run(id))
+    }
+
+    /// Whether the current caller may see a training run.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; never for a run that does not exist.
+    pub(crate) fn check_run(&self, id: &TrainingRunId) -> Result<()> {
+        if self.read().shows_run(id) {
+            Ok(())
+        } else {
+            Err(unknown_run(id))
+        }
     }
 
     /// What a checkpoint was trained with; AdamW if its run is gone.
@@ -282,7 +370,9 @@ impl Catalog {
 
     /// All training runs, last used first.
     pub(crate) fn runs(&self) -> Vec<Run> {
-        let mut all: Vec<Run> = self.read().runs.values().cloned().collect();
+        let tables = self.read();
+        let shown = tables.runs.values().filter(|r| tables.shows(&r.session_id));
+        let mut all: Vec<Run> = shown.cloned().collect();
         all.sort_by(|a, b| (b.last_request_at, &b.id).cmp(&(a.last_request_at, &a.id)));
         all
     }
@@ -347,9 +437,10 @@ impl Catalog {
     /// # Errors
     /// [`Error::NotFound`].
     pub(crate) fn sampler(&self, id: &SamplingSessionId) -> Result<Sampler> {
-        self.read()
-            .samplers
-            .get(id)
+        let tables = self.read();
+        let found = tables.samplers.get(id);
+        found
+            .filter(|sampler| tables.shows(&sampler.session_id))
             .cloned()
             .ok_or_else(|| Error::NotFound(format!("sampler {id} is unknown to this server")))
     }
@@ -452,13 +543,19 @@ impl Catalog {
         Ok(())
     }
 
-    /// A checkpoint that has not expired.
+    /// A checkpoint that has not expired and that the current caller may load: an own or a published one.
     pub(crate) fn find_checkpoint(&self, path: &TinkerPath) -> Option<SavedCheckpoint> {
-        let found = self.read().checkpoints.get(path).cloned()?;
-        found
-            .expires_at
-            .is_none_or(|at| at > now())
-            .then_some(found)
+        let tables = self.read();
+        let found = tables.checkpoints.get(path)?;
+        let is_shown = found.public || tables.shows_run(&path.run);
+        let is_there = found.expires_at.is_none_or(|at| at > now());
+        (is_shown && is_there).then(|| found.clone())
+    }
+
+    /// A checkpoint that the current caller may change: a published one only if it is an own one.
+    pub(crate) fn find_own_checkpoint(&self, path: &TinkerPath) -> Option<SavedCheckpoint> {
+        let is_own = self.check_run(&path.run).is_ok();
+        self.find_checkpoint(path).filter(|_| is_own)
     }
 
     /// A checkpoint of the kind that is needed.
@@ -517,12 +614,11 @@ impl Catalog {
 
     /// All checkpoints that have not expired, newest first.
     pub(crate) fn checkpoints(&self) -> Vec<SavedCheckpoint> {
-        let at = now();
-        let mut all: Vec<SavedCheckpoint> = self
-            .read()
+        let (at, tables) = (now(), self.read());
+        let mut all: Vec<SavedCheckpoint> = tables
             .checkpoints
             .values()
-            .filter(|c| c.expires_at.is_none_or(|e| e > at))
+            .filter(|c| c.expires_at.is_none_or(|e| e > at) && tables.shows_run(&c.path.run))
             .cloned()
             .collect();
         all.sort_by(|a, b| (b.created_at, &b.path).cmp(&(a.created_at, &a.path)));
@@ -555,6 +651,18 @@ impl Catalog {
             .collect();
         drop(tables);
         self.db.call(move |c| store::put_times(c, &sessions, &runs))
+    }
+}
+
+fn unknown_run(id: &TrainingRunId) -> Error {
+    Error::NotFound(format!("training run {id} is unknown to this server"))
+}
+
+/// An idempotency key as it is kept: callers choose theirs without knowing of each other.
+fn own_key(key: &str, owner: Option<&KeyName>) -> String {
+    match owner {
+        Some(owner) => format!("{owner}/{key}"),
+        None => key.to_owned(),
     }
 }
 

@@ -8,11 +8,13 @@ use tinker_types::{SamplingSessionId, SessionId, TinkerPath, TrainingRunId};
 
 use super::{Run, Sampler, SavedCheckpoint, Session, Tables, checkpoint_path};
 use crate::clock::Millis;
+use crate::error::Error;
+use crate::keys::KeyName;
 
 /// Reads all tables.
 pub(super) fn load(c: &mut Connection) -> rusqlite::Result<Tables> {
     let mut tables = Tables::default();
-    let sql = "SELECT id, idempotency_key, request, created_at, last_seen_at, finish FROM sessions";
+    let sql = "SELECT id, idempotency_key, request, created_at, last_seen_at, finish, owner FROM sessions";
     for session in rows(c, sql, session)? {
         tables.sessions.insert(session.id.clone(), session);
     }
@@ -49,6 +51,7 @@ fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
         created_at: row.get(3)?,
         last_seen_at: row.get(4)?,
         finish: optional_json(row, 5)?,
+        owner: optional_parsed(row, 6)?,
     })
 }
 
@@ -95,14 +98,15 @@ fn checkpoint(row: &Row<'_>) -> rusqlite::Result<SavedCheckpoint> {
 
 pub(super) fn put_session(c: &Connection, s: &Session) -> rusqlite::Result<()> {
     let finish = s.finish.as_ref().map(text).transpose()?;
-    c.prepare_cached("INSERT OR REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+    c.prepare_cached("INSERT OR REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![
             s.id.as_str(),
             s.idempotency_key,
             text(&s.request)?,
             s.created_at,
             s.last_seen_at,
-            finish
+            finish,
+            s.owner.as_ref().map(KeyName::as_str)
         ])
         .map(drop)
 }
@@ -219,6 +223,16 @@ fn parsed<T: std::str::FromStr<Err = tinker_types::TypeError>>(
 ) -> rusqlite::Result<T> {
     let value: String = row.get(column)?;
     value.parse().map_err(|e| bad(column, e))
+}
+
+fn optional_parsed<T: std::str::FromStr<Err = Error>>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<T>> {
+    let value: Option<String> = row.get(column)?;
+    value
+        .map(|v| v.parse().map_err(|e| bad(column, e)))
+        .transpose()
 }
 
 fn bad(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {

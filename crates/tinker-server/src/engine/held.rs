@@ -60,7 +60,6 @@ impl Worker {
     /// Keeps a logged sample for later.
     pub(super) fn hold_sample(&mut self, id: &RequestId, fault: &Error) {
         self.core.attempts().note_sample_over(id);
-        self.core.pending().set_started(id, false);
         let fault = fault.with_causes();
         let first_pause = self.core.limits.fault_pause;
         let is_first = self
@@ -81,7 +80,6 @@ impl Worker {
     /// Takes the held samples up again whose pause is over.
     pub(super) fn retry_samples(&mut self, now: Instant) {
         for id in self.held_samples.take_due(now) {
-            self.core.pending().set_started(&id, true);
             let admitted = self.guarded(|worker| worker.admit(&id));
             if admitted.is_none() {
                 self.core.finish_sample(&id, engine_failed());

@@ -297,7 +297,6 @@ impl Worker {
                 self.queue.push(&run, seq, Queued { request_id, kind });
             }
             Command::Sample { request_id } => {
-                self.core.pending().set_started(&request_id, true);
                 let admitted = self.guarded(|worker| worker.admit(&request_id));
                 if admitted.is_none() {
                     self.core.finish_sample(&request_id, engine_failed());

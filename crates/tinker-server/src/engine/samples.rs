@@ -114,7 +114,8 @@ impl Worker {
         let seeds = seeds(id, request);
         let generation = generate_request(base, adapter, request, seeds)?;
         let n_prompt = generation.prompt.len();
-        let number = base.sampling.generator.admit(generation)?;
+        let group = group_of(sampler.session_id.as_str());
+        let number = base.sampling.generator.admit_of(group, generation)?;
         let running = Running {
             request_id: id.clone(),
             n_prompt,
@@ -188,6 +189,7 @@ fn cancelled() -> Outcome {
 fn step(core: &Core, base: &mut Base) {
     match base.sampling.generator.step(base.backend.as_mut()) {
         Ok(finished) => {
+            note_begun(core, &mut base.sampling);
             tell_watchers(core, &base.sampling);
             for generation in finished {
                 publish(core, base, generation);
@@ -201,6 +203,24 @@ fn step(core: &Core, base: &mut Base) {
             }
         }
     }
+}
+
+/// Notes which samples wait no longer.
+fn note_begun(core: &Core, sampling: &mut Sampling) {
+    let begun = sampling.generator.take_begun();
+    let ids = begun
+        .iter()
+        .filter_map(|number| sampling.running.get(number));
+    for running in ids {
+        core.pending().set_started(&running.request_id, true);
+    }
+}
+
+/// A number for a session: sessions take turns where there is no room for all samples.
+fn group_of(session: &str) -> u64 {
+    let digest = blake3::hash(session.as_bytes());
+    let first = digest.as_bytes().iter().take(8);
+    first.fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Tells those who watch samples under way which tokens are new.

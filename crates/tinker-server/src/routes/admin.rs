@@ -17,8 +17,10 @@ use crate::accounts::{HOUR, UsageKey};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Params, blocking};
-use crate::catalog::{Catalog, OWNER};
+use crate::caller;
+use crate::catalog::Catalog;
 use crate::clock::{Millis, now, timestamp};
+use crate::identity;
 
 /// Longest time that usage can be asked for at once: 14 days.
 const MAX_SPAN: Millis = 14 * 24 * HOUR;
@@ -132,11 +134,18 @@ fn billing(catalog: &Catalog, rows: Vec<(UsageKey, u64)>) -> BillingUsage {
     };
     for (key, amount) in rows {
         let session = catalog.session(&key.session).ok();
+        if session.is_none() && !caller::may_see(None) {
+            continue;
+        }
         usage.data.push(UsageEvent {
             bucket_start: timestamp(key.hour),
             bucket_end: timestamp(key.hour + HOUR),
             base_model: Some(key.base_model),
-            user_id: Some(OWNER.into()),
+            user_id: Some(
+                session
+                    .as_ref()
+                    .map_or_else(|| identity::user(None), |s| s.user()),
+            ),
             user_name: None,
             project_id: session.as_ref().and_then(|s| catalog.project_of(s)),
             session_id: Some(key.session.clone()),
@@ -166,19 +175,21 @@ pub(crate) async fn storage(
     Params(query): Params<StorageQuery>,
 ) -> Json<CheckpointStorageUsage> {
     let catalog = &app.core.catalog;
-    let mut by_project = std::collections::BTreeMap::<Option<ProjectId>, (u64, u64)>::new();
+    let mut totals = std::collections::BTreeMap::<(Option<ProjectId>, String), (u64, u64)>::new();
     for checkpoint in catalog.checkpoints() {
-        let project = catalog.project_of_run(&checkpoint.path.run);
+        let session = catalog.session_of_run(&checkpoint.path.run);
+        let project = session.as_ref().and_then(|s| catalog.project_of(s));
         if query.project_id.is_some() && project != query.project_id {
             continue;
         }
-        let (count, n_bytes) = by_project.entry(project).or_default();
+        let user = session.map_or_else(|| identity::user(None), |s| s.user());
+        let (count, n_bytes) = totals.entry((project, user)).or_default();
         *count += 1;
         *n_bytes += checkpoint.size_bytes;
     }
-    let row = |(project_id, (checkpoint_count, size_bytes))| StorageRow {
+    let row = |((project_id, user), (checkpoint_count, size_bytes))| StorageRow {
         project_id,
-        org_user_urn: Some(OWNER.into()),
+        org_user_urn: Some(user),
         user_email: None,
         user_name: None,
         checkpoint_count,
@@ -188,6 +199,6 @@ pub(crate) async fn storage(
     };
     Json(CheckpointStorageUsage {
         effective_rate_usd_per_gigabyte_month: None,
-        data: by_project.into_iter().map(row).collect(),
+        data: totals.into_iter().map(row).collect(),
     })
 }

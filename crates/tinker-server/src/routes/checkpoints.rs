@@ -19,7 +19,7 @@ use crate::body::{Params, Parsed, blocking};
 use crate::catalog::SavedCheckpoint;
 use crate::clock::{http_date, timestamp};
 use crate::engine::expiry;
-use crate::links::LinkMaker;
+use crate::links::{LinkMaker, Scheme};
 
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -55,7 +55,7 @@ pub(crate) async fn delete(State(app): State<Arc<App>>, address: Address) -> Api
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Everybody who can reach this server may read everything, so this is only a mark. Setting it
+/// What is published can be loaded, sampled and downloaded with every key of this server. Setting it
 /// twice is fine: a refusal with 409 would be retried for minutes.
 pub(crate) async fn publish(
     State(app): State<Arc<App>>,
@@ -101,6 +101,7 @@ pub(crate) async fn set_ttl(
 pub(crate) async fn external_weights_urls(
     State(app): State<Arc<App>>,
     address: Address,
+    scheme: Scheme,
     headers: HeaderMap,
     uri: Uri,
 ) -> ApiResult<Json<ExternalWeightsUrls>> {
@@ -112,7 +113,7 @@ pub(crate) async fn external_weights_urls(
     }
     let of = path.clone();
     let (_, manifest) = blocking(&app, move |app| Ok(app.core.saved_bundle(&of)?)).await?;
-    let links = LinkMaker::of_request(app.token(), &headers, &uri)?;
+    let links = LinkMaker::of_request(app.token(), (scheme, &headers, &uri))?;
     let link = |file: &String| {
         let (run, segment) = (path.run.as_str(), path.checkpoint.kind.segment());
         links.link(&["files", run, segment, path.checkpoint.name(), file])
@@ -131,6 +132,7 @@ pub(crate) async fn external_weights_urls(
 pub(crate) async fn archive(
     State(app): State<Arc<App>>,
     address: Address,
+    scheme: Scheme,
     headers: HeaderMap,
     uri: Uri,
 ) -> ApiResult<Response> {
@@ -138,7 +140,7 @@ pub(crate) async fn archive(
     if app.core.catalog.find_checkpoint(&path).is_none() {
         return Err(app.core.catalog.no_checkpoint(&path).into());
     }
-    let links = LinkMaker::of_request(app.token(), &headers, &uri)?;
+    let links = LinkMaker::of_request(app.token(), (scheme, &headers, &uri))?;
     let (run, segment) = (path.run.as_str(), path.checkpoint.kind.segment());
     let link = links.link(&["archives", run, segment, path.checkpoint.name()]);
     let location = [
@@ -158,7 +160,7 @@ async fn change(
     blocking(app, move |app| {
         let catalog = &app.core.catalog;
         let _changing = app.core.change_checkpoints();
-        let Some(mut checkpoint) = catalog.find_checkpoint(&path) else {
+        let Some(mut checkpoint) = catalog.find_own_checkpoint(&path) else {
             return Err(catalog.no_checkpoint(&path).into());
         };
         edit(&mut checkpoint)?;

@@ -35,6 +35,9 @@ pub(crate) async fn retrieve(
     request: Parsed<RetrieveFutureRequest>,
 ) -> ApiResult<Response> {
     let id = request.value.request_id;
+    if app.core.catalog.hides_future(&id) {
+        return Err(unknown_future(&id));
+    }
     let hold = hold_of(&app, &id);
     let mut found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
     if matches!(found, Lookup::Unknown) {
@@ -143,11 +146,13 @@ enum Reason {
     Missing(u64),
     /// The server's surroundings.
     Fault(String),
+    /// So many operations wait, this one among them.
+    Turn(usize),
 }
 
 fn try_again(id: RequestId, reason: Option<Reason>) -> Response {
     let state = match &reason {
-        Some(Reason::Fault(_)) => QueueState::PausedCapacity,
+        Some(Reason::Fault(_) | Reason::Turn(_)) => QueueState::PausedCapacity,
         Some(Reason::Missing(_)) | None => QueueState::Active,
     };
     let text = reason.map(|reason| match reason {
@@ -155,6 +160,10 @@ fn try_again(id: RequestId, reason: Option<Reason>) -> Response {
             format!("waiting for operation {seq} of this run, which has not arrived")
         }
         Reason::Fault(text) => text,
+        Reason::Turn(1) => "it has its turn when what runs now has ended".to_owned(),
+        Reason::Turn(n) => {
+            format!("{n} operations wait on this server; sessions take turns")
+        }
     });
     let body = TryAgain {
         tag: Default::default(),
@@ -169,13 +178,17 @@ fn held_back_by(app: &App, id: &RequestId, scope: &Scope) -> Option<Reason> {
     if let Some(fault) = app.core.held_by_fault(id) {
         return Some(Reason::Fault(fault));
     }
-    let Scope::Run(run) = scope else {
-        return None;
-    };
-    let journal = app.core.journal(run).ok()?;
-    let journal = lock(&journal);
-    let missing = journal.missing_before(journal.next_seq(), id)?;
-    Some(Reason::Missing(missing))
+    if let Scope::Run(run) = scope {
+        let journal = app.core.journal(run).ok()?;
+        let journal = lock(&journal);
+        if let Some(missing) = journal.missing_before(journal.next_seq(), id) {
+            return Some(Reason::Missing(missing));
+        }
+    }
+    let pending = app.core.pending();
+    pending
+        .is_waiting(id)
+        .then(|| Reason::Turn(pending.n_waiting()))
 }
 
 /// A result that was here once is gone for good (sampling clients send the request again); a
@@ -191,6 +204,10 @@ fn unknown(app: &App, id: &RequestId) -> ApiError {
     if known_sampler || app.core.run_of(id).is_some() {
         return ApiError::gone(format!("the result of {id} is no longer kept"));
     }
+    unknown_future(id)
+}
+
+fn unknown_future(id: &RequestId) -> ApiError {
     ApiError::not_found(format!("request {id} is unknown to this server"))
 }
 
@@ -261,7 +278,11 @@ pub(crate) async fn cancel(
     State(app): State<Arc<App>>,
     request: Parsed<CancelFutureRequest>,
 ) -> ApiResult<StatusCode> {
-    app.core.send(Command::Cancel(request.value.request_id));
+    let id = request.value.request_id;
+    if app.core.catalog.hides_future(&id) {
+        return Err(unknown_future(&id));
+    }
+    app.core.send(Command::Cancel(id));
     Ok(StatusCode::NO_CONTENT)
 }
 

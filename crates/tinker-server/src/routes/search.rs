@@ -13,7 +13,8 @@ use tinker_types::{
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Parsed, blocking};
-use crate::catalog::{Catalog, LOCAL_PROJECT, OWNER, SavedCheckpoint, Session};
+use crate::caller;
+use crate::catalog::{Catalog, LOCAL_PROJECT, SavedCheckpoint, Session};
 use crate::clock::{Millis, millis, timestamp};
 
 /// Most rows of a page.
@@ -62,11 +63,13 @@ fn check_page(limit: u32, owner: &SearchOwner) -> ApiResult<()> {
     }
 }
 
-/// Everything here has one owner.
-fn is_owned_by(owner: &SearchOwner) -> bool {
-    match owner {
-        SearchOwner::Own | SearchOwner::Accessible => true,
-        SearchOwner::User { owner_urns } => owner_urns.iter().any(|urn| urn == OWNER),
+/// Whether what belongs to a session is asked for. What the caller may not see is none of what is
+/// searched.
+fn is_owned_by(asked: &SearchOwner, session: &Session) -> bool {
+    match asked {
+        SearchOwner::Own => session.owner == caller::current_key(),
+        SearchOwner::Accessible => true,
+        SearchOwner::User { owner_urns } => owner_urns.contains(&session.user()),
     }
 }
 
@@ -80,7 +83,7 @@ fn find(catalog: &Catalog, request: &SessionSearchRequest) -> ApiResult<SessionS
     };
     let mut found = catalog.sessions();
     found.retain(|session| {
-        is_owned_by(&request.owner)
+        is_owned_by(&request.owner, session)
             && matches(session, request)
             && after
                 .as_ref()
@@ -183,7 +186,7 @@ fn summary(catalog: &Catalog, session: Session) -> Option<SessionSummary> {
     };
     Some(SessionSummary {
         created_at: timestamp(session.created_at),
-        owner: OWNER.into(),
+        owner: session.user(),
         project_id,
         checkpoints_count: saved.len() as u64,
         status: Some(status),
@@ -221,7 +224,9 @@ fn find_checkpoints(
     // Ties in time are in the order of the paths' text, which is what the cursor holds.
     found.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.path.to_string())));
     found.retain(|c| {
-        is_owned_by(&request.owner)
+        catalog
+            .session_of_run(&c.path.run)
+            .is_some_and(|session| is_owned_by(&request.owner, &session))
             && is_asked_for(catalog, c, request)
             && after.is_none_or(|(at, path)| (c.created_at, &c.path.to_string()) < (at, path))
     });

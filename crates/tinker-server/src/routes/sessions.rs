@@ -15,7 +15,7 @@ use super::{Page, idempotency_key};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::{Params, Parsed, blocking};
-use crate::links::LinkMaker;
+use crate::links::{LinkMaker, Scheme};
 
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
@@ -24,6 +24,12 @@ pub(crate) async fn create(
 ) -> ApiResult<Json<CreateSessionResponse>> {
     let key = idempotency_key(&headers);
     let session_id = blocking(&app, move |app| {
+        let is_repeated = key
+            .as_deref()
+            .is_some_and(|key| app.core.catalog.session_of_key(key).is_some());
+        if !is_repeated {
+            app.check_sessions()?;
+        }
         Ok(app.core.catalog.create_session(request.value, key)?)
     })
     .await?;
@@ -103,11 +109,12 @@ pub(crate) async fn assign_project(
 pub(crate) async fn export_trace(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
+    scheme: Scheme,
     headers: HeaderMap,
     uri: Uri,
 ) -> ApiResult<Json<TraceExport>> {
     let session = app.core.catalog.session(&session_id(&id)?)?;
-    let links = LinkMaker::of_request(app.token(), &headers, &uri)?;
+    let links = LinkMaker::of_request(app.token(), (scheme, &headers, &uri))?;
     Ok(Json(TraceExport {
         status: TraceStatus::Ready,
         url: Some(links.link(&["traces", session.id.as_str()])),

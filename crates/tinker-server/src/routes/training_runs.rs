@@ -10,8 +10,9 @@ use super::Page;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::Params;
-use crate::catalog::{Catalog, OWNER, Run};
+use crate::catalog::{Catalog, Run};
 use crate::clock::timestamp;
+use crate::identity;
 
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -46,12 +47,13 @@ fn listed(catalog: &Catalog, run: Run) -> TrainingRun {
         let found = of_run.iter().find(|c| c.path.checkpoint.kind == kind);
         found.map(crate::catalog::SavedCheckpoint::listed)
     };
+    let session = catalog.session(&run.session_id);
     TrainingRun {
         last_checkpoint: newest(CheckpointKind::Training),
         last_sampler_checkpoint: newest(CheckpointKind::Sampler),
         training_run_id: run.id,
         base_model: run.base_model,
-        model_owner: OWNER.into(),
+        model_owner: session.map_or_else(|_| identity::user(None), |s| s.user()),
         is_lora: true,
         last_request_time: timestamp(run.last_request_at),
         corrupted: run.corrupted.is_some(),

@@ -1,15 +1,16 @@
 //! What the server says about itself: health, counters and the access log.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
-use tinker_server::ACCESS_LOG;
+use tinker_server::{ACCESS_LOG, AppOptions, Limits};
 use tracing_subscriber::EnvFilter;
 
-use crate::harness::{Harness, TOKEN};
+use crate::harness::{Harness, TOKEN, create_body, options};
 
 async fn metrics(server: &Harness) -> String {
     let request = Request::get("/metrics")
@@ -133,6 +134,48 @@ async fn a_server_that_stops_says_so_to_those_who_ask_for_its_health() {
     let answer = server.get("/healthz").await;
     assert_eq!(answer.status, 503);
     assert!(answer.detail().contains("stopping"));
+}
+
+#[tokio::test]
+async fn what_waits_for_its_turn_is_told_so() {
+    let home = tempfile::tempdir().unwrap();
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let usual = options(home.path());
+    let server = Harness::with(AppOptions {
+        limits: Limits {
+            poll_hold: Duration::from_millis(5),
+            ..usual.limits
+        },
+        // Nothing is done until the base model is there.
+        load: Arc::new(move |dir, threads| {
+            // An error opens it too: the test has ended.
+            let _ = gate.lock().unwrap().recv();
+            crate::fake::load(dir, threads)
+        }),
+        ..usual
+    });
+    let session = server.session().await;
+    let running = server
+        .submit("/create_model", create_body(&session, 0))
+        .await;
+    while server.app.observer().summary().n_running == 0 {
+        server.poll(&running).await;
+    }
+    let waiting = server
+        .submit("/create_model", create_body(&session, 1))
+        .await;
+
+    let told = server.poll(&waiting).await;
+    let of_running = server.poll(&running).await.json();
+    drop(open);
+
+    assert_eq!(told.status, 408);
+    assert_eq!(told.json()["queue_state"], "paused_capacity");
+    let reason = "it has its turn when what runs now has ended";
+    assert_eq!(told.json()["queue_state_reason"], reason);
+    assert_eq!(of_running["queue_state"], "active");
+    server.result(&waiting).await;
 }
 
 /// Log lines, kept.

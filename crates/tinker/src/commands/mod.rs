@@ -32,7 +32,7 @@ pub(crate) fn run(cli: Cli, ui: &Ui) -> Result<Output> {
     match cli.command {
         Command::Serve(args) => serve::run(&ctx, args),
         command => {
-            logging::init(None);
+            logging::init(&ctx.ui, None);
             block_on(run_client(&ctx, command))
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::support::Home;
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 23] = [
     "",
     "train",
     "train sft",
@@ -20,6 +20,10 @@ const COMMANDS: [&str; 19] = [
     "model list",
     "serve",
     "serve backup",
+    "serve keys",
+    "serve keys add",
+    "serve keys list",
+    "serve keys remove",
     "serve status",
     "serve stop",
 ];

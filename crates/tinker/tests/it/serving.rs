@@ -259,16 +259,56 @@ fn a_port_in_use_is_a_conflict() {
 }
 
 #[test]
-fn other_machines_are_let_in_only_with_a_key() {
+fn other_machines_are_let_in_only_with_keys() {
     let home = Home::new();
+    let flags = ["serve", "--port", "0", "--host", "0.0.0.0"];
 
-    let finished = home.run(&["serve", "--port", "0", "--host", "0.0.0.0"]);
+    let refused = home.run(&flags);
+    let of_the_service = home.run_with_key(&flags, "tml-x");
+    home.run(&["serve", "keys", "add", "ann"]).ok();
+    let (_server, url, _key) = serve(&home, &["--host", "0.0.0.0"]);
 
-    finished.failed(
-        2,
-        "--host 0.0.0.0 opens the server",
-        "hint: set TINKER_API_KEY",
+    for finished in [refused, of_the_service] {
+        finished.failed(
+            2,
+            "--host 0.0.0.0 opens the server",
+            "hint: make one with `tinker serve keys add NAME`",
+        );
+    }
+    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+}
+
+#[test]
+fn keys_are_given_listed_and_taken_away_while_the_server_runs() {
+    let home = Home::new();
+    let (_server, url, _key) = serve(&home, &[]);
+    let elsewhere = Home::new();
+    let list = ["run", "list", "--base-url", &url];
+
+    let added = home
+        .run(&["serve", "keys", "add", "ann", "--scope", "sample"])
+        .ok();
+    let key = added.stdout.trim_end();
+    let allowed = elsewhere.run_with_key(&list, key);
+    let again = home.run(&["serve", "keys", "add", "ann"]);
+    let data = pirate();
+    let train = ["train", "sft", &data, "--base-url", &url];
+    let beyond_scope = elsewhere.run_with_key(&train, key);
+    let keys = home.run(&["serve", "keys", "list", "--json"]).ok();
+    home.run(&["serve", "keys", "remove", "ann"]).ok();
+    let removed = elsewhere.run_with_key(&list, key);
+
+    assert!(added.stderr.contains("the only time"), "{added:?}");
+    allowed.ok();
+    again.failed(4, "there is a key ann already", "");
+    beyond_scope.failed(3, "lacks the scope train", "");
+    assert_eq!(
+        keys.json()["keys"][0]["scopes"],
+        serde_json::json!(["sample"])
     );
+    assert!(!keys.stdout.contains(key), "{keys:?}");
+    removed.failed(3, "", "");
+    assert_eq!(home.run(&["serve", "keys", "remove", "ann"]).code, 5);
 }
 
 #[test]

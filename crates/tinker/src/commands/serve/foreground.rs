@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
-use tinker_server::{ApiToken, ServeOptions, Server};
+use tinker_server::{ApiToken, ServeOptions, Server, TlsFiles, list_keys};
 
+use super::live;
 use crate::base_model;
 use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
@@ -23,9 +24,15 @@ pub(super) struct Args {
     /// Port to listen on; 0 takes any free one
     #[arg(long, value_name = "N", default_value_t = 8642, value_parser = parse_port)]
     port: u16,
-    /// Address to listen on; any other than this machine's own needs TINKER_API_KEY
+    /// Address to listen on; any other than this machine's own needs a key of `tinker serve keys`
     #[arg(long, value_name = "ADDR", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
+    /// Serve by TLS with this certificate (PEM), read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Model directory to offer, in the Hugging Face layout; may be repeated
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
@@ -44,7 +51,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
-    logging::init(Some("info"));
+    logging::init(&ctx.ui, Some("info"));
     let options = options(ctx, &args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -70,11 +77,13 @@ async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Outpu
             .note("finishing the operation that runs; Ctrl-C again leaves at once");
         all.next().await;
     };
+    let watched = server.observer();
     tokio::select! {
         served = server.run(async move { first.next().await }) => {
             served?;
             Ok(Output::none())
         }
+        never = live::show(&ctx.ui, watched) => match never {},
         () = twice => Err(Failure::new(FailureKind::Interrupted, "left at once")
             .hint("nothing acknowledged is lost: the next server goes on from the log")),
     }
@@ -82,12 +91,12 @@ async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Outpu
 
 fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
     let key = ctx.settings.serve_key()?;
-    if !args.host.is_loopback() && key.is_none() {
+    if !args.host.is_loopback() && list_keys(&ctx.settings.home)?.is_empty() {
         return Err(Failure::usage(format!(
-            "--host {} opens the server to other machines, and it has no key of your choosing",
+            "--host {} opens the server to other machines, and there is no key for other people",
             args.host
         ))
-        .hint("set TINKER_API_KEY to a long random text and start it again"));
+        .hint("make one with `tinker serve keys add NAME` and start it again"));
     }
     let models: Result<Vec<PathBuf>> = args
         .models
@@ -96,6 +105,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         .collect();
     Ok(ServeOptions {
         host: args.host,
+        tls: tls(args),
         port: args.port,
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
         models: models?,
@@ -112,6 +122,11 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
     })
 }
 
+fn tls(args: &Args) -> Option<TlsFiles> {
+    let (cert, key) = (args.tls_cert.clone()?, args.tls_key.clone()?);
+    Some(TlsFiles { cert, key })
+}
+
 fn parse_port(text: &str) -> std::result::Result<u16, String> {
     text.parse()
         .map_err(|_| "write a port number, 0 to 65535".to_owned())
@@ -123,6 +138,11 @@ fn announce(ctx: &Ctx, server: &Server) -> Result<()> {
     output
         .print(ctx.format)
         .context("cannot write to standard output")?;
+    if let Some(addr) = server.tls_addr() {
+        ctx.ui.note(format_args!(
+            "serving https on {addr} for other machines; the address above is for this one alone"
+        ));
+    }
     ctx.ui.note(format_args!(
         "serving {} from {}; Ctrl-C stops it",
         server.base_url(),

@@ -1,0 +1,413 @@
+//! The keys of other people: a file of their digests, and what each key is good for.
+//!
+//! The file is `<home>/server/keys.json` (mode 0600). It holds no key: a key is 244 random bits, so that
+//! its digest alone says nothing of it. A running server sees changes with the next request.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use crate::caller::{Caller, Scope};
+use crate::core::lock;
+use crate::disk::{OsDisk, Stamp, stamp, write_private};
+use crate::error::{Error, Result};
+use crate::lock::{create_server_dir, server_dir};
+use crate::token::ApiToken;
+
+/// Longest name of a key.
+const MAX_NAME: usize = 64;
+/// Version of the file's format.
+const FORMAT: u32 = 1;
+
+/// What a key is called: letters, digits, `-`, `_` and `.`, at most 64 of them.
+///
+/// What was made with a key belongs to its name. A key that is added again under the name of one that
+/// was removed has what that had.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyName(Arc<str>);
+
+impl KeyName {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if text.is_empty() || text.len() > MAX_NAME || !text.chars().all(is_fine) {
+            return Err(Error::Invalid(format!(
+                "{text:?} is no name for a key: take 1 to {MAX_NAME} letters, digits, -, _ and ."
+            )));
+        }
+        if text == "local" {
+            return Err(Error::Invalid(
+                "\"local\" stands for the data directory's own key: take another name".into(),
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl TryFrom<String> for KeyName {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<KeyName> for String {
+    fn from(name: KeyName) -> Self {
+        name.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How much of the server a key may take at a time. What goes beyond is refused with 429 and taken
+/// later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyLimits {
+    /// Operations and samples without a result.
+    pub operations: usize,
+    /// Bytes of their requests.
+    pub bytes: u64,
+    /// Sessions that are open: not ended by their client, and heard of in the last five minutes.
+    pub sessions: usize,
+    /// Training runs of open sessions.
+    pub adapters: usize,
+}
+
+impl KeyLimits {
+    /// Those of the data directory's own key.
+    pub const UNLIMITED: Self = Self {
+        operations: usize::MAX,
+        bytes: u64::MAX,
+        sessions: usize::MAX,
+        adapters: usize::MAX,
+    };
+}
+
+impl Default for KeyLimits {
+    /// Enough for an experiment with thousands of samples in flight.
+    fn default() -> Self {
+        Self {
+            operations: 32_768,
+            bytes: 1 << 30,
+            sessions: 256,
+            adapters: 64,
+        }
+    }
+}
+
+/// A key as the file has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredKey {
+    /// What it is called.
+    pub name: KeyName,
+    /// BLAKE3 of the key, in hexadecimal digits.
+    digest: String,
+    /// What it is good for.
+    pub scopes: BTreeSet<Scope>,
+    /// How much it may take.
+    #[serde(default)]
+    pub limits: KeyLimits,
+    /// When it was made, RFC 3339.
+    pub created: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeyFile {
+    format: u32,
+    keys: Vec<StoredKey>,
+}
+
+fn path_of(home: &Path) -> PathBuf {
+    server_dir(home).join("keys.json")
+}
+
+fn read(path: &Path) -> Result<Vec<StoredKey>> {
+    let corrupt = |message: String| Error::Corrupt {
+        path: path.to_owned(),
+        message,
+    };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::io("read", path, source)),
+    };
+    let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    if file.format != FORMAT {
+        return Err(Error::Newer {
+            path: path.to_owned(),
+            message: format!(
+                "it has format {}, this program reads {FORMAT}: use the program that wrote it",
+                file.format
+            ),
+        });
+    }
+    Ok(file.keys)
+}
+
+/// Changes the file. Two programs that do so wait for each other.
+fn change<T>(home: &Path, edit: impl FnOnce(&mut Vec<StoredKey>) -> Result<T>) -> Result<T> {
+    let path = path_of(home);
+    create_server_dir(home)?;
+    let _changing = hold(&path.with_extension("lock"))?;
+    let mut keys = read(&path)?;
+    let done = edit(&mut keys)?;
+    let file = KeyFile {
+        format: FORMAT,
+        keys,
+    };
+    let bytes = serde_json::to_vec_pretty(&file).map_err(|e| Error::Invalid(e.to_string()))?;
+    write_private(&OsDisk, &path, &bytes)?;
+    Ok(done)
+}
+
+fn hold(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options
+        .open(path)
+        .map_err(|source| Error::io("write", path, source))?;
+    file.lock()
+        .map_err(|source| Error::io("lock", path, source))?;
+    Ok(file)
+}
+
+/// Makes a key. It is nowhere but in what this returns.
+///
+/// # Errors
+/// [`Error::Conflict`] if there is one of this name; or the data directory cannot be written.
+pub fn add_key(
+    home: &Path,
+    name: KeyName,
+    scopes: BTreeSet<Scope>,
+    limits: KeyLimits,
+) -> Result<ApiToken> {
+    change(home, |keys| {
+        if keys.iter().any(|key| key.name == name) {
+            return Err(Error::Conflict(format!(
+                "there is a key {name} already: remove it first, or take another name"
+            )));
+        }
+        let token = ApiToken::random();
+        keys.push(StoredKey {
+            name,
+            digest: digest_of(token.expose()).to_hex().to_string(),
+            scopes,
+            limits,
+            created: jiff::Timestamp::now().to_string(),
+        });
+        Ok(token)
+    })
+}
+
+/// The keys of a data directory, oldest first.
+///
+/// # Errors
+/// If the file cannot be read or is damaged.
+pub fn list_keys(home: &Path) -> Result<Vec<StoredKey>> {
+    read(&path_of(home))
+}
+
+/// Removes a key: requests with it are refused from now on.
+///
+/// # Errors
+/// [`Error::NotFound`] with the names there are; or the data directory cannot be written.
+pub fn remove_key(home: &Path, name: &KeyName) -> Result<()> {
+    change(home, |keys| {
+        let n_before = keys.len();
+        keys.retain(|key| key.name != *name);
+        if keys.len() < n_before {
+            return Ok(());
+        }
+        let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+        let known = if names.is_empty() {
+            "there are none".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        };
+        Err(Error::NotFound(format!("there is no key {name}: {known}")))
+    })
+}
+
+fn digest_of(key: &str) -> blake3::Hash {
+    blake3::hash(key.as_bytes())
+}
+
+impl StoredKey {
+    /// Whether `presented` is this key. The time taken does not depend on where they differ.
+    fn matches(&self, presented: blake3::Hash) -> bool {
+        blake3::Hash::from_hex(&self.digest).is_ok_and(|digest| digest == presented)
+    }
+
+    fn caller(&self) -> Caller {
+        Caller::of_key(self.name.clone(), self.scopes.clone(), self.limits)
+    }
+}
+
+/// The keys of a running server.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    path: PathBuf,
+    known: Mutex<(Stamp, Arc<Vec<StoredKey>>)>,
+}
+
+impl Keys {
+    /// Reads the keys of a data directory.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is damaged.
+    pub(crate) fn open(home: &Path) -> Result<Self> {
+        let path = path_of(home);
+        let stamp = stamp(&path);
+        let keys = Arc::new(read(&path)?);
+        Ok(Self {
+            path,
+            known: Mutex::new((stamp, keys)),
+        })
+    }
+
+    /// The keys now. A file that cannot be read leaves those that were known.
+    fn now(&self) -> Arc<Vec<StoredKey>> {
+        let stamp = stamp(&self.path);
+        let mut known = lock(&self.known);
+        if known.0 != stamp {
+            known.0 = stamp;
+            match read(&self.path) {
+                Ok(keys) => known.1 = Arc::new(keys),
+                Err(error) => tracing::error!(
+                    error = error.with_causes(),
+                    "cannot read the keys; those that were known stay valid"
+                ),
+            }
+        }
+        Arc::clone(&known.1)
+    }
+
+    /// Whose key this is.
+    pub(crate) fn find(&self, presented: &str) -> Option<Caller> {
+        let digest = digest_of(presented);
+        let keys = self.now();
+        let found = keys.iter().find(|key| key.matches(digest))?;
+        Some(found.caller())
+    }
+
+    /// The key of a name, if it was not removed.
+    pub(crate) fn named(&self, name: &KeyName) -> Option<Caller> {
+        let keys = self.now();
+        let found = keys.iter().find(|key| key.name == *name)?;
+        Some(found.caller())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> KeyName {
+        text.parse().unwrap()
+    }
+
+    fn add(home: &Path, text: &str, scopes: &[Scope]) -> ApiToken {
+        let scopes = scopes.iter().copied().collect();
+        add_key(home, name(text), scopes, KeyLimits::default()).unwrap()
+    }
+
+    #[test]
+    fn a_key_is_found_until_it_is_removed_and_is_not_in_the_file() {
+        let home = tempfile::tempdir().unwrap();
+        let ann = add(home.path(), "ann", &[Scope::Sample]);
+        let keys = Keys::open(home.path()).unwrap();
+
+        let found = keys.find(ann.expose()).unwrap();
+        assert_eq!(found.key, Some(name("ann")));
+        assert!(found.has(Scope::Sample) && !found.has(Scope::Train));
+        assert_eq!(keys.find("tml-other"), None);
+        let file = std::fs::read_to_string(path_of(home.path())).unwrap();
+        assert!(!file.contains(ann.expose()), "{file}");
+
+        // Without a restart.
+        let ben = add(home.path(), "ben", &[]);
+        assert!(keys.find(ben.expose()).is_some());
+        remove_key(home.path(), &name("ann")).unwrap();
+        assert_eq!(keys.find(ann.expose()), None);
+        assert_eq!(keys.named(&name("ann")), None);
+    }
+
+    #[test]
+    fn a_name_is_given_once_and_unknown_names_are_answered_with_the_known() {
+        let home = tempfile::tempdir().unwrap();
+        add(home.path(), "ann", &[]);
+
+        let twice = add_key(
+            home.path(),
+            name("ann"),
+            BTreeSet::new(),
+            KeyLimits::default(),
+        );
+        let unknown = remove_key(home.path(), &name("eve")).unwrap_err();
+
+        assert!(matches!(twice, Err(Error::Conflict(_))), "{twice:?}");
+        assert_eq!(unknown.to_string(), "there is no key eve: there are ann");
+        assert_eq!(list_keys(home.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_became_unreadable_locks_nobody_out_and_one_at_the_start_is_an_error() {
+        let home = tempfile::tempdir().unwrap();
+        let ann = add(home.path(), "ann", &[]);
+        let keys = Keys::open(home.path()).unwrap();
+
+        std::fs::write(path_of(home.path()), "{").unwrap();
+
+        assert!(keys.find(ann.expose()).is_some());
+        assert!(matches!(
+            Keys::open(home.path()),
+            Err(Error::Corrupt { .. })
+        ));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        add(home.path(), "ann", &[]);
+
+        let mode = std::fs::metadata(path_of(home.path()))
+            .unwrap()
+            .permissions()
+            .mode();
+
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn names_are_short_and_plain() {
+        for bad in ["", "two words", "a/b", "local", &"x".repeat(65)] {
+            assert!(bad.parse::<KeyName>().is_err(), "{bad:?}");
+        }
+        assert!("Ann-B_2.c".parse::<KeyName>().is_ok());
+    }
+}
