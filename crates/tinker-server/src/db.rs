@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0002_sampler_clients.sql"),
     include_str!("../migrations/0003_optimizer.sql"),
     include_str!("../migrations/0004_accounts.sql"),
+    include_str!("../migrations/0005_inflight_samplers.sql"),
 ];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
