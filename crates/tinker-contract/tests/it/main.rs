@@ -25,6 +25,7 @@ mod durability;
 mod kills;
 mod parity_page;
 mod python_losses;
+mod python_old_sdks;
 mod python_sdk;
 mod python_sharing;
 mod recording;
