@@ -2,6 +2,7 @@
 
 mod client;
 mod engine;
+mod server;
 
 use std::path::Path;
 
@@ -14,12 +15,15 @@ pub(crate) enum Bench {
     Client(client::Args),
     /// The CPU engine beside PyTorch: training, greedy decoding, memory.
     Engine(engine::Args),
+    /// The server through the wire, driven by the official SDK: speed, latency, many adapters.
+    Server(server::Args),
 }
 
 pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Client(args) => client::run(root, args),
         Bench::Engine(args) => engine::run(root, args),
+        Bench::Server(args) => server::run(root, args),
     }
 }
 

@@ -11,8 +11,35 @@ use anyhow::{Context as _, Result, bail};
 use crate::process::{cargo, in_ci, variable};
 use crate::python;
 
-/// Tells the tests which Python has the official SDK.
-const PYTHON_VARIABLE: &str = "TINKER_TEST_PYTHON";
+/// A version of the official SDK: what tells the tests which Python has it, the directory of that
+/// under `target/`, and what to install there.
+struct Sdk {
+    version: &'static str,
+    variable: &'static str,
+    environment: &'static str,
+    requirements: &'static str,
+}
+
+const SDKS: [Sdk; 3] = [
+    Sdk {
+        version: "0.38",
+        variable: "TINKER_TEST_PYTHON",
+        environment: "venv",
+        requirements: "xtask/requirements-test.txt",
+    },
+    Sdk {
+        version: "0.24",
+        variable: "TINKER_TEST_PYTHON_0_24",
+        environment: "venv-sdk-0.24",
+        requirements: "xtask/requirements-sdk-0.24.txt",
+    },
+    Sdk {
+        version: "0.15",
+        variable: "TINKER_TEST_PYTHON_0_15",
+        environment: "venv-sdk-0.15",
+        requirements: "xtask/requirements-sdk-0.15.txt",
+    },
+];
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
@@ -26,15 +53,18 @@ pub(crate) struct Args {
 
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let start = Instant::now();
-    let python = official_sdk(root)?;
     let mut command = cargo(root, ["test", "--no-fail-fast"]);
     match &args.package {
         Some(package) => command.args(["--package", package]),
         None => command.arg("--workspace"),
     };
     command.arg("--").args(&args.rest);
-    if let Some(python) = &python {
-        command.env(PYTHON_VARIABLE, python);
+    let mut missing = Vec::new();
+    for sdk in &SDKS {
+        match sdk.python(root)? {
+            Some(python) => drop(command.env(sdk.variable, python)),
+            None => missing.push(sdk.version),
+        }
     }
     command.stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo test")?;
@@ -46,8 +76,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         totals.add(&line);
     }
     let status = child.wait().context("cannot wait for cargo test")?;
-    if python.is_none() {
-        println!("note: tests with the official Python SDK were skipped");
+    for version in missing {
+        println!("note: tests with the official Python SDK {version} were skipped");
     }
     println!(
         "\nall test binaries: {totals}; {:.0} s",
@@ -62,17 +92,22 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A Python with the official SDK; `None` (with the reason printed) where it cannot be made.
-fn official_sdk(root: &Path) -> Result<Option<String>> {
-    if let Some(python) = variable(PYTHON_VARIABLE) {
-        return Ok(Some(python));
-    }
-    match python::environment(root, "venv", &root.join("xtask/requirements-test.txt")) {
-        Ok(python) => Ok(Some(python.display().to_string())),
-        Err(error) if in_ci() => Err(error.context("CI needs the official Python SDK")),
-        Err(error) => {
-            println!("note: no official Python SDK: {error:#}");
-            Ok(None)
+impl Sdk {
+    /// A Python that has it; `None` (with the reason printed) where it cannot be made.
+    fn python(&self, root: &Path) -> Result<Option<String>> {
+        if let Some(python) = variable(self.variable) {
+            return Ok(Some(python));
+        }
+        let version = self.version;
+        match python::environment(root, self.environment, &root.join(self.requirements)) {
+            Ok(python) => Ok(Some(python.display().to_string())),
+            Err(error) if in_ci() => {
+                Err(error.context(format!("CI needs the official Python SDK {version}")))
+            }
+            Err(error) => {
+                println!("note: no official Python SDK {version}: {error:#}");
+                Ok(None)
+            }
         }
     }
 }

@@ -143,6 +143,92 @@ def sampling(service, client, tokenizer, data):
     return path
 
 
+def scoring(service, tokenizer):
+    """Everything that a sample tells about its prompt."""
+    sampler = service.create_sampling_client(base_model=BASE_MODEL).result()
+    tokens = tokenizer.encode("the cat sat on the mat and the dog sat on the log by the red barn", add_special_tokens=False)
+    prompt, n = types.ModelInput.from_ints(tokens), len(tokens)
+    assert n >= 18, "too short for the prefix cache"
+
+    def ask(max_tokens=1, **more):
+        params = types.SamplingParams(max_tokens=max_tokens, seed=3, stop=[])
+        return sampler.sample(prompt, 1, params, **more).result()
+
+    whole = ask(include_prompt_logprobs=True, topk_prompt_logprobs=3)
+    table = whole.topk_prompt_logprobs
+    wanted = [[tokens[i + 1], table[i + 1][0][0], -1] for i in range(n - 1)]
+    flat = [token for row in wanted for token in row]
+    dense = types.TensorData(data=flat, dtype="int64", shape=[n - 1, 3])
+    scored = ask(target_prompt_logprobs=dense).target_prompt_logprobs
+    assert list(scored.shape) == [n - 1, 3], scored.shape
+    expected = [x for i in range(1, n) for x in (whole.prompt_logprobs[i], table[i][0][1], 0.0)]
+    assert list(scored.data) == expected, (scored.data, expected)
+    rows = [0] * (n - 1) + [1]
+    last = types.TensorData(data=[tokens[-1]], dtype="int64", shape=[n - 1, 1], sparse_crow_indices=rows, sparse_col_indices=[0])
+    answer = ask(target_prompt_logprobs=last)
+    assert list(answer.target_prompt_logprobs.data) == [whole.prompt_logprobs[-1]], answer.target_prompt_logprobs
+    assert answer.prompt_cache_hit_tokens == n - 2, answer.prompt_cache_hit_tokens
+    step("chosen tokens of a prompt are scored, dense and sparse")
+
+    drawn = ask(prompt_alt_tokens_k=4).prompt_alt_tokens
+    assert list(drawn.tokens.shape) == list(drawn.logprobs.shape) == [n - 1, 4]
+    again = ask(prompt_alt_tokens_k=4).prompt_alt_tokens
+    assert list(drawn.tokens.data) == list(again.tokens.data), "a seed repeats them"
+    known = [dict(row) for row in ask(topk_prompt_logprobs=100).topk_prompt_logprobs[1:]]
+    pairs = [(i // 4, t, x) for i, (t, x) in enumerate(zip(drawn.tokens.data, drawn.logprobs.data))]
+    found = [known[row][token] == x for row, token, x in pairs if token in known[row]]
+    assert all(found) and len(found) > n, (len(found), len(pairs))
+    step("alternatives are drawn at every position of a prompt")
+
+    end = ask(include_prompt_logprobs=True, prompt_logprobs_last_n=3, topk_prompt_logprobs=3)
+    assert end.prompt_logprobs == [None] * (n - 3) + whole.prompt_logprobs[-3:], end.prompt_logprobs
+    assert end.topk_prompt_logprobs == [None] * (n - 3) + table[-3:], end.topk_prompt_logprobs
+    # The token before the first that is scored goes through the model again.
+    assert end.prompt_cache_hit_tokens == n - 4, end.prompt_cache_hit_tokens
+    assert sampler.compute_logprobs(prompt, prompt_logprobs_last_n=3).result() == end.prompt_logprobs
+    again = ask()
+    assert again.prompt_cache_hit_tokens == n - 1 and again.sequences[0].tokens == whole.sequences[0].tokens
+    step("the end of a prompt alone is scored, and the rest taken from the cache")
+
+
+def stopping(service, tokenizer):
+    sampler = service.create_sampling_client(base_model=BASE_MODEL).result()
+    prompt = types.ModelInput.from_ints(tokenizer.encode("the dog", add_special_tokens=False))
+
+    def ask(stop):
+        params = types.SamplingParams(max_tokens=40, seed=5, stop=stop)
+        return sampler.sample(prompt, 1, params).result().sequences[0]
+
+    free = ask([]).tokens
+    pieces = [tokenizer.decode([token]) for token in free]
+    texts = [tokenizer.decode(free[: i + 1]) for i in range(len(free))]
+    plain = [piece.isascii() and piece.isprintable() and len(piece) < 10 for piece in pieces]
+    # Text that begins within one token and ends within the next.
+    at = next(i for i in range(4, len(free) - 1) if plain[i] and plain[i + 1])
+    stop = pieces[at][-1] + pieces[at + 1][0]
+    first = next(i for i, text in enumerate(texts) if stop in text)
+    stopped = ask([stop])
+    assert (stopped.tokens, stopped.stop_reason) == (free[: first + 1], "stop"), (stop, stopped, free)
+    assert ask("nowhere to be found").tokens == free
+    step("a stop string that spans two tokens ends a sample")
+
+
+def following(service, client, tokenizer, data):
+    prompt = types.ModelInput.from_ints(tokenizer.encode("a dog", add_special_tokens=False))
+    first = client.save_weights_and_get_sampling_client(kind="inflight")
+    fixed = client.save_weights_and_get_sampling_client(kind="snapshot")
+    old = first.compute_logprobs(prompt).result()
+    assert fixed.compute_logprobs(prompt).result() == old
+    state = client.save_state("before-following").result().path
+    train(client, data, 1)
+    second = client.save_weights_and_get_sampling_client(kind="inflight")
+    new = second.compute_logprobs(prompt).result()
+    assert new != old and first.compute_logprobs(prompt).result() == new
+    assert fixed.compute_logprobs(prompt).result() == old
+    client.load_state_with_optimizer(state).result()
+    step("inflight samplers follow the run, and a snapshot does not")
+
+
 def restoring(service, client, data):
     state = client.save_state("step-20", ttl_seconds=7200, user_metadata={"note": "mine"}).result().path
     assert state == f"tinker://{client.model_id}/weights/step-20", state
@@ -245,6 +331,9 @@ def main():
     with tinker.ServiceClient(base_url=BASE_URL, user_metadata={"test": "flow"}) as service:
         client, tokenizer, data = training(service)
         sampler = sampling(service, client, tokenizer, data)
+        scoring(service, tokenizer)
+        stopping(service, tokenizer)
+        following(service, client, tokenizer, data)
         state = restoring(service, client, data)
         ids, checkpoints = managing(client, state, sampler)
         command_line(client, ids, checkpoints)

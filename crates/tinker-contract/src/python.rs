@@ -8,11 +8,49 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Names a Python that has the official SDK; set by `cargo xtask test`.
-pub const PYTHON_VARIABLE: &str = "TINKER_TEST_PYTHON";
+/// A version of the official SDK that tests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sdk {
+    /// The version whose wire we follow.
+    V0_38,
+    /// Between the two.
+    V0_24,
+    /// The oldest one.
+    V0_15,
+}
 
-/// A Python that has the official SDK. Where there is none, says on standard error that a test is
-/// skipped, and how to run it.
+impl Sdk {
+    /// The version as its package has it.
+    #[must_use]
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::V0_38 => "0.38.0",
+            Self::V0_24 => "0.24.0",
+            Self::V0_15 => "0.15.0",
+        }
+    }
+
+    /// Names a Python that has it; set by `cargo xtask test`.
+    #[must_use]
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::V0_38 => "TINKER_TEST_PYTHON",
+            Self::V0_24 => "TINKER_TEST_PYTHON_0_24",
+            Self::V0_15 => "TINKER_TEST_PYTHON_0_15",
+        }
+    }
+}
+
+/// A Python that has the official SDK in the version whose wire we follow; see [`find_version`].
+///
+/// # Panics
+/// If there is none and this is CI, where the SDK's tests must run.
+pub fn find() -> Option<PathBuf> {
+    find_version(Sdk::V0_38)
+}
+
+/// A Python that has a version of the official SDK. Where there is none, says on standard error that
+/// a test is skipped, and how to run it.
 ///
 /// # Panics
 /// If there is none and this is CI, where the SDK's tests must run.
@@ -20,17 +58,18 @@ pub const PYTHON_VARIABLE: &str = "TINKER_TEST_PYTHON";
     clippy::disallowed_methods,
     reason = "the runner tells tests about Python this way"
 )]
-pub fn find() -> Option<PathBuf> {
-    if let Some(python) = std::env::var_os(PYTHON_VARIABLE).filter(|value| !value.is_empty()) {
+pub fn find_version(sdk: Sdk) -> Option<PathBuf> {
+    let (variable, version) = (sdk.variable(), sdk.version());
+    if let Some(python) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
         return Some(python.into());
     }
     let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     assert!(
         !ci,
-        "CI has to test the official SDK: {PYTHON_VARIABLE} is not set"
+        "CI has to test the official SDK: {variable} is not set"
     );
     let note = format!(
-        "skipped: {PYTHON_VARIABLE} names no Python with `tinker==0.38.0`; `cargo xtask test` makes one\n"
+        "skipped: {variable} names no Python with `tinker=={version}`; `cargo xtask test` makes one\n"
     );
     // Not `eprintln`, which shows in failed tests only. That nobody can read it is no failure.
     let _ = std::io::stderr().write_all(note.as_bytes());

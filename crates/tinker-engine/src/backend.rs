@@ -170,6 +170,36 @@ pub trait Backend: Send + fmt::Debug {
     /// is NaN. The slot is unchanged.
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill>;
 
+    /// Appends `tokens` to a slot, and shows the logits `[vocab]` that follow each of them from number
+    /// `first` on, in order and with its number; returns those that follow the last, which is not
+    /// shown. They have the bits of [`Backend::decode_step`].
+    ///
+    /// Unless a device does better, tokens from `first` on go through one by one.
+    ///
+    /// # Errors
+    /// As [`Backend::prefill`], and what `show` returns; the slot can only be closed then.
+    fn prefill_logits(
+        &mut self,
+        slot: SlotId,
+        tokens: &[u32],
+        first: usize,
+        show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let n_before = first.min(tokens.len().saturating_sub(1));
+        let (before, rest) = tokens.split_at(n_before);
+        if !before.is_empty() || rest.is_empty() {
+            self.prefill(slot, before, false)?;
+        }
+        let mut logits = Vec::new();
+        for (i, token) in (n_before..).zip(rest) {
+            logits = self.decode_step(&[(slot, *token)])?;
+            if i >= first && i + 1 < tokens.len() {
+                show(i, &logits)?;
+            }
+        }
+        Ok(logits)
+    }
+
     /// Appends one token to each slot; returns `[rows, vocab]` logits, row by row.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use std::fmt;
 use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 use crate::error::{Error, Result};
 use crate::prefix_cache::{MAX_BYTES, MIN_SHARED, PrefixCache, Shared, common};
+use crate::prompt::{Alternatives, Prompt, PromptScores};
 use crate::sampler::{self, Draw, Sampling};
 
 /// A request that a [`Generator`] has taken.
@@ -54,9 +55,13 @@ pub struct GenerateRequest {
     pub prompt_logprobs: bool,
     /// The first position of the prompt whose log-probability is wanted; those before it are `None`.
     pub prompt_logprobs_from: usize,
-    /// Most likely tokens to return at each prompt token; above 0 the prompt goes through token by
-    /// token, at the speed of decoding.
+    /// Most likely tokens to return at each prompt token from `prompt_logprobs_from` on.
     pub topk_prompt_logprobs: usize,
+    /// Positions of the prompt, ascending and at least 1, and tokens whose log-probability there is
+    /// wanted.
+    pub prompt_targets: Vec<(usize, u32)>,
+    /// Tokens to draw at each prompt token but the first, at this temperature, nothing cut off.
+    pub prompt_alternatives: Option<Alternatives>,
     /// Most likely tokens to return at each sampled token.
     pub topk_sample_logprobs: usize,
 }
@@ -102,10 +107,8 @@ pub struct DrawnSoFar<'a> {
 pub struct Generation {
     /// One per seed, in order.
     pub samples: Vec<Sample>,
-    /// `[prompt]` if asked for, else empty: the first is `None`, as nothing comes before it.
-    pub prompt_logprobs: Vec<Option<f32>>,
-    /// `[prompt]` if asked for, else empty; the first is `None`.
-    pub top_prompt_logprobs: Vec<Option<TopLogprobs>>,
+    /// What was asked about the prompt.
+    pub prompt: PromptScores,
     /// Tokens of the prompt that an earlier request had computed; depends on who else was there.
     pub n_cached: usize,
 }
@@ -121,10 +124,6 @@ pub struct FinishedGeneration {
 
 /// Most samples that run at a time, unless set otherwise.
 pub const MAX_ROWS: usize = 64;
-
-/// Most tokens of a prompt that go through one by one in a step, so that running samples need not
-/// wait for all of them.
-const TOKENS_PER_STEP: usize = 16;
 
 /// Most tokens of one prompt that go through in a step: enough for a backend to be fast.
 pub const CHUNK: usize = 480;
@@ -168,20 +167,6 @@ struct Active {
     prompt: Option<Prompt>,
     /// Samples not yet started are `None`.
     samples: Vec<Option<Running>>,
-}
-
-/// A prompt that goes or went through the model.
-#[derive(Debug)]
-struct Prompt {
-    /// Tokens that went through, those taken over included.
-    done: usize,
-    /// Tokens taken over from another request.
-    n_cached: usize,
-    /// `None` once the last sample took it over.
-    slot: Option<SlotId>,
-    next_logits: Vec<f32>,
-    logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Option<TopLogprobs>>,
 }
 
 /// What is known of a prompt before it begins.
@@ -313,8 +298,8 @@ impl Generator {
             .any(|a| a.request.adapter == Some(adapter))
     }
 
-    /// Takes prompts a chunk further while there is room for samples, appends a token to every running sample,
-    /// and returns what ended by that.
+    /// Takes prompts a chunk further while there is room for samples, appends a token to every running
+    /// sample, and returns what ended by that.
     ///
     /// # Errors
     /// If the backend cannot decode. Every request under way is lost then.
@@ -352,6 +337,7 @@ impl Generator {
             return Err(Error::Invalid(message));
         }
         request.sampling().check()?;
+        request.check_scores(self.vocab_size)?;
         let room = context.checked_sub(n).ok_or_else(|| {
             Error::Invalid(format!(
                 "a prompt of {n} tokens exceeds the context of {context}"
@@ -477,9 +463,7 @@ impl Generator {
             if ready >= MIN_SHARED && best.is_none_or(|best| best.len < ready) {
                 best = Some(Shared { slot, len: ready });
             }
-            if other.request.topk_prompt_logprobs == 0 {
-                promised = promised.max(len);
-            }
+            promised = promised.max(len);
         }
         // Another prompt is about to compute more of it than there is now.
         if promised >= best.map_or(0, |best| best.len) + MIN_SHARED {
@@ -576,17 +560,6 @@ impl GenerateRequest {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
-        }
-    }
-
-    /// Tokens of the prompt of which nothing is wanted that a cached sequence does not hold. The last
-    /// one goes through the model for what follows it.
-    fn n_shareable(&self) -> usize {
-        let last = self.prompt.len() - 1;
-        match (self.topk_prompt_logprobs, self.prompt_logprobs) {
-            (0, false) => last,
-            (0, true) => last.min(self.prompt_logprobs_from.saturating_sub(1)),
-            _ => 0,
         }
     }
 }
@@ -725,15 +698,13 @@ impl Active {
             stop_reason: s.ended.unwrap_or(StopReason::Length),
             top_logprobs: s.top_logprobs,
         });
-        let (prompt_logprobs, top_prompt_logprobs, n_cached) = self
+        let (prompt, n_cached) = self
             .prompt
-            .map(|p| (p.logprobs, p.top_logprobs, p.n_cached))
+            .map(|p| (p.scores, p.n_cached))
             .unwrap_or_default();
-        let samples = samples.collect();
         let outcome = Ok(Generation {
-            samples,
-            prompt_logprobs,
-            top_prompt_logprobs,
+            samples: samples.collect(),
+            prompt,
             n_cached,
         });
         FinishedGeneration {
@@ -768,99 +739,5 @@ impl Running {
         } else if self.tokens.len() == max_tokens {
             self.ended = Some(StopReason::Length);
         }
-    }
-}
-
-impl Prompt {
-    /// A slot for a request that holds what is shared with another sequence.
-    fn open(
-        backend: &mut dyn Backend,
-        request: &GenerateRequest,
-        max_tokens: usize,
-        shared: Option<Shared>,
-    ) -> Result<Self> {
-        let capacity = request.prompt.len() + max_tokens;
-        let slot = match shared {
-            Some(Shared { slot, len }) => backend.fork_prefix(slot, len, capacity)?,
-            None => backend.open_slot(request.adapter, capacity)?,
-        };
-        let done = shared.map_or(0, |shared| shared.len);
-        let n_hidden = if request.prompt_logprobs { done } else { 0 };
-        Ok(Self {
-            done,
-            n_cached: done,
-            slot: Some(slot),
-            next_logits: Vec::new(),
-            logprobs: vec![None; n_hidden],
-            top_logprobs: Vec::new(),
-        })
-    }
-
-    /// Takes the prompt one chunk further, of at most `budget` tokens; returns what that cost.
-    fn advance(
-        &mut self,
-        backend: &mut dyn Backend,
-        request: &GenerateRequest,
-        budget: usize,
-    ) -> Result<usize> {
-        let rest = &request.prompt[self.done..];
-        let Some(slot) = self.slot.filter(|_| !rest.is_empty()) else {
-            return Ok(0);
-        };
-        if request.topk_prompt_logprobs > 0 {
-            let part = rest.iter().take(TOKENS_PER_STEP);
-            part.copied()
-                .try_for_each(|token| self.push(backend, request, slot, token))?;
-            // One token takes about as long as many that go through together.
-            return Ok(CHUNK);
-        }
-        let n = rest.len().min(CHUNK).min(budget);
-        let (part, end) = (&rest[..n], self.done + n);
-        let is_scored = request.prompt_logprobs && request.prompt_logprobs_from < end;
-        if request.prompt_logprobs {
-            let first = self.logprob_of_next(request, part[0])?;
-            self.logprobs.push(first);
-        }
-        let prefill = backend.prefill(slot, part, is_scored)?;
-        if is_scored {
-            let positions = self.done + 1..end;
-            let wanted = |(at, logprob)| (at >= request.prompt_logprobs_from).then_some(logprob);
-            self.logprobs
-                .extend(positions.zip(prefill.prompt_logprobs).map(wanted));
-        } else if request.prompt_logprobs {
-            self.logprobs.resize(end, None);
-        }
-        self.next_logits = prefill.next_logits;
-        self.done = end;
-        Ok(n)
-    }
-
-    /// Log-probability of the token at position `done`, if it is wanted and something precedes it.
-    fn logprob_of_next(&self, request: &GenerateRequest, token: u32) -> Result<Option<f32>> {
-        if self.done == 0 || self.done < request.prompt_logprobs_from {
-            return Ok(None);
-        }
-        sampler::logprob_of(&self.next_logits, token).map(Some)
-    }
-
-    /// Appends one token, with what the model thought of it and its alternatives.
-    fn push(
-        &mut self,
-        backend: &mut dyn Backend,
-        request: &GenerateRequest,
-        slot: SlotId,
-        token: u32,
-    ) -> Result<()> {
-        let before = (self.done > 0).then_some(&self.next_logits);
-        let top = before.map(|logits| sampler::most_likely(logits, request.topk_prompt_logprobs));
-        let top = top.transpose()?;
-        if request.prompt_logprobs {
-            let logprob = self.logprob_of_next(request, token)?;
-            self.logprobs.push(logprob);
-        }
-        self.top_logprobs.push(top);
-        self.next_logits = backend.decode_step(&[(slot, token)])?;
-        self.done += 1;
-        Ok(())
     }
 }

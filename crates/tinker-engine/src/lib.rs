@@ -15,6 +15,7 @@ pub mod loss;
 pub mod optim;
 pub mod peft;
 mod prefix_cache;
+pub mod prompt;
 pub mod rng;
 pub mod sampler;
 
@@ -31,4 +32,5 @@ pub use generate::{
 };
 pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
 pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
+pub use prompt::{Alternatives, PromptScores};
 pub use sampler::Sampling;

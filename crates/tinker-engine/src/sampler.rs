@@ -96,13 +96,36 @@ pub fn most_likely(logits: &[f32], n: usize) -> Result<Vec<(u32, f32)>> {
 /// # Errors
 /// As [`sample`], and if the token is outside the vocabulary.
 pub fn logprob_of(logits: &[f32], token: u32) -> Result<f32> {
-    let logit = logits.get(token as usize).ok_or_else(|| {
+    let logit = logit_of(logits, token)?;
+    Ok(log_prob(logit, checked_log_sum(logits)?))
+}
+
+/// Appends the natural-log probability of each of `tokens`.
+///
+/// # Errors
+/// As [`logprob_of`].
+pub fn logprobs_of(
+    logits: &[f32],
+    tokens: impl ExactSizeIterator<Item = u32>,
+    logprobs: &mut Vec<f32>,
+) -> Result<()> {
+    if tokens.len() == 0 {
+        return Ok(());
+    }
+    let log_sum = checked_log_sum(logits)?;
+    for token in tokens {
+        logprobs.push(log_prob(logit_of(logits, token)?, log_sum));
+    }
+    Ok(())
+}
+
+fn logit_of(logits: &[f32], token: u32) -> Result<f32> {
+    logits.get(token as usize).copied().ok_or_else(|| {
         Error::Invalid(format!(
             "token {token} is not below the vocabulary size {}",
             logits.len()
         ))
-    })?;
-    Ok(log_prob(*logit, checked_log_sum(logits)?))
+    })
 }
 
 fn checked_log_sum(logits: &[f32]) -> Result<f32> {

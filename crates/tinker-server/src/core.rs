@@ -479,8 +479,20 @@ impl Core {
     pub(crate) fn sampler_dir(&self, sampler: &Sampler) -> Option<PathBuf> {
         match (&sampler.model_path, &sampler.request_id) {
             (Some(path), _) => Some(self.paths.checkpoint(path)),
-            (None, Some(_)) => Some(self.paths.sampler(&sampler.id)),
+            (None, Some(_)) => Some(self.own_weights(sampler)),
             (None, None) => None,
+        }
+    }
+
+    /// Where the weights of a sampler are that lives with its session.
+    fn own_weights(&self, sampler: &Sampler) -> PathBuf {
+        let saved_by = sampler.request_id.as_ref().filter(|_| sampler.inflight);
+        let run = saved_by
+            .and_then(|id| id.parse().ok())
+            .and_then(|id| self.run_of(&id));
+        match run {
+            Some(run) => self.paths.inflight(&run),
+            None => self.paths.sampler(&sampler.id),
         }
     }
 
@@ -525,11 +537,11 @@ impl Core {
     /// Removes the weights of samplers that lived with a session which is long gone.
     pub(crate) fn discard_stale_samplers(&self) {
         for id in self.catalog.stale_samplers(now() - KEEP_SESSION_MS) {
-            let dir = self.paths.sampler(&id);
-            let removed = self
-                .catalog
-                .remove_sampler(&id)
-                .and_then(|()| remove_dir(&dir));
+            let removed = self.catalog.sampler(&id).and_then(|sampler| {
+                let dir = self.own_weights(&sampler);
+                self.catalog.remove_sampler(&id)?;
+                remove_dir(&dir)
+            });
             if let Err(error) = removed {
                 tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove a sampler");
             }
@@ -538,7 +550,10 @@ impl Core {
 
     /// Removes the weights of a sampler without a name. Its row stays, to say what became of it.
     pub(crate) fn discard_sampler_weights(&self, id: &SamplingSessionId) {
-        let dir = self.paths.sampler(id);
+        let Ok(sampler) = self.catalog.sampler(id) else {
+            return;
+        };
+        let dir = self.own_weights(&sampler);
         let removed = self.move_to_trash(&dir).and_then(|trash| {
             self.send(Command::ForgetWeights(dir));
             remove_dir(&trash)

@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0003_optimizer.sql"),
     include_str!("../migrations/0004_accounts.sql"),
     include_str!("../migrations/0005_owner.sql"),
+    include_str!("../migrations/0006_inflight_samplers.sql"),
 ];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;

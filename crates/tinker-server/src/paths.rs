@@ -70,6 +70,12 @@ impl Paths {
         self.root.join("samplers").join(safe_id(id.as_str()))
     }
 
+    /// Weights that all samplers follow which a training run made so.
+    pub(crate) fn inflight(&self, run: &TrainingRunId) -> PathBuf {
+        let name = format!("{}.inflight", safe_id(run.as_str()));
+        self.root.join("samplers").join(name)
+    }
+
     /// A checkpoint: `checkpoints/<run>/<segment>/<name>`.
     pub(crate) fn checkpoint(&self, path: &TinkerPath) -> PathBuf {
         self.root

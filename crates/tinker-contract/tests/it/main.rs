@@ -27,6 +27,7 @@ mod parity_page;
 mod plain_http;
 mod python_losses;
 mod python_metrics;
+mod python_old_sdks;
 mod python_queueing;
 mod python_sdk;
 mod python_sharing;

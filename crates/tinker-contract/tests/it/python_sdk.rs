@@ -20,7 +20,7 @@ async fn check(base_model: impl FnOnce(&Target) -> String) {
     )
     .await;
 
-    assert_eq!(steps.len(), 15, "{steps:#?}");
+    assert_eq!(steps.len(), 20, "{steps:#?}");
     // A run and its continuation from a checkpoint, saved after the same steps.
     let twins: Vec<_> = summary["twins"]
         .as_array()

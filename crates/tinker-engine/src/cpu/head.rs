@@ -19,7 +19,7 @@ const MIN_ROWS: usize = 96;
 const MAX_ROWS: usize = 256;
 
 /// Rows of a chunk.
-fn chunk_rows(vocab: usize) -> usize {
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (LOGITS / vocab).clamp(MIN_ROWS, MAX_ROWS) / 32 * 32
 }
 

@@ -10,12 +10,13 @@ use super::block::{Activations, Angles, Block};
 use super::buffer::{Buffer, round_up};
 use super::elementwise;
 use super::gemm::PANEL;
-use super::head::{HeadScratch, Pass};
+use super::head::{HeadScratch, Pass, chunk_rows};
 use super::linear::{Batch, Forward, Output, Run, Site};
 use super::lora::Adapter;
 use super::model::Model;
 use super::pool::{Pool, SharedMut};
 use crate::arch::Arch;
+use crate::error::Result;
 use crate::loss::{Loss, TrainSequence};
 
 /// Rows of a prompt that go through the model together; bounds the memory of activations.
@@ -70,7 +71,7 @@ impl Slot {
             let mut values = Buffer::from_slice(&cache.values[..whole]);
             // What came after is not to be seen, not even as something that is masked.
             values[len * width..].fill(0.0);
-            if len % PANEL > 0 {
+            if !len.is_multiple_of(PANEL) {
                 for lanes in keys[whole - PANEL * width..].chunks_exact_mut(PANEL) {
                     lanes[len % PANEL..].fill(0.0);
                 }
@@ -186,6 +187,45 @@ impl Inference<'_> {
             adapter: slot.adapter.as_deref(),
         }];
         (logprobs, self.logits(&last, &run))
+    }
+
+    /// Appends `tokens` to a slot, shows the logits after each from number `first` on but the last, and
+    /// returns those after the last.
+    pub(crate) fn prefill_logits(
+        &mut self,
+        slot: &mut Slot,
+        tokens: &[u32],
+        first: usize,
+        show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let (width, vocab) = (self.model.arch.hidden_size, self.model.arch.vocab_size);
+        let last = tokens.len() - 1;
+        let mut after_last = Vec::new();
+        for start in (0..tokens.len()).step_by(CHUNK) {
+            let end = tokens.len().min(start + CHUNK);
+            let tokens = &tokens[start..end];
+            self.extend(&mut [Segment { slot, tokens }]);
+            let mut from = first.min(last).max(start);
+            while from < end {
+                let to = end.min(from + chunk_rows(vocab));
+                let hidden = &self.scratch.normed[(from - start) * width..(to - start) * width];
+                let hidden = hidden.to_vec();
+                let run = [Run {
+                    rows: 0..to - from,
+                    adapter: slot.adapter.as_deref(),
+                }];
+                let logits = self.logits(&hidden, &run);
+                for (i, logits) in (from..to).zip(logits.chunks_exact(vocab)) {
+                    if i == last {
+                        after_last = logits.to_vec();
+                    } else {
+                        show(i, logits)?;
+                    }
+                }
+                from = to;
+            }
+        }
+        Ok(after_last)
     }
 
     /// Appends one token to each slot; returns the logits, `[slots, vocab]`.

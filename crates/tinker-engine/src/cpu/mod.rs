@@ -166,6 +166,20 @@ fn check_room(slot: &Slot, n: usize) -> Result<()> {
     Ok(())
 }
 
+/// A slot that `tokens`, of which there is one at least, can be appended to.
+fn slot_with_room<'a>(
+    slots: &'a mut HashMap<SlotId, Slot>,
+    id: SlotId,
+    tokens: &[u32],
+) -> Result<&'a mut Slot> {
+    if tokens.is_empty() {
+        return Err(Error::Invalid("there are no tokens to append".into()));
+    }
+    let slot = slots.get_mut(&id).ok_or_else(|| unknown_slot(id))?;
+    check_room(slot, tokens.len())?;
+    Ok(slot)
+}
+
 impl Backend for Cpu {
     fn info(&self) -> &BaseInfo {
         &self.info
@@ -287,15 +301,8 @@ impl Backend for Cpu {
     }
 
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill> {
-        if tokens.is_empty() {
-            return Err(Error::Invalid("there are no tokens to append".into()));
-        }
         self.check_tokens(tokens.iter().copied())?;
-        let held = self
-            .slots
-            .get_mut(&slot)
-            .ok_or_else(|| unknown_slot(slot))?;
-        check_room(held, tokens.len())?;
+        let held = slot_with_room(&mut self.slots, slot, tokens)?;
         let mut inference = Inference {
             model: &self.model,
             pool: &self.pool,
@@ -314,6 +321,23 @@ impl Backend for Cpu {
             prompt_logprobs,
             next_logits,
         })
+    }
+
+    fn prefill_logits(
+        &mut self,
+        slot: SlotId,
+        tokens: &[u32],
+        first: usize,
+        show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.check_tokens(tokens.iter().copied())?;
+        let held = slot_with_room(&mut self.slots, slot, tokens)?;
+        let mut inference = Inference {
+            model: &self.model,
+            pool: &self.pool,
+            scratch: &mut self.scratch,
+        };
+        inference.prefill_logits(held, tokens, first, show)
     }
 
     fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>> {

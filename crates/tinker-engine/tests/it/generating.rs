@@ -1,8 +1,8 @@
 //! Continuous batching: the same samples whoever else is running, and clean ends of every kind.
 
 use tinker_engine::{
-    AdapterId, Backend, FakeBackend, GenerateRequest, Generation, Generator, Loss, StopCheck,
-    StopReason, TrainSequence,
+    AdapterId, Alternatives, Backend, FakeBackend, GenerateRequest, Generation, Generator, Loss,
+    StopCheck, StopReason, TrainSequence, sampler,
 };
 
 use crate::common::{Reference, all_models, all_modules, load};
@@ -21,6 +21,8 @@ fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
         prompt_logprobs: false,
         prompt_logprobs_from: 0,
         topk_prompt_logprobs: 0,
+        prompt_targets: Vec::new(),
+        prompt_alternatives: None,
         topk_sample_logprobs: 0,
     }
 }
@@ -142,13 +144,13 @@ fn prompt_logprobs_are_the_same_with_and_without_their_top() {
 
     let (plain, top) = (one(&mut *backend, ask(0)), one(&mut *backend, ask(5)));
 
-    assert_eq!(plain.prompt_logprobs, top.prompt_logprobs);
-    assert_eq!(plain.prompt_logprobs.len(), 4);
-    assert_eq!(plain.prompt_logprobs[0], None);
-    assert!(plain.top_prompt_logprobs.is_empty() && plain.samples[0].top_logprobs.is_empty());
-    assert!(top.top_prompt_logprobs[0].is_none());
+    assert_eq!(plain.prompt.logprobs, top.prompt.logprobs);
+    assert_eq!(plain.prompt.logprobs.len(), 4);
+    assert_eq!(plain.prompt.logprobs[0], None);
+    assert!(plain.prompt.top_logprobs.is_empty() && plain.samples[0].top_logprobs.is_empty());
+    assert!(top.prompt.top_logprobs[0].is_none());
     assert!(
-        top.top_prompt_logprobs[1..]
+        top.prompt.top_logprobs[1..]
             .iter()
             .all(|t| t.as_ref().unwrap().len() == 5)
     );
@@ -163,14 +165,133 @@ fn prompt_logprobs_are_the_same_with_and_without_their_top() {
     }
 }
 
+/// The logits after each token of a prompt but the last, token by token.
+fn logits_by_token(
+    backend: &mut dyn Backend,
+    adapter: Option<AdapterId>,
+    prompt: &[u32],
+) -> Vec<Vec<f32>> {
+    let slot = backend.open_slot(adapter, prompt.len()).unwrap();
+    let rows = prompt[..prompt.len() - 1]
+        .iter()
+        .map(|token| backend.decode_step(&[(slot, *token)]).unwrap())
+        .collect();
+    backend.close_slot(slot);
+    rows
+}
+
 #[test]
-fn a_prompt_that_goes_token_by_token_takes_many_steps() {
-    let mut backend = FakeBackend::new(32, 512);
+fn everything_about_a_prompt_in_chunks_has_the_bits_of_single_tokens() {
+    for model in all_models() {
+        let mut backend = load(model, 2);
+        let adapter = Some(Reference::of(model).import(&mut *backend));
+        let tokens = prompt(500);
+        let rows = logits_by_token(&mut *backend, adapter, &tokens);
+        // Rows of one chunk, of the next one, and the first of that.
+        let targets = vec![(1, 3), (1, 4), (300, 7), (480, 5), (481, 6), (499, 2)];
+
+        for from in [0, 7, 480, 490] {
+            let asked = GenerateRequest {
+                adapter,
+                max_tokens: Some(1),
+                prompt_logprobs: true,
+                prompt_logprobs_from: from,
+                topk_prompt_logprobs: 3,
+                prompt_targets: targets.clone(),
+                ..request(&tokens, &[1])
+            };
+            let scores = one(&mut *backend, asked).prompt;
+
+            for at in 0..500 {
+                let row = (at >= from.max(1)).then(|| &rows[at - 1]);
+                let logprob = row.map(|row| sampler::logprob_of(row, tokens[at]).unwrap());
+                let top = row.map(|row| sampler::most_likely(row, 3).unwrap());
+                assert_eq!(
+                    scores.logprobs[at], logprob,
+                    "{model}, from {from}, at {at}"
+                );
+                assert_eq!(
+                    scores.top_logprobs[at], top,
+                    "{model}, from {from}, at {at}"
+                );
+            }
+            let expected = targets
+                .iter()
+                .map(|(at, token)| sampler::logprob_of(&rows[at - 1], *token).unwrap());
+            assert!(expected.eq(scores.targets), "{model}, from {from}");
+        }
+    }
+}
+
+#[test]
+fn targets_alone_leave_what_is_before_them_to_the_cache() {
+    let mut backend = load("qwen3", 2);
+    let tokens = prompt(70);
+    let rows = logits_by_token(&mut *backend, None, &tokens);
+    let ask = |at| GenerateRequest {
+        prompt_targets: vec![(at, 9)],
+        ..request(&tokens, &[1])
+    };
+
+    let both = run(&mut *backend, 64, vec![request(&tokens, &[1]), ask(50)]);
+
+    assert_eq!(both[1].n_cached, 49);
+    assert_eq!(
+        both[1].prompt.targets,
+        [sampler::logprob_of(&rows[49], 9).unwrap()]
+    );
+    assert!(both[1].prompt.logprobs.is_empty());
+}
+
+#[test]
+fn alternatives_follow_the_distribution_at_their_position_and_their_seed() {
+    let mut backend = load("qwen3", 2);
+    let tokens = prompt(6);
+    let rows = logits_by_token(&mut *backend, None, &tokens);
+    let mut ask = |temperature, k, seed| {
+        let asked = GenerateRequest {
+            temperature,
+            // Cuts samples, and nothing about the prompt.
+            top_k: Some(1),
+            max_tokens: Some(1),
+            prompt_alternatives: Some(Alternatives { k, seed }),
+            ..request(&tokens, &[1])
+        };
+        one(&mut *backend, asked).prompt.alternatives
+    };
+    const K: usize = 4000;
+
+    let drawn = ask(0.7, K, 5);
+
+    assert_eq!(drawn.len(), 5 * K);
+    assert_eq!(drawn, ask(0.7, K, 5));
+    assert_ne!(drawn, ask(0.7, K, 6));
+    for (drawn, row) in drawn.chunks(K).zip(&rows) {
+        for (token, logprob) in &drawn[..50] {
+            assert_eq!(*logprob, sampler::logprob_of(row, *token).unwrap());
+        }
+        let (best, _) = sampler::most_likely(row, 1).unwrap()[0];
+        let weights: Vec<f64> = row.iter().map(|x| (f64::from(*x) / 0.7).exp()).collect();
+        let p = weights[best as usize] / weights.iter().sum::<f64>();
+        let share = drawn.iter().filter(|(token, _)| *token == best).count() as f64 / K as f64;
+        let deviation = (p * (1.0 - p) / K as f64).sqrt();
+        assert!((share - p).abs() < 4.0 * deviation, "{share} for {p}");
+    }
+    let greedy = ask(0.0, 2, 5);
+    let best = rows
+        .iter()
+        .map(|row| sampler::most_likely(row, 1).unwrap()[0]);
+    assert!(best.flat_map(|best| [best, best]).eq(greedy));
+}
+
+#[test]
+fn the_most_likely_of_a_prompt_go_through_in_chunks_and_end_with_a_cancellation() {
+    let mut backend = FakeBackend::new(32, 2048);
     let ask = || GenerateRequest {
         prompt_logprobs: true,
         topk_prompt_logprobs: 2,
         max_tokens: Some(1),
-        ..request(&[7; 200], &[1])
+        ..request(&[7; 1200], &[1])
     };
     let mut generator = Generator::new(backend.info());
     let doomed = generator.admit(ask()).unwrap();
@@ -184,19 +305,18 @@ fn a_prompt_that_goes_token_by_token_takes_many_steps() {
         steps += 1;
     }
 
-    // 16 tokens in each.
-    assert_eq!((finished.len(), finished[0].id, steps), (1, kept, 12));
+    assert_eq!((finished.len(), finished[0].id, steps), (1, kept, 2));
     generator.clear_cache(&mut backend);
     let generation = finished.remove(0).outcome.unwrap();
-    assert_eq!(generation.prompt_logprobs.len(), 200);
-    assert_eq!(generation.top_prompt_logprobs.len(), 200);
+    assert_eq!(generation.prompt.logprobs.len(), 1200);
+    assert_eq!(generation.prompt.top_logprobs.len(), 1200);
     assert_eq!(backend.n_slots(), 0);
     let plain = GenerateRequest {
         topk_prompt_logprobs: 0,
         ..ask()
     };
     let plain = one(&mut backend, plain);
-    assert_eq!(plain.prompt_logprobs, generation.prompt_logprobs);
+    assert_eq!(plain.prompt.logprobs, generation.prompt.logprobs);
     assert_eq!(plain.samples, generation.samples);
 }
 
@@ -358,6 +478,35 @@ fn bad_requests_are_refused() {
             },
             "temperature is -0.5, it must be at least 0",
         ),
+        (
+            GenerateRequest {
+                prompt_targets: vec![(0, 1)],
+                ..base()
+            },
+            "target position 0 must be in 1..2 and not before 0",
+        ),
+        (
+            GenerateRequest {
+                prompt_targets: vec![(1, 32)],
+                ..base()
+            },
+            "target token 32 at position 1 is not below the vocabulary size 32",
+        ),
+        (
+            GenerateRequest {
+                prompt: vec![1; 4],
+                prompt_targets: vec![(3, 1), (2, 1)],
+                ..base()
+            },
+            "target position 2 must be in 1..4 and not before 3",
+        ),
+        (
+            GenerateRequest {
+                prompt_alternatives: Some(Alternatives { k: 0, seed: 1 }),
+                ..base()
+            },
+            "the number of alternatives is 0, it must be at least 1",
+        ),
     ];
     for (request, expected) in cases {
         assert_eq!(generator.admit(request).unwrap_err().to_string(), expected);
@@ -465,6 +614,7 @@ fn a_prompt_taken_from_the_cache_gives_the_bits_of_one_computed_anew() {
             let copy = GenerateRequest {
                 prompt: request.prompt.clone(),
                 seeds: request.seeds.clone(),
+                prompt_targets: Vec::new(),
                 stop_tokens: Vec::new(),
                 stop: None,
                 ..request
@@ -495,7 +645,7 @@ fn a_prompt_in_chunks_has_the_logprobs_of_the_whole() {
         };
 
         for from in [0, 300, 480, 490] {
-            let logprobs = one(&mut *backend, ask(from)).prompt_logprobs;
+            let logprobs = one(&mut *backend, ask(from)).prompt.logprobs;
 
             let n_hidden = from.max(1);
             assert!(logprobs[..n_hidden].iter().all(Option::is_none), "{model}");

@@ -81,6 +81,8 @@ pub(crate) struct Sampler {
     pub(crate) created_at: Millis,
     /// Clients that share it; each has a number, from 0.
     pub(crate) n_clients: u64,
+    /// Whether it has the newest of the weights that its run saved for such samplers, not its own.
+    pub(crate) inflight: bool,
 }
 
 /// A checkpoint with what is needed to load it.
@@ -476,12 +478,13 @@ impl Catalog {
             .collect()
     }
 
-    /// The samplers whose weights a run saved without a name, newest first.
+    /// The samplers with weights of their own that a run saved without a name, newest first.
     pub(crate) fn unnamed_samplers(&self, run: &TrainingRunId) -> Vec<SamplingSessionId> {
         let tables = self.read();
         let mut numbered: Vec<(u64, &SamplingSessionId)> = tables
             .samplers
             .values()
+            .filter(|s| !s.inflight)
             .filter_map(|s| {
                 let (saved_by, seq) = s.request_id.as_deref()?.rsplit_once(":op:")?;
                 Some((seq.parse().ok()?, &s.id)).filter(|_| saved_by == run.as_str())

@@ -22,7 +22,7 @@ pub(super) fn load(c: &mut Connection) -> rusqlite::Result<Tables> {
     for run in rows(c, sql, run)? {
         tables.runs.insert(run.id.clone(), run);
     }
-    let sql = "SELECT id, session_id, base_model, model_path, request_id, created_at, n_clients FROM samplers";
+    let sql = "SELECT id, session_id, base_model, model_path, request_id, created_at, n_clients, inflight FROM samplers";
     for sampler in rows(c, sql, sampler)? {
         tables.samplers.insert(sampler.id.clone(), sampler);
     }
@@ -79,6 +79,7 @@ fn sampler(row: &Row<'_>) -> rusqlite::Result<Sampler> {
         request_id: row.get(4)?,
         created_at: row.get(5)?,
         n_clients: row.get::<_, i64>(6)? as u64,
+        inflight: row.get(7)?,
     })
 }
 
@@ -131,7 +132,7 @@ pub(super) fn put_run(c: &Connection, r: &Run) -> rusqlite::Result<()> {
 }
 
 pub(super) fn put_sampler(c: &Connection, s: &Sampler) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO samplers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+    c.prepare_cached("INSERT OR REPLACE INTO samplers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
         .execute(params![
             s.id.as_str(),
             s.session_id.as_str(),
@@ -139,7 +140,8 @@ pub(super) fn put_sampler(c: &Connection, s: &Sampler) -> rusqlite::Result<()> {
             s.model_path.as_ref().map(ToString::to_string),
             s.request_id,
             s.created_at,
-            s.n_clients as i64
+            s.n_clients as i64,
+            s.inflight
         ])
         .map(drop)
 }

@@ -16,9 +16,9 @@ use crate::bundle::{self, Manifest};
 use crate::disk::Disk;
 use crate::error::{Error, Result, is_passing_io};
 
-/// Most sampler weights that stay loaded: a loop that samples from every step's weights would
-/// otherwise fill the memory.
-const MAX_SAMPLER_WEIGHTS: usize = 16;
+/// Memory of sampler weights that stay loaded, the last ones apart: a loop that samples from every
+/// step's weights would otherwise fill the memory.
+const MAX_SAMPLER_BYTES: u64 = 512 << 20;
 
 /// A loaded base model.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub(super) struct Base {
 #[derive(Debug)]
 struct SamplerWeights {
     adapter: AdapterId,
+    bytes: u64,
     last_used: Instant,
 }
 
@@ -161,18 +162,19 @@ impl Base {
         }
         let (manifest, state) = bundle::read(disk, dir, false)?;
         let adapter = self.import(&manifest, &state)?;
-        self.keep_weights(dir.to_owned(), adapter);
+        self.keep_weights(dir.to_owned(), adapter, manifest.size_bytes());
         Ok(adapter)
     }
 
-    /// Keeps an adapter as the weights of a directory.
-    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId) {
+    /// Keeps an adapter as the weights of a directory, which has so many bytes.
+    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId, bytes: u64) {
         let weights = SamplerWeights {
             adapter,
+            bytes,
             last_used: Instant::now(),
         };
         self.orphans.extend(self.weights.insert(dir, weights));
-        if self.weights.len() > MAX_SAMPLER_WEIGHTS {
+        while self.weights.len() > 1 && self.weights_bytes() > MAX_SAMPLER_BYTES {
             let oldest = self
                 .weights
                 .iter()
@@ -182,6 +184,10 @@ impl Base {
                 .extend(oldest.and_then(|dir| self.weights.remove(&dir)));
         }
         self.drop_orphans();
+    }
+
+    fn weights_bytes(&self) -> u64 {
+        self.weights.values().map(|weights| weights.bytes).sum()
     }
 
     /// Forgets the weights of a directory that was deleted.

@@ -5,6 +5,7 @@ mod counting;
 mod held;
 mod loading;
 mod optimizers;
+mod prompt_scores;
 mod rebuild;
 mod runs;
 mod samples;

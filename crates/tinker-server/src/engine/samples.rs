@@ -14,12 +14,13 @@ use tinker_engine::generate::{
 use tinker_engine::{AdapterId, Backend, BaseInfo};
 use tinker_types::{
     ErrorCategory, RequestId, SampleRequest, SampleResponse, SampledSequence, SamplingParams, Stop,
-    StopReason, proto,
+    StopReason, TensorData, proto,
 };
 
 use super::Worker;
 use super::base::Base;
 use super::counting::count_sample;
+use super::prompt_scores;
 use super::runs::derived_seed;
 use crate::core::Core;
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ use crate::watchers::DrawnToken;
 /// A log of samples longer than this is started anew, and what is done is dropped from it.
 const LOG_SEGMENT_BYTES: u64 = 32 << 20;
 /// Most alternatives per token: a table of all of a large vocabulary would fill the memory.
-const MAX_TOPK: u32 = 100;
+pub(super) const MAX_TOPK: u32 = 100;
 
 /// The samples of one base model.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ struct Running {
     request_id: RequestId,
     /// Tokens of the prompt.
     n_prompt: usize,
+    /// Tokens that the prompt is to be scored with; the answer has its layout.
+    targets: Option<TensorData>,
 }
 
 impl Sampling {
@@ -111,14 +114,14 @@ impl Worker {
         let adapter = dir
             .map(|dir| base.weights(disk.as_ref(), &dir))
             .transpose()?;
-        let seeds = seeds(id, request);
-        let generation = generate_request(base, adapter, request, seeds)?;
+        let generation = generate_request(base, adapter, request, id)?;
         let n_prompt = generation.prompt.len();
         let group = group_of(sampler.session_id.as_str());
         let number = base.sampling.generator.admit_of(group, generation)?;
         let running = Running {
             request_id: id.clone(),
             n_prompt,
+            targets: request.target_prompt_logprobs.clone(),
         };
         base.sampling.running.insert(number, running);
         Ok(())
@@ -262,7 +265,7 @@ fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
             tell_last(core, &running.request_id, &generation.samples);
             let n_drawn = generation.samples.iter().map(|s| s.tokens.len()).sum();
             count_sample(core, &running.request_id, running.n_prompt, n_drawn);
-            let message = proto::SampleResponse::from(&response(generation));
+            let message = proto::SampleResponse::from(&response(&running, generation));
             Outcome {
                 form: Form::SampleProto,
                 body: message.encode_to_vec().into(),
@@ -299,7 +302,7 @@ fn generate_request(
     base: &Base,
     adapter: Option<AdapterId>,
     request: &SampleRequest,
-    seeds: Vec<u64>,
+    id: &RequestId,
 ) -> Result<GenerateRequest> {
     let info = base.backend.info();
     check_extras(request)?;
@@ -321,6 +324,9 @@ fn generate_request(
     let room = info.max_context.saturating_sub(prompt.len());
     let asked = params.max_tokens.map_or(room, |n| n as usize);
     let (stop_tokens, stop) = stops(base.tokenizer.as_ref(), params.stop.as_ref())?;
+    let asked_for = request.target_prompt_logprobs.as_ref();
+    let prompt_targets = prompt_scores::targets(asked_for, prompt.len(), info)?;
+    let prompt_alternatives = prompt_scores::alternatives(id, request, prompt.len())?;
     Ok(GenerateRequest {
         adapter,
         prompt,
@@ -328,30 +334,23 @@ fn generate_request(
         temperature: temperature(params)?,
         top_k: top_k(params)?,
         top_p: top_p(params)?,
-        seeds,
+        seeds: seeds(id, request),
         stop_tokens,
         stop,
         prompt_logprobs: request.prompt_logprobs.unwrap_or(false),
         prompt_logprobs_from,
         topk_prompt_logprobs: request.topk_prompt_logprobs as usize,
+        prompt_targets,
+        prompt_alternatives,
         topk_sample_logprobs: request.topk_sample_logprobs as usize,
     })
 }
 
 fn check_extras(request: &SampleRequest) -> Result<()> {
-    let unsupported = if request.target_prompt_logprobs.is_some() {
-        Some("target_prompt_logprobs")
-    } else if request.prompt_alt_tokens_k > 0 {
-        Some("prompt_alt_tokens_k")
-    } else if request.record_stability_info {
-        Some("record_stability_info")
-    } else {
-        None
-    };
-    if let Some(name) = unsupported {
-        return Err(Error::Invalid(format!(
-            "{name} is not supported by this server"
-        )));
+    if request.record_stability_info {
+        return Err(Error::Invalid(
+            "record_stability_info is not supported by this server".into(),
+        ));
     }
     let counts = [
         ("topk_prompt_logprobs", request.topk_prompt_logprobs),
@@ -440,15 +439,16 @@ impl StopCheck for StopTexts {
 
 // From the generator to the wire
 
-fn response(generation: Generation) -> SampleResponse {
-    let has_logprobs = !generation.prompt_logprobs.is_empty();
-    let has_top = !generation.top_prompt_logprobs.is_empty();
+fn response(running: &Running, generation: Generation) -> SampleResponse {
+    let scores = generation.prompt;
+    let targets = running.targets.as_ref();
     SampleResponse {
         sequences: generation.samples.into_iter().map(sequence).collect(),
-        prompt_logprobs: has_logprobs.then_some(generation.prompt_logprobs),
-        topk_prompt_logprobs: has_top.then_some(generation.top_prompt_logprobs),
-        target_prompt_logprobs: None,
-        prompt_alt_tokens: None,
+        target_prompt_logprobs: targets
+            .and_then(|asked| prompt_scores::target_logprobs(asked, &scores.targets)),
+        prompt_alt_tokens: prompt_scores::alt_tokens(&scores, running.n_prompt),
+        prompt_logprobs: (!scores.logprobs.is_empty()).then_some(scores.logprobs),
+        topk_prompt_logprobs: (!scores.top_logprobs.is_empty()).then_some(scores.top_logprobs),
         prompt_cache_hit_tokens: u32::try_from(generation.n_cached).unwrap_or(u32::MAX),
     }
 }

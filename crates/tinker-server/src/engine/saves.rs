@@ -64,13 +64,21 @@ impl Worker {
         queued: &Queued,
         request: &SaveWeightsForSamplerRequest,
     ) -> Result<Outcome> {
-        if request.kind != SamplerKind::Snapshot {
-            return Err(Error::Invalid(format!(
-                "kind {:?} is not supported by this server: it has {:?}",
-                request.kind.as_str(),
-                SamplerKind::Snapshot.as_str()
-            )));
-        }
+        let inflight = match &request.kind {
+            SamplerKind::Snapshot => false,
+            SamplerKind::Inflight if request.path.is_none() => true,
+            SamplerKind::Inflight => {
+                return Err(Error::Invalid(
+                    "kind \"inflight\" is for samplers without a name: leave out path, or save a snapshot".into(),
+                ));
+            }
+            other => {
+                return Err(Error::Invalid(format!(
+                    "kind {:?} is unknown to this server: it has \"snapshot\" and \"inflight\"",
+                    other.as_str()
+                )));
+            }
+        };
         let mut response = SaveWeightsForSamplerResponse {
             path: None,
             sampling_session_id: None,
@@ -78,7 +86,8 @@ impl Worker {
         };
         match (&request.path, request.sampling_session_seq_id) {
             (None, Some(number)) => {
-                response.sampling_session_id = Some(self.save_unnamed(run, seq, queued, number)?);
+                response.sampling_session_id =
+                    Some(self.save_unnamed(run, seq, queued, number, inflight)?);
             }
             (name, _) => {
                 let save = NamedSave {
@@ -187,18 +196,24 @@ impl Worker {
         Ok(path)
     }
 
-    /// Saves weights for a sampler of the run's session. The weights are the sampler's own: what
-    /// the run does later does not reach them.
+    /// Saves weights for a sampler of the run's session. The weights are the sampler's own, and what
+    /// the run does later does not reach them; or, `inflight`, they are those of all such samplers
+    /// of the run. A sample under way keeps the weights that it began with.
     fn save_unnamed(
         &mut self,
         run: &TrainingRunId,
         seq: u64,
         queued: &Queued,
         number: u64,
+        inflight: bool,
     ) -> Result<SamplingSessionId> {
         let row = self.core.catalog.run(run)?;
         let id = SamplingSessionId::of_session(&row.session_id, number);
-        let dir = self.core.paths.sampler(&id);
+        let dir = if inflight {
+            self.core.paths.inflight(run)
+        } else {
+            self.core.paths.sampler(&id)
+        };
         let sampler = Sampler {
             id: id.clone(),
             session_id: row.session_id.clone(),
@@ -207,6 +222,7 @@ impl Worker {
             request_id: Some(queued.request_id.to_string()),
             created_at: now(),
             n_clients: 1,
+            inflight,
         };
         if let Ok(known) = self.core.catalog.sampler(&id)
             && known.request_id != sampler.request_id
@@ -218,17 +234,20 @@ impl Worker {
         let own = bundle::read_manifest(self.core.disk.as_ref(), &dir)
             .ok()
             .flatten()
-            .is_some_and(|m| is_own(&m, queued));
-        if !own {
-            let (mut manifest, state) = self.exported(run, &row, "sampler")?;
-            manifest.seq_id = seq;
-            manifest.request_id = Some(queued.request_id.to_string());
-            self.write(&dir, manifest, &state, false)?;
-        }
+            .filter(|m| is_own(m, queued));
+        let written = match own {
+            Some(manifest) => manifest,
+            None => {
+                let (mut manifest, state) = self.exported(run, &row, "sampler")?;
+                manifest.seq_id = seq;
+                manifest.request_id = Some(queued.request_id.to_string());
+                self.write(&dir, manifest, &state, false)?
+            }
+        };
         self.core.catalog.put_sampler(sampler)?;
         let (base, active) = self.active(run)?;
         let copy = base.backend.snapshot_adapter(active.adapter)?;
-        base.keep_weights(dir, copy);
+        base.keep_weights(dir, copy, written.size_bytes());
         self.drop_older_samplers(run, &row.base_model);
         Ok(id)
     }

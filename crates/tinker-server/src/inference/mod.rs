@@ -141,6 +141,7 @@ impl App {
             request_id: None,
             created_at: now(),
             n_clients: 1,
+            inflight: false,
         })?;
         Ok(id)
     }

@@ -61,6 +61,7 @@ fn create(
         request_id: None,
         created_at: now(),
         n_clients: 1,
+        inflight: false,
     })?;
     Ok(CreateSamplingSessionResponse {
         sampling_session_id: id,

@@ -177,7 +177,12 @@ async fn an_unnamed_sampler_keeps_its_weights_over_a_restart() {
 
 /// Saves weights without a name; the sampler's id.
 async fn save_unnamed(server: &Harness, run: &str, seq: u64) -> String {
-    let body = json!({"model_id": run, "seq_id": seq, "sampling_session_seq_id": seq});
+    save_for(server, run, seq, "snapshot").await
+}
+
+async fn save_for(server: &Harness, run: &str, seq: u64, kind: &str) -> String {
+    let body =
+        json!({"model_id": run, "seq_id": seq, "sampling_session_seq_id": seq, "kind": kind});
     let id = server.submit("/save_weights_for_sampler", body).await;
     server.result(&id).await.json()["sampling_session_id"]
         .as_str()
@@ -217,6 +222,76 @@ async fn the_last_unnamed_samplers_of_a_run_are_kept_and_others_say_so() {
 }
 
 #[tokio::test]
+async fn inflight_samplers_follow_their_run_and_a_snapshot_does_not() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let (run, other) = (server.run(&session, 0).await, server.run(&session, 1).await);
+    let greedy = || json!({"max_tokens": 8, "stop": [], "temperature": 0.0});
+    train(&server, &run, 1).await;
+    let first = save_for(&server, &run, 3, "inflight").await;
+    let snapshot = save_unnamed(&server, &run, 4).await;
+    let elsewhere = save_for(&server, &other, 1, "inflight").await;
+    let old = sampled(&server, &first, 0, greedy()).await.sequences;
+    let others = sampled(&server, &elsewhere, 0, greedy()).await.sequences;
+    assert_eq!(
+        sampled(&server, &snapshot, 0, greedy()).await.sequences,
+        old
+    );
+
+    train(&server, &run, 5).await;
+    assert_eq!(sampled(&server, &first, 1, greedy()).await.sequences, old);
+    let second = save_for(&server, &run, 7, "inflight").await;
+    let new = sampled(&server, &second, 0, greedy()).await.sequences;
+
+    assert_ne!(new, old);
+    assert_eq!(sampled(&server, &first, 2, greedy()).await.sequences, new);
+    assert_eq!(
+        sampled(&server, &snapshot, 1, greedy()).await.sequences,
+        old
+    );
+    let still = sampled(&server, &elsewhere, 1, greedy()).await.sequences;
+    assert_eq!(still, others);
+    drop(server);
+    let again = Harness::open(home.path());
+    assert_eq!(sampled(&again, &first, 3, greedy()).await.sequences, new);
+    assert_eq!(sampled(&again, &second, 1, greedy()).await.sequences, new);
+}
+
+#[tokio::test]
+async fn inflight_samplers_share_their_weights_and_end_with_their_session() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let mut last = String::new();
+    for seq in 1..=6 {
+        last = save_for(&server, &run, seq, "inflight").await;
+    }
+    assert_eq!(n_sampler_dirs(home.path()), 1);
+    let mut named = json!({"model_id": run, "seq_id": 7, "path": "x", "kind": "inflight"});
+    let id = server
+        .submit("/save_weights_for_sampler", named.clone())
+        .await;
+    let failure = server.failure(&id).await;
+    assert!(failure.contains("samplers without a name"), "{failure}");
+    (named["kind"], named["seq_id"]) = (json!("sideways"), json!(8));
+    let id = server.submit("/save_weights_for_sampler", named).await;
+    let failure = server.failure(&id).await;
+    assert!(failure.starts_with("kind \"sideways\""), "{failure}");
+
+    let path = format!("/sessions/{session}/finish");
+    let reason = json!({"reason": {"type": "success"}, "detail": null});
+    assert_eq!(server.post(&path, reason).await.status, 204);
+
+    assert_eq!(n_sampler_dirs(home.path()), 0);
+    let id = server
+        .submit("/asample", request(&last, 0, eight_tokens()))
+        .await;
+    assert!(server.failure(&id).await.contains("no longer kept"));
+}
+
+#[tokio::test]
 async fn unnamed_samplers_end_with_their_session() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());
@@ -247,15 +322,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
     let server = Harness::open(home.path());
     let session = server.session().await;
     let run = server.run(&session, 0).await;
-    let body =
-        json!({"model_id": run, "seq_id": 1, "sampling_session_seq_id": 5, "kind": "inflight"});
-    let id = server.submit("/save_weights_for_sampler", body).await;
-    assert_eq!(
-        server.failure(&id).await,
-        "kind \"inflight\" is not supported by this server: it has \"snapshot\""
-    );
-
-    let sampler = save_unnamed(&server, &run, 2).await;
+    let sampler = save_unnamed(&server, &run, 1).await;
     let mut body = request(&sampler, 0, eight_tokens());
     body["record_stability_info"] = json!(true);
     let id = server.submit("/asample", body).await;
@@ -496,10 +563,8 @@ async fn only_the_last_prompt_logprobs_are_shown_if_asked_for() {
         .collect();
     assert_eq!(shown, [false, false, true]);
     let top = response.topk_prompt_logprobs.unwrap();
-    assert_eq!(
-        (top[0].is_none(), top[1].as_ref().unwrap().len()),
-        (true, 2)
-    );
+    assert!(top[0].is_none() && top[1].is_none());
+    assert_eq!(top[2].as_ref().unwrap().len(), 2);
     let sampled = response.sequences[0].topk_logprobs.as_ref().unwrap();
     assert_eq!(sampled[0].as_ref().unwrap().len(), 3);
 }
