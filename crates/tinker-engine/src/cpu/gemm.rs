@@ -175,6 +175,11 @@ impl<'a> Cols<'a> {
         }
     }
 
+    /// The numbers as they lie in memory.
+    pub(crate) fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// Inner dimension.
     pub(crate) fn k(&self) -> usize {
         self.k
