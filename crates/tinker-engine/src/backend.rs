@@ -215,9 +215,9 @@ pub struct CpuOptions {
     /// Threads; 0 means one per core.
     pub threads: usize,
     /// Bytes that training may take for activations that its backward passes read, of all threads
-    /// together. `None` means as much as the weights take, and 192 MiB for each thread at least.
+    /// together. `None` means half of what the weights take, and 192 MiB for each thread at least.
     ///
-    /// What does not fit is computed again, which takes up to a quarter more time. The inputs of all
+    /// What does not fit is computed again, which takes up to half as much time again. The inputs of all
     /// blocks and the activations of one are kept in any case.
     pub training_memory: Option<usize>,
     /// Whether to leave the processor's matrix unit alone. Then log-probabilities of

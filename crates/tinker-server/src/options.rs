@@ -31,6 +31,9 @@ pub struct ServeOptions {
     pub token: Option<ApiToken>,
     /// Model directories on offer beside the embedded model.
     pub models: Vec<PathBuf>,
+    /// Bytes that each base model may take in training for what its backward passes read; `None` lets
+    /// the engine choose. What does not fit is computed again.
+    pub training_memory: Option<u64>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Leave after this long without requests, heartbeats or work; `None` stays.
@@ -54,6 +57,7 @@ impl ServeOptions {
             port: 0,
             token: None,
             models: Vec::new(),
+            training_memory: None,
             threads: 0,
             idle_timeout: None,
             hf_cache: None,

@@ -2,9 +2,11 @@
 
 use std::future::{Future, IntoFuture as _};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tinker_engine::CpuOptions;
 use tokio::net::TcpListener;
 
 use crate::app::{App, AppOptions};
@@ -142,7 +144,19 @@ async fn after(signal: tokio::sync::oneshot::Receiver<()>, grace: Duration) {
 }
 
 async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
+    let training_memory = options
+        .training_memory
+        .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let load = move |dir: &Path, threads: usize| {
+        let options = CpuOptions {
+            threads,
+            training_memory,
+            ..CpuOptions::default()
+        };
+        tinker_engine::load_cpu_with(dir, &options)
+    };
     let app_options = AppOptions {
+        load: Arc::new(load),
         models: options.models.clone(),
         threads: options.threads,
         client_config: options.client_config.clone(),
@@ -183,6 +197,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         version: options.version.clone(),
         started: jiff::Timestamp::now().to_string(),
         models: options.models.clone(),
+        training_memory: options.training_memory,
         threads: options.threads,
     }
 }

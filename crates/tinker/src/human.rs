@@ -71,6 +71,24 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "write a number and ms, s, m or h, such as 15m".to_owned())
 }
 
+/// Reads a size in powers of 1024 such as `500MB` or `20GB`; a bare number is bytes.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => Some(0),
+        "KB" => Some(10),
+        "MB" => Some(20),
+        "GB" => Some(30),
+        "TB" => Some(40),
+        _ => None,
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .zip(shift)
+        .and_then(|(n, shift)| n.checked_mul(1 << shift))
+        .ok_or_else(|| "write a number and KB, MB, GB or TB, such as 20GB".to_owned())
+}
+
 /// How long before `now` the moment `time` was, as in `5 minutes ago`; the date after 30 days,
 /// and `time` itself where it is not a moment.
 pub(crate) fn age(time: &str, now: Timestamp) -> String {
@@ -124,6 +142,21 @@ mod tests {
         check(1023, "1023 B");
         check(1024, "1.0 KB");
         check(123_456_789, "117.7 MB");
+    }
+
+    #[test]
+    fn sizes_are_read_in_powers_of_1024_and_others_refused() {
+        for (text, bytes) in [
+            ("12", 12),
+            ("3kb", 3 << 10),
+            ("500MB", 500 << 20),
+            ("2TB", 2 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "1.5GB", "-1", "3 GB", "5XB", "99999999TB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! A block keeps its input in any case, and everything else follows from it. What follows without a
 //! product is given up first: it costs little to have again. Then blocks, from the first on, are given
-//! up whole: each costs three quarters of its forward pass, a fifteenth of a training step over the
-//! number of blocks. Computing again takes the same steps in the same order, so bits do not change.
+//! up whole: each then costs three quarters of its forward pass. Computing again takes the same steps in
+//! the same order, so bits do not change.
 
 use super::block::{Activations, Derived};
 use super::buffer::round_up;

@@ -103,7 +103,7 @@ impl Cpu {
         let pool = Pool::new(threads);
         Self {
             info,
-            memory: model.bytes().max(MIN_MEMORY * pool.threads()),
+            memory: (model.bytes() / 2).max(MIN_MEMORY * pool.threads()),
             model,
             workspaces: (0..pool.threads()).map(|_| Workspace::new()).collect(),
             pool,

@@ -34,22 +34,6 @@ impl Factor {
         }
     }
 
-    fn transposed(&self) -> Self {
-        match self {
-            Self::Panels(panels) => Self::Panels(panels.transposed()),
-            #[cfg(target_arch = "x86_64")]
-            Self::Tiles(tiles) => Self::Tiles(tiles.transposed()),
-        }
-    }
-
-    fn row(&self, t: usize, out: &mut [f32]) {
-        match self {
-            Self::Panels(panels) => panels.row(t, out),
-            #[cfg(target_arch = "x86_64")]
-            Self::Tiles(tiles) => tiles.row(t, out),
-        }
-    }
-
     fn column(&self, j: usize, out: &mut [f32]) {
         match self {
             Self::Panels(panels) => panels.column(j, out),
@@ -113,8 +97,9 @@ impl Units {
 pub(crate) struct Linear {
     /// `W^T` as right factor, `[in, out]`.
     forward: Factor,
-    /// `W` as right factor, `[out, in]`; made when something is first trained.
-    backward: OnceLock<Factor>,
+    /// `W` as right factor of vectors, `[out, in]`; made when something is first trained. The matrix unit
+    /// turns its tiles instead.
+    backward: OnceLock<Panels>,
     /// `[out]`.
     pub(crate) bias: Option<Vec<f32>>,
     /// What training computes with.
@@ -159,26 +144,29 @@ impl Linear {
 
     /// `W^T` as right factor, to train with.
     pub(crate) fn training(&self) -> Cols<'_> {
-        self.for_training(&self.forward)
-    }
-
-    /// `W` as right factor, for gradients.
-    pub(crate) fn backward(&self) -> Cols<'_> {
-        self.for_training(self.backward.get_or_init(|| self.forward.transposed()))
-    }
-
-    fn for_training<'a>(&self, factor: &'a Factor) -> Cols<'a> {
-        match factor {
+        match &self.forward {
             Factor::Panels(panels) => self.units.on(panels.cols()),
             #[cfg(target_arch = "x86_64")]
             Factor::Tiles(tiles) => tiles.cols(),
         }
     }
 
+    /// `W` as right factor, for gradients.
+    pub(crate) fn backward(&self) -> Cols<'_> {
+        match &self.forward {
+            Factor::Panels(panels) => {
+                let turned = self.backward.get_or_init(|| panels.transposed());
+                self.units.on(turned.cols())
+            }
+            #[cfg(target_arch = "x86_64")]
+            Factor::Tiles(tiles) => tiles.turned(),
+        }
+    }
+
     /// Copies row `j` of `W`, `[in]`, from whichever packing holds it closer together.
     fn row(&self, j: usize, out: &mut [f32]) {
         match self.backward.get() {
-            Some(factor) => factor.row(j, out),
+            Some(panels) => panels.row(j, out),
             None => self.forward.column(j, out),
         }
     }

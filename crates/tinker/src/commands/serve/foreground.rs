@@ -11,7 +11,7 @@ use tinker_server::{ApiToken, ServeOptions, Server};
 use crate::base_model;
 use crate::context::Ctx;
 use crate::failure::{Failure, FailureKind, Result};
-use crate::human::parse_duration;
+use crate::human::{parse_duration, parse_size};
 use crate::logging;
 use crate::numbers::whole;
 use crate::output::Output;
@@ -29,6 +29,9 @@ pub(super) struct Args {
     /// Model directory to offer, in the Hugging Face layout; may be repeated
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// Memory that training may take beside weights, such as 2GB; what does not fit is computed again
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    training_memory: Option<u64>,
     /// Threads of the engine; 0 takes one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     threads: usize,
@@ -96,6 +99,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         port: args.port,
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
         models: models?,
+        training_memory: args.training_memory,
         threads: args.threads,
         idle_timeout: args.idle_timeout,
         hf_cache: if args.detached {
