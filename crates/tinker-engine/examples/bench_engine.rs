@@ -1,6 +1,7 @@
 //! Times the CPU engine on a model directory; `cargo xtask bench engine` runs it beside PyTorch.
 //!
-//! `bench_engine train|decode DIR --sequences N --threads N --repeats N [--avx2]`, where `DIR` also
+//! `bench_engine train|decode DIR --sequences N --threads N --repeats N [--avx2]
+//! [--training-memory MIB]`, where `DIR` also
 //! holds an `adapter.safetensors` of rank 16 and a `tokens.json` with `train`, `prompts` and
 //! `new_tokens`. Prints one JSON object: seconds of each repeat after one to warm up, and the losses
 //! or the tokens of all sequences, one after the other.
@@ -13,8 +14,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tinker_engine::sampler::{Sampling, sample};
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, HostTensor, LoraSpec, Loss, SlotId, TrainSequence,
-    limit_to_avx2, load_cpu,
+    AdamW, AdapterId, AdapterState, Backend, CpuOptions, HostTensor, LoraSpec, Loss, SlotId,
+    TrainSequence, limit_to_avx2, load_cpu_with,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -47,7 +48,13 @@ fn main() -> Result<(), Failure> {
         return Err("this machine has no AVX2".into());
     }
     let dir = PathBuf::from(dir);
-    let mut backend = load_cpu(&dir, option("--threads", 1)?)?;
+    let memory = option("--training-memory", usize::MAX)?;
+    let options = CpuOptions {
+        threads: option("--threads", 1)?,
+        training_memory: (memory < usize::MAX).then_some(memory << 20),
+        ..CpuOptions::default()
+    };
+    let mut backend = load_cpu_with(&dir, &options)?;
     let adapter = import(&mut *backend, &dir)?;
     let repeats = option("--repeats", 5)?;
     let tokens: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("tokens.json"))?)?;

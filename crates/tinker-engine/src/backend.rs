@@ -232,7 +232,35 @@ pub(crate) fn check_prefix(
 /// If a file is missing, the architecture is not supported, a tensor is missing, has another shape
 /// than the configuration asks for, or holds values that are not finite.
 pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
-    crate::cpu::load(dir, threads)
+    let options = CpuOptions {
+        threads,
+        ..CpuOptions::default()
+    };
+    load_cpu_with(dir, &options)
+}
+
+/// How the CPU computes with a model. Results do not depend on it, but for `vectors_only`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuOptions {
+    /// Threads; 0 means one per core.
+    pub threads: usize,
+    /// Bytes that training may take for activations that its backward passes read, of all threads
+    /// together. `None` means half of what the weights take, and 192 MiB for each thread at least.
+    ///
+    /// What does not fit is computed again, which takes up to half as much time again. The inputs of all
+    /// blocks and the activations of one are kept in any case.
+    pub training_memory: Option<usize>,
+    /// Whether to leave the processor's matrix unit alone. Then log-probabilities of
+    /// [`Backend::forward_backward`], too, have the bits of sampling.
+    pub vectors_only: bool,
+}
+
+/// As [`load_cpu`], with all there is to choose.
+///
+/// # Errors
+/// As [`load_cpu`].
+pub fn load_cpu_with(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>> {
+    crate::cpu::load(dir, options)
 }
 
 /// Keeps this process to 256-bit vectors (AVX2), as on a processor without wider ones, if it is called
@@ -244,10 +272,15 @@ pub fn limit_to_avx2() -> bool {
 
 /// As [`load_cpu`], on vectors alone even where the processor has a matrix unit.
 ///
-/// Then log-probabilities of [`Backend::forward_backward`], too, have the bits of sampling.
+/// See [`CpuOptions::vectors_only`].
 ///
 /// # Errors
 /// As [`load_cpu`].
 pub fn load_cpu_on_vectors(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
-    crate::cpu::load_on_vectors(dir, threads)
+    let options = CpuOptions {
+        threads,
+        vectors_only: true,
+        ..CpuOptions::default()
+    };
+    load_cpu_with(dir, &options)
 }

@@ -33,6 +33,9 @@ pub struct LockInfo {
     /// Model directories it was told to offer: whoever starts it again passes them on.
     #[serde(default)]
     pub models: Vec<PathBuf>,
+    /// Bytes it was told to take for the activations of training; absent if it was to choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_memory: Option<u64>,
     /// Threads its engine was told to take; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
@@ -58,6 +61,7 @@ impl std::fmt::Debug for LockInfo {
             .field("version", &self.version)
             .field("started", &self.started)
             .field("models", &self.models)
+            .field("training_memory", &self.training_memory)
             .field("threads", &self.threads)
             .field("max_disk_bytes", &self.max_disk_bytes)
             .finish_non_exhaustive()
@@ -216,6 +220,7 @@ mod tests {
             version: "0".into(),
             started: "now".into(),
             models: Vec::new(),
+            training_memory: None,
             threads: 0,
             max_disk_bytes: None,
         };

@@ -34,6 +34,9 @@ pub struct ServeOptions {
     pub token: Option<ApiToken>,
     /// Model directories on offer beside the embedded model.
     pub models: Vec<PathBuf>,
+    /// Bytes that each base model may take in training for what its backward passes read; `None` lets
+    /// the engine choose. What does not fit is computed again.
+    pub training_memory: Option<u64>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
@@ -60,6 +63,7 @@ impl ServeOptions {
             tls: None,
             token: None,
             models: Vec::new(),
+            training_memory: None,
             threads: 0,
             max_disk_bytes: None,
             idle_timeout: None,

@@ -2,12 +2,14 @@
 
 use std::future::{Future, IntoFuture as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::Listener as _;
 use axum::{Extension, Router};
 use futures_util::FutureExt as _;
+use tinker_engine::CpuOptions;
 use tokio::net::TcpListener;
 
 use crate::app::{App, AppOptions};
@@ -172,7 +174,19 @@ async fn after(signal: tokio::sync::oneshot::Receiver<()>, grace: Duration) {
 }
 
 async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
+    let training_memory = options
+        .training_memory
+        .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let load = move |dir: &Path, threads: usize| {
+        let options = CpuOptions {
+            threads,
+            training_memory,
+            ..CpuOptions::default()
+        };
+        tinker_engine::load_cpu_with(dir, &options)
+    };
     let app_options = AppOptions {
+        load: Arc::new(load),
         models: options.models.clone(),
         threads: options.threads,
         client_config: options.client_config.clone(),
@@ -222,6 +236,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         version: options.version.clone(),
         started: jiff::Timestamp::now().to_string(),
         models: options.models.clone(),
+        training_memory: options.training_memory,
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
     }

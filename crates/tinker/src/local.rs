@@ -137,6 +137,9 @@ fn replace(command: &mut Command, earlier: &LockInfo) {
     if let Some(limit) = earlier.max_disk_bytes {
         command.args(["--max-disk", &limit.to_string()]);
     }
+    if let Some(bytes) = earlier.training_memory {
+        command.args(["--training-memory", &bytes.to_string()]);
+    }
     for model in &earlier.models {
         command.arg("--model").arg(model);
     }
@@ -235,5 +238,42 @@ fn reachable(host: IpAddr) -> IpAddr {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_started_again_is_told_what_the_earlier_one_was() {
+        let earlier = LockInfo {
+            pid: 1,
+            host: IpAddr::from([127, 0, 0, 1]),
+            port: 4321,
+            token: "tml-x".into(),
+            version: "0".into(),
+            started: "now".into(),
+            models: vec!["/models/a".into()],
+            training_memory: Some(1 << 30),
+            threads: 3,
+        };
+        let mut command = Command::new("tinker");
+
+        replace(&mut command, &earlier);
+
+        let arguments: Vec<&str> = command.get_args().filter_map(|a| a.to_str()).collect();
+        for wanted in [
+            ["--port", "4321"],
+            ["--threads", "3"],
+            ["--training-memory", "1073741824"],
+            ["--model", "/models/a"],
+        ] {
+            assert!(
+                arguments.windows(2).any(|pair| pair == wanted),
+                "{wanted:?}"
+            );
+        }
+        assert!(!arguments.contains(&"tml-x"));
     }
 }

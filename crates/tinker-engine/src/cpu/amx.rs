@@ -17,6 +17,7 @@
 mod block;
 mod parts;
 mod tiles;
+mod turn;
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
@@ -24,6 +25,7 @@ use std::sync::OnceLock;
 use self::block::{Ahead, Block, configure, release};
 use self::parts::{Strip, split_rows};
 pub(crate) use self::tiles::{Tiles, is_bf16};
+use self::turn::Turned;
 use super::buffer::{Buffer, round_up};
 use super::gemm::PANEL;
 use super::simd::Isa;
@@ -49,6 +51,9 @@ const INNER_TILES: usize = 22;
 /// Tiles of inner dimension of 32 rows or columns that stay in the first-level cache, 24 KiB of parts,
 /// while those of the other factor pass by.
 const INNER_BLOCK: usize = 4;
+
+/// As [`INNER_BLOCK`], where the columns are one part.
+const TURNED_BLOCK: usize = 11;
 
 /// Whether this machine has the unit and the system lets this process use it.
 pub(crate) fn is_available() -> bool {
@@ -122,7 +127,9 @@ pub(super) unsafe fn run(
     scratch
         .rows
         .reserve(ROW_BLOCK * INNER_TILES * DEPTH / 2 * PARTS);
-    scratch.columns.reserve(2 * INNER_BLOCK * PARTS * TILE);
+    scratch
+        .columns
+        .reserve(2 * TILE * TURNED_BLOCK.max(INNER_BLOCK * PARTS));
     for row in (0..m).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(m - row);
         for first in (0..tiles).step_by(INNER_TILES) {
@@ -178,10 +185,10 @@ impl Left {
     unsafe fn multiply(&self, job: &Job, scratch: &mut [f32]) {
         // SAFETY: passed on to the caller.
         unsafe {
-            if job.unit == Unit::MatrixSplit {
-                self.multiply_split(job, scratch);
-            } else {
-                self.multiply_tiles(job);
+            match job.unit {
+                Unit::MatrixSplit => self.multiply_split(job, scratch),
+                Unit::MatrixTurned => self.multiply_turned(job, scratch),
+                Unit::Matrix | Unit::Vector => self.multiply_tiles(job),
             }
             release();
         }
@@ -268,14 +275,44 @@ impl Left {
                     },
                 };
                 // SAFETY: passed on to the caller.
-                unsafe { self.all_rows(block, columns) };
+                unsafe { self.all_rows::<PARTS>(block, columns) };
+            }
+        }
+    }
+
+    /// As [`Left::multiply_split`], with columns that are turned instead of split.
+    unsafe fn multiply_turned(&self, job: &Job, scratch: &mut [f32]) {
+        // SAFETY: passed on to the caller.
+        unsafe { configure(self.rows.min(SIDE)) };
+        for column in (0..job.n).step_by(PANEL) {
+            let turned = Turned {
+                data: job.b.wrapping_add(column / PANEL * job.panel_stride),
+                stride: job.row_stride,
+            };
+            for from in (0..self.depth).step_by(TURNED_BLOCK) {
+                let depth = TURNED_BLOCK.min(self.depth - from);
+                // SAFETY: the job's tiles hold `k` rows of the whole factor.
+                unsafe { turned.turn(self.first + from, depth, scratch) };
+                let block = Block {
+                    depth,
+                    a: self.data.wrapping_add(from * PARTS * TILE),
+                    a_stride: self.depth * PARTS * TILE,
+                    b: scratch.as_ptr(),
+                    b_stride: depth * TILE,
+                    c: job.c.wrapping_add(column),
+                    stride: job.stride,
+                    add: job.add || from > 0,
+                    ahead: Ahead::Nothing,
+                };
+                // SAFETY: passed on to the caller.
+                unsafe { self.all_rows::<1>(block, PANEL.min(job.n - column)) };
             }
         }
     }
 
     /// Multiplies all rows with up to 32 columns. The registers are configured for the first rows,
     /// before and after.
-    unsafe fn all_rows(&self, block: Block, columns: usize) {
+    unsafe fn all_rows<const P: usize>(&self, block: Block, columns: usize) {
         for (row, rows) in self.groups() {
             let partial = row > 0 && rows < SIDE;
             // SAFETY: passed on to the caller.
@@ -283,7 +320,7 @@ impl Left {
                 if partial {
                     configure(rows);
                 }
-                block.at_row(row).run::<PARTS>(rows, columns);
+                block.at_row(row).run::<P>(rows, columns);
                 if partial {
                     configure(SIDE);
                 }

@@ -1,5 +1,6 @@
 //! One decoder block: its forward pass around attention; the backward pass is in [`backward`].
 
+mod again;
 mod backward;
 mod experts;
 
@@ -64,8 +65,8 @@ impl Angles {
 pub(crate) struct Activations {
     /// `1 / rms` of the norms before attention and MLP and of those after them, `[rows]`.
     inverse: [Buffer; 4],
-    /// Output of the attention norm, `[rows, hidden]`.
-    normed: Buffer,
+    /// What follows from the rest without a product.
+    pub(crate) derived: Derived,
     /// Queries and keys before their norm and rotation; only with `qk_norm`.
     q_raw: Buffer,
     k_raw: Buffer,
@@ -77,8 +78,6 @@ pub(crate) struct Activations {
     pub(crate) k: Buffer,
     /// `[rows, kv_width]`.
     pub(crate) v: Buffer,
-    /// Key panels of a training sequence.
-    panels: Buffer,
     /// `[heads, rows]`.
     log_normaliser: Buffer,
     /// Output of attention, `[rows, q_width]`.
@@ -88,12 +87,9 @@ pub(crate) struct Activations {
     mlp_out: Buffer,
     /// Residual stream between attention and MLP, `[rows, hidden]`.
     middle: Buffer,
-    /// Output of the MLP norm, `[rows, hidden]`.
-    mlp_normed: Buffer,
     /// `[rows, mlp]`.
     gate: Buffer,
     up: Buffer,
-    activated: Buffer,
     /// Where rows go in a mixture of experts.
     routing: Routing,
     /// `scale * A x` of each group, `[rows, layers * rank]`.
@@ -108,7 +104,7 @@ impl Activations {
         let none = || Buffer::zeros(0);
         Self {
             inverse: std::array::from_fn(|_| none()),
-            normed: none(),
+            derived: Derived::new(),
             q_raw: none(),
             k_raw: none(),
             q_inverse: none(),
@@ -116,30 +112,25 @@ impl Activations {
             q: none(),
             k: none(),
             v: none(),
-            panels: none(),
             log_normaliser: none(),
             attended: none(),
             attention_out: none(),
             mlp_out: none(),
             middle: none(),
-            mlp_normed: none(),
             gate: none(),
             up: none(),
-            activated: none(),
             routing: Routing::new(),
             u: std::array::from_fn(|_| none()),
         }
     }
 
-    /// Makes room for `rows` rows.
+    /// Makes room for `rows` rows, but for what is derived.
     pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
         let heads = Heads::of(arch);
         let (hidden, mlp) = (rows * arch.hidden_size, mlp_len(arch, rows));
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
-        for buffer in [&mut self.normed, &mut self.middle, &mut self.mlp_normed] {
-            buffer.reserve(hidden);
-        }
-        for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
+        self.middle.reserve(hidden);
+        for buffer in [&mut self.gate, &mut self.up] {
             buffer.reserve(mlp);
         }
         if arch.post_norms {
@@ -155,7 +146,6 @@ impl Activations {
         self.q.reserve(q);
         self.k.reserve(kv);
         self.v.reserve(kv);
-        self.panels.reserve(heads.panels_len(rows));
         self.attended.reserve(q);
         self.log_normaliser.reserve(rows * heads.n);
         self.inverse.iter_mut().for_each(|b| b.reserve(rows));
@@ -166,6 +156,80 @@ impl Activations {
         if let Some(moe) = &arch.moe {
             self.routing.reserve(arch, moe, rows);
         }
+    }
+
+    /// Floats it holds, but for what is derived.
+    pub(crate) fn len(&self) -> usize {
+        let single = [
+            &self.q_raw,
+            &self.k_raw,
+            &self.q_inverse,
+            &self.k_inverse,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.log_normaliser,
+            &self.attended,
+            &self.attention_out,
+            &self.mlp_out,
+            &self.middle,
+            &self.gate,
+            &self.up,
+        ];
+        let all = single.into_iter().chain(&self.inverse).chain(&self.u);
+        all.map(|buffer| buffer.len()).sum::<usize>() + self.routing.len()
+    }
+}
+
+/// What a block computes from its other activations without a product: norms, the activation of the
+/// MLP, and copies in another order.
+#[derive(Debug)]
+pub(crate) struct Derived {
+    /// Output of the attention norm, `[rows, hidden]`.
+    normed: Buffer,
+    /// Key panels of a training sequence.
+    panels: Buffer,
+    /// Output of the MLP norm, `[rows, hidden]`.
+    mlp_normed: Buffer,
+    /// `act(gate) * up`, `[rows, mlp]`.
+    activated: Buffer,
+    /// Input of each assignment to an expert, `[assignments, hidden]`.
+    routed: Buffer,
+}
+
+impl Derived {
+    pub(crate) fn new() -> Self {
+        let none = || Buffer::zeros(0);
+        Self {
+            normed: none(),
+            panels: none(),
+            mlp_normed: none(),
+            activated: none(),
+            routed: none(),
+        }
+    }
+
+    /// Makes room for `rows` rows.
+    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize) {
+        let hidden = rows * arch.hidden_size;
+        self.normed.reserve(hidden);
+        self.panels.reserve(Heads::of(arch).panels_len(rows));
+        self.mlp_normed.reserve(hidden);
+        self.activated.reserve(mlp_len(arch, rows));
+        let per_token = arch.moe.as_ref().map_or(0, |moe| moe.per_token);
+        self.routed.reserve(hidden * per_token);
+    }
+
+    /// Floats it holds.
+    pub(crate) fn len(&self) -> usize {
+        let buffers = [
+            &self.normed,
+            &self.panels,
+            &self.mlp_normed,
+            &self.activated,
+            &self.routed,
+        ];
+        buffers.iter().map(|buffer| buffer.len()).sum()
     }
 }
 
@@ -215,14 +279,7 @@ impl<'a> Block<'a> {
     ) {
         let (rows, width, heads) = (batch.rows, self.arch.hidden_size, self.heads());
         let (layer, n) = (self.layer, rows * width);
-        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
-        elementwise::rms_norm(
-            &x[..n],
-            &layer.attention_norm,
-            eps,
-            &mut acts.normed,
-            inverse,
-        );
+        self.norm_attention(rows, x, acts);
         let site = self.site(Group::Qkv);
         let u = &mut acts.u[Group::Qkv as usize];
         let mut outputs = [
@@ -242,7 +299,7 @@ impl<'a> Block<'a> {
         batch.forward(
             Forward {
                 site,
-                x: &acts.normed[..n],
+                x: &acts.derived.normed[..n],
                 width,
                 u,
             },
@@ -288,12 +345,18 @@ impl<'a> Block<'a> {
         }
     }
 
+    fn pack_keys(&self, rows: usize, acts: &mut Activations) {
+        let heads = self.heads();
+        let keys = &acts.k[..rows * heads.kv_width()];
+        heads.pack_keys(keys, 0, &mut acts.derived.panels);
+    }
+
     /// Attention of a whole sequence to itself, keeping what its backward pass needs.
     pub(crate) fn attend_sequence(&self, rows: usize, acts: &mut Activations) {
         let heads = self.heads();
-        heads.pack_keys(&acts.k[..rows * heads.kv_width()], 0, &mut acts.panels);
+        self.pack_keys(rows, acts);
         let kv = KeysValues {
-            keys: &acts.panels,
+            keys: &acts.derived.panels,
             values: &acts.v,
         };
         let logs = acts.log_normaliser[..rows * heads.n].chunks_exact_mut(rows);
@@ -315,12 +378,27 @@ impl<'a> Block<'a> {
     ) {
         let n = batch.rows * self.arch.hidden_size;
         self.finish_attention(batch, x, acts);
-        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..batch.rows]);
-        let middle = &acts.middle[..n];
-        let norm = &self.layer.mlp_norm;
-        elementwise::rms_norm(middle, norm, eps, &mut acts.mlp_normed, inverse);
+        self.norm_mlp(batch.rows, acts);
         self.mlp(batch, &mut out[..n], acts);
         elementwise::add(&acts.middle[..n], &mut out[..n]);
+    }
+
+    fn norm_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
+        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
+        let (x, norm) = (
+            &x[..rows * self.arch.hidden_size],
+            &self.layer.attention_norm,
+        );
+        elementwise::rms_norm(x, norm, eps, &mut acts.derived.normed, inverse);
+    }
+
+    fn norm_mlp(&self, rows: usize, acts: &mut Activations) {
+        let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..rows]);
+        let (middle, norm) = (
+            &acts.middle[..rows * self.arch.hidden_size],
+            &self.layer.mlp_norm,
+        );
+        elementwise::rms_norm(middle, norm, eps, &mut acts.derived.mlp_normed, inverse);
     }
 
     /// `middle = x + o(attended)`.
@@ -367,13 +445,22 @@ impl<'a> Block<'a> {
 
     /// `out = down(act(gate(mlp_normed)) * up(mlp_normed))`.
     fn gated(&self, batch: &Batch<'_>, gated: &Gated, out: &mut [f32], acts: &mut Activations) {
-        let (width, mlp) = (self.arch.hidden_size, self.arch.intermediate_size);
-        let [.., u_gate_up, u_down] = &mut acts.u;
+        self.gate_up(batch, gated, acts);
+        let output = Output {
+            linear: &gated.down,
+            y: out,
+        };
+        batch.forward(self.down(acts), &mut [output]);
+    }
+
+    /// `activated = act(gate(mlp_normed)) * up(mlp_normed)`.
+    fn gate_up(&self, batch: &Batch<'_>, gated: &Gated, acts: &mut Activations) {
+        let width = self.arch.hidden_size;
         let gate_up = Forward {
             site: self.site(Group::GateUp),
-            x: &acts.mlp_normed[..out.len()],
+            x: &acts.derived.mlp_normed[..batch.rows * width],
             width,
-            u: u_gate_up,
+            u: &mut acts.u[Group::GateUp as usize],
         };
         batch.forward(
             gate_up,
@@ -388,25 +475,23 @@ impl<'a> Block<'a> {
                 },
             ],
         );
-        let activated = &mut acts.activated[..batch.rows * mlp];
-        self.activate(&acts.gate, &acts.up, activated);
-        let down = Forward {
-            site: self.site(Group::Down),
-            x: activated,
-            width: mlp,
-            u: u_down,
-        };
-        batch.forward(
-            down,
-            &mut [Output {
-                linear: &gated.down,
-                y: out,
-            }],
-        );
+        self.activate(batch.rows * self.arch.intermediate_size, acts);
     }
 
-    /// `out = act(gate) * up`.
-    fn activate(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    /// What the down projection reads.
+    fn down<'f>(&self, acts: &'f mut Activations) -> Forward<'f> {
+        Forward {
+            site: self.site(Group::Down),
+            x: &acts.derived.activated,
+            width: self.arch.intermediate_size,
+            u: &mut acts.u[Group::Down as usize],
+        }
+    }
+
+    /// `activated = act(gate) * up`, the first `n` of each.
+    fn activate(&self, n: usize, acts: &mut Activations) {
+        let (gate, up) = (&acts.gate[..n], &acts.up[..n]);
+        let out = &mut acts.derived.activated[..n];
         match self.arch.activation {
             Activation::Silu => elementwise::swiglu(gate, up, out),
             Activation::GeluTanh => elementwise::geglu(gate, up, out),

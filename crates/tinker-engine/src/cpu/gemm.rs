@@ -167,12 +167,38 @@ impl<'a> Cols<'a> {
         }
     }
 
+    /// The transpose of tiles `[n, k]`, which take `column_stride` floats for each 16 of the `k`, and
+    /// for each of these `panel_stride` for 32 of the `n`.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn turned_tiles(
+        data: &'a [f32],
+        k: usize,
+        n: usize,
+        column_stride: usize,
+        panel_stride: usize,
+    ) -> Self {
+        Self {
+            data,
+            k,
+            n,
+            row_stride: column_stride,
+            panel_stride,
+            readable: PANEL,
+            unit: Unit::MatrixTurned,
+        }
+    }
+
     /// The same factor, for the matrix unit.
     pub(super) fn split(self) -> Self {
         Self {
             unit: Unit::MatrixSplit,
             ..self
         }
+    }
+
+    /// The numbers as they lie in memory.
+    pub(crate) fn data(&self) -> &'a [f32] {
+        self.data
     }
 
     /// Inner dimension.
@@ -188,8 +214,13 @@ impl<'a> Cols<'a> {
     /// One past the last element that a kernel reads.
     fn end(&self) -> usize {
         let last_panel = (self.n - 1) / PANEL;
-        if self.unit == Unit::Matrix {
-            return (last_panel + 1) * self.panel_stride;
+        match self.unit {
+            Unit::Matrix => return (last_panel + 1) * self.panel_stride,
+            Unit::MatrixTurned => {
+                let groups = self.k.div_ceil(PANEL) * PANEL / 16;
+                return (groups - 1) * self.row_stride + (last_panel + 1) * self.panel_stride;
+            }
+            Unit::Vector | Unit::MatrixSplit => {}
         }
         last_panel * self.panel_stride + (self.k - 1) * self.row_stride + self.readable
     }

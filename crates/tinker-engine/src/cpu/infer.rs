@@ -135,6 +135,7 @@ impl Scratch {
 
     fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
         self.acts.reserve(arch, rows, rank);
+        self.acts.derived.reserve(arch, rows);
         let n = rows * arch.hidden_size;
         self.x.iter_mut().for_each(|x| x.reserve(n));
         self.normed.reserve(n);

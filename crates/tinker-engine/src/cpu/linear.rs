@@ -120,6 +120,25 @@ impl Batch<'_> {
         }
     }
 
+    /// Computes `u = scale * A x` alone, with the bits of [`Batch::forward`] into `linear`.
+    pub(crate) fn adapter_input(&self, of: Forward<'_>, linear: &Linear) {
+        let units = if self.trains {
+            linear.units
+        } else {
+            Units::Vectors
+        };
+        for run in self.runs {
+            if let Some(lora) = of.site.lora(run.adapter) {
+                let u = &mut of.u[run.rows.start * self.rank..];
+                let u = &mut u[..run.rows.len() * lora.width()];
+                let x = Rows::row_major(&of.x[run.rows.start * of.width..], of.width);
+                let down = lora.down_product(units, of.width, &mut *u);
+                self.matmul(run.rows.len(), of.width, x, &mut [down]);
+                elementwise::scale(lora.scale, u);
+            }
+        }
+    }
+
     /// `y = W x + b`, and with one adapter for all rows also `u = A x`, which shares the packing of `x`.
     fn base(&self, of: &mut Forward<'_>, outputs: &mut [Output<'_>]) {
         let mut products = Vec::with_capacity(outputs.len() + 1);

@@ -13,6 +13,7 @@ mod elementwise;
 mod gemm;
 mod head;
 mod infer;
+mod keeping;
 mod linear;
 mod lora;
 mod model;
@@ -35,19 +36,25 @@ use self::pool::Pool;
 use self::simd::Isa;
 use self::train::{Training, Workspace};
 use crate::adapter::{AdapterState, LoraSpec};
-use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, check_prefix};
+use crate::backend::{
+    AdapterId, Backend, BaseInfo, CpuOptions, Prefill, SequenceOutput, SlotId, check_prefix,
+};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 use crate::optim::{OptimReport, Optimizer};
 
 /// Loads a model directory onto the CPU.
-pub(crate) fn load(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
-    load_with(dir, threads, Units::best())
-}
-
-/// As [`load`], without the matrix unit.
-pub(crate) fn load_on_vectors(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
-    load_with(dir, threads, Units::Vectors)
+pub(crate) fn load(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>> {
+    let units = if options.vectors_only {
+        Units::Vectors
+    } else {
+        Units::best()
+    };
+    let mut cpu = Cpu::new(Model::load(dir, units)?, options.threads, units);
+    if let Some(memory) = options.training_memory {
+        cpu.memory = memory;
+    }
+    Ok(Box::new(cpu))
 }
 
 /// See [`Isa::limit_to_avx2`].
@@ -55,9 +62,8 @@ pub(crate) fn limit_to_avx2() -> bool {
     Isa::limit_to_avx2()
 }
 
-fn load_with(dir: &Path, threads: usize, units: Units) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(Cpu::new(Model::load(dir, units)?, threads, units)))
-}
+/// Bytes for activations of each thread from which on all but the largest models keep everything.
+const MIN_MEMORY: usize = 192 << 20;
 
 /// What [`BaseInfo::precision`] says.
 fn precision(units: Units) -> String {
@@ -72,6 +78,8 @@ struct Cpu {
     model: Model,
     pool: Pool,
     workspaces: Vec<Workspace>,
+    /// Bytes that workspaces may take for activations that backward passes read.
+    memory: usize,
     /// Buffers for gradients of sequences, kept between calls: at most one per thread.
     spare: Vec<Buffer>,
     scratch: Scratch,
@@ -95,6 +103,7 @@ impl Cpu {
         let pool = Pool::new(threads);
         Self {
             info,
+            memory: (model.bytes() / 2).max(MIN_MEMORY * pool.threads()),
             model,
             workspaces: (0..pool.threads()).map(|_| Workspace::new()).collect(),
             pool,
@@ -240,8 +249,10 @@ impl Backend for Cpu {
         };
         training.check()?;
         let mut gradient = std::mem::replace(&mut adapter.gradient, Buffer::zeros(0));
+        let keeping = training.keeping(adapter, self.memory / self.workspaces.len());
         let outputs = training.forward_backward(
             adapter,
+            keeping,
             &mut self.workspaces,
             &mut gradient,
             &mut self.spare,

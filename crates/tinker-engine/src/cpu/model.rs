@@ -12,7 +12,7 @@ use super::gemm::{Cols, Panels};
 use super::lora::Group;
 use crate::arch::{Arch, Moe};
 use crate::error::{Error, Result};
-use crate::load::Weights;
+use crate::load::{Tensor, Weights};
 
 /// A weight as right factor, in the form that its kernels read.
 #[derive(Debug)]
@@ -34,22 +34,6 @@ impl Factor {
         }
     }
 
-    fn transposed(&self) -> Self {
-        match self {
-            Self::Panels(panels) => Self::Panels(panels.transposed()),
-            #[cfg(target_arch = "x86_64")]
-            Self::Tiles(tiles) => Self::Tiles(tiles.transposed()),
-        }
-    }
-
-    fn row(&self, t: usize, out: &mut [f32]) {
-        match self {
-            Self::Panels(panels) => panels.row(t, out),
-            #[cfg(target_arch = "x86_64")]
-            Self::Tiles(tiles) => tiles.row(t, out),
-        }
-    }
-
     fn column(&self, j: usize, out: &mut [f32]) {
         match self {
             Self::Panels(panels) => panels.column(j, out),
@@ -64,6 +48,11 @@ impl Factor {
             #[cfg(target_arch = "x86_64")]
             Self::Tiles(tiles) => tiles.len(),
         }
+    }
+
+    fn bytes(&self) -> usize {
+        let cols = self.cols();
+        size_of_val(cols.data())
     }
 }
 
@@ -108,8 +97,9 @@ impl Units {
 pub(crate) struct Linear {
     /// `W^T` as right factor, `[in, out]`.
     forward: Factor,
-    /// `W` as right factor, `[out, in]`; made when something is first trained.
-    backward: OnceLock<Factor>,
+    /// `W` as right factor of vectors, `[out, in]`; made when something is first trained. The matrix unit
+    /// turns its tiles instead.
+    backward: OnceLock<Panels>,
     /// `[out]`.
     pub(crate) bias: Option<Vec<f32>>,
     /// What training computes with.
@@ -154,26 +144,29 @@ impl Linear {
 
     /// `W^T` as right factor, to train with.
     pub(crate) fn training(&self) -> Cols<'_> {
-        self.for_training(&self.forward)
-    }
-
-    /// `W` as right factor, for gradients.
-    pub(crate) fn backward(&self) -> Cols<'_> {
-        self.for_training(self.backward.get_or_init(|| self.forward.transposed()))
-    }
-
-    fn for_training<'a>(&self, factor: &'a Factor) -> Cols<'a> {
-        match factor {
+        match &self.forward {
             Factor::Panels(panels) => self.units.on(panels.cols()),
             #[cfg(target_arch = "x86_64")]
             Factor::Tiles(tiles) => tiles.cols(),
         }
     }
 
+    /// `W` as right factor, for gradients.
+    pub(crate) fn backward(&self) -> Cols<'_> {
+        match &self.forward {
+            Factor::Panels(panels) => {
+                let turned = self.backward.get_or_init(|| panels.transposed());
+                self.units.on(turned.cols())
+            }
+            #[cfg(target_arch = "x86_64")]
+            Factor::Tiles(tiles) => tiles.turned(),
+        }
+    }
+
     /// Copies row `j` of `W`, `[in]`, from whichever packing holds it closer together.
     fn row(&self, j: usize, out: &mut [f32]) {
         match self.backward.get() {
-            Some(factor) => factor.row(j, out),
+            Some(panels) => panels.row(j, out),
             None => self.forward.column(j, out),
         }
     }
@@ -257,6 +250,58 @@ impl Gated {
     }
 }
 
+/// Embeddings of all tokens, `[vocab, hidden]`, in as many bits as the file has them.
+#[derive(Debug)]
+enum Embedding {
+    Single(Buffer),
+    /// bf16 numbers.
+    Half(Vec<u16>),
+}
+
+impl Embedding {
+    fn load(tensor: &Tensor<'_>, len: usize) -> Result<Self> {
+        const AT_ONCE: usize = 1 << 16;
+        if !tensor.is_bf16() {
+            let mut rows = Buffer::zeros_huge(len);
+            tensor.read(0, &mut rows)?;
+            return Ok(Self::Single(rows));
+        }
+        let (mut rows, mut values) = (Vec::with_capacity(len), vec![0.0; AT_ONCE.min(len)]);
+        while rows.len() < len {
+            let values = &mut values[..AT_ONCE.min(len - rows.len())];
+            tensor.read(rows.len(), values)?;
+            rows.extend(values.iter().map(|x| (x.to_bits() >> 16) as u16));
+        }
+        Ok(Self::Half(rows))
+    }
+
+    fn row(&self, token: usize, out: &mut [f32]) {
+        let range = token * out.len()..(token + 1) * out.len();
+        match self {
+            Self::Single(rows) => out.copy_from_slice(&rows[range]),
+            Self::Half(rows) => {
+                for (out, bits) in out.iter_mut().zip(&rows[range]) {
+                    *out = f32::from_bits(u32::from(*bits) << 16);
+                }
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Single(rows) => rows.len(),
+            Self::Half(rows) => rows.len(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Single(rows) => size_of_val(&rows[..]),
+            Self::Half(rows) => size_of_val(&rows[..]),
+        }
+    }
+}
+
 /// A base model.
 #[derive(Debug)]
 pub(crate) struct Model {
@@ -264,8 +309,8 @@ pub(crate) struct Model {
     pub(crate) layers: Vec<Layer>,
     pub(crate) final_norm: Vec<f32>,
     pub(crate) head: Linear,
-    /// `[vocab, hidden]`; `None` where it is the head.
-    embedding: Option<Buffer>,
+    /// `None` where it is the head.
+    embedding: Option<Embedding>,
 }
 
 /// Where weights come from.
@@ -316,8 +361,7 @@ impl Model {
             (linear(embedding)?, None)
         } else {
             let tensor = weights.tensor(&format!("{embedding}.weight"), &[vocab, hidden])?;
-            let mut rows = Buffer::zeros_huge(vocab * hidden);
-            tensor.read(0, &mut rows)?;
+            let rows = Embedding::load(&tensor, vocab * hidden)?;
             (linear("lm_head")?, Some(rows))
         };
         let final_norm = source.norm("model.norm.weight", hidden)?;
@@ -345,7 +389,7 @@ impl Model {
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {
             let token = *token as usize;
             match &self.embedding {
-                Some(rows) => out.copy_from_slice(&rows[token * hidden..][..hidden]),
+                Some(rows) => rows.row(token, out),
                 None => self.head.row(token, out),
             }
             if self.arch.embedding_scale != 1.0 {
@@ -361,6 +405,17 @@ impl Model {
         }
     }
 
+    /// Bytes that the weights take for sampling, but for the small ones.
+    pub(crate) fn bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let attention = [&layer.q, &layer.k, &layer.v, &layer.o];
+            attention.into_iter().chain(layer.mlp.linears())
+        });
+        let linears = layers.chain([&self.head]);
+        let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
+        linears.map(|l| l.forward.bytes()).sum::<usize>() + embedding
+    }
+
     /// Number of parameters.
     pub(crate) fn n_parameters(&self) -> u64 {
         let linear = |l: &Linear| l.forward.len() + l.bias.as_ref().map_or(0, Vec::len);
@@ -373,7 +428,7 @@ impl Model {
             let linears = [&l.q, &l.k, &l.v, &l.o].into_iter().chain(mlp);
             norms + qk + linears.map(linear).sum::<usize>()
         });
-        let embedding = self.embedding.as_ref().map_or(0, |e| e.len());
+        let embedding = self.embedding.as_ref().map_or(0, Embedding::len);
         (layers.sum::<usize>() + linear(&self.head) + embedding + self.final_norm.len()) as u64
     }
 }

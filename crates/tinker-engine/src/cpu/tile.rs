@@ -37,6 +37,8 @@ pub(crate) enum Unit {
     Vector,
     /// The matrix unit, on tiles of bf16.
     Matrix,
+    /// The matrix unit, on tiles of bf16 of the transposed factor.
+    MatrixTurned,
     /// The matrix unit, on panels of `f32` that are split as they are read.
     MatrixSplit,
 }

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::block::{Activations, Angles, BackwardPass, Block, Deltas};
+use super::block::{Activations, Angles, BackwardPass, Block, Deltas, Derived};
 use super::buffer::Buffer;
 use super::elementwise;
 use super::head::{HeadGradients, HeadScratch, Pass};
+use super::keeping::Keeping;
 use super::linear::{Batch, Run};
 use super::lora::Adapter;
 use super::model::Model;
@@ -25,6 +26,10 @@ pub(crate) struct Workspace {
     /// Residual stream before each block and after the last; two by turns without a backward pass.
     xs: Vec<Buffer>,
     acts: Vec<Activations>,
+    /// What blocks that share it have derived, in the place of their own while they are at work.
+    derived: Derived,
+    /// What the last backward pass left room for.
+    keeping: Keeping,
     deltas: Deltas,
     head: HeadScratch,
     normed: Buffer,
@@ -36,6 +41,8 @@ impl Workspace {
         Self {
             xs: Vec::new(),
             acts: Vec::new(),
+            derived: Derived::new(),
+            keeping: Keeping::ALL,
             deltas: Deltas::new(),
             head: HeadScratch::new(),
             normed: Buffer::zeros(0),
@@ -43,26 +50,48 @@ impl Workspace {
         }
     }
 
+    /// Changes what is kept for backward passes.
+    fn keep(&mut self, keeping: Keeping) {
+        if self.keeping != keeping {
+            // What sets were large enough for is what others now need.
+            self.acts.clear();
+            self.derived = Derived::new();
+            self.keeping = keeping;
+        }
+    }
+
+    /// Whether blocks share what they derive.
+    fn shares_derived(&self, trains: bool) -> bool {
+        !trains || self.keeping.shares_derived
+    }
+
     /// Makes room for `rows` rows; without a backward pass all blocks share one set of activations.
-    fn reserve(&mut self, model: &Model, rows: usize, rank: usize, keeps_all: bool) {
+    fn reserve(&mut self, model: &Model, rows: usize, rank: usize, trains: bool) {
         let arch = &model.arch;
-        let (blocks, streams) = if keeps_all {
-            (arch.n_layers, arch.n_layers + 1)
+        let (sets, streams) = if trains {
+            (self.keeping.sets(arch.n_layers), arch.n_layers + 1)
         } else {
             (1, 2)
         };
-        while self.acts.len() < blocks {
+        while self.acts.len() < sets {
             self.acts.push(Activations::new());
         }
         while self.xs.len() < streams {
             self.xs.push(Buffer::zeros(0));
         }
         let n = rows * arch.hidden_size;
-        self.acts[..blocks]
-            .iter_mut()
-            .for_each(|acts| acts.reserve(arch, rows, rank));
+        let shares_derived = self.shares_derived(trains);
+        for acts in &mut self.acts[..sets] {
+            acts.reserve(arch, rows, rank);
+            if !shares_derived {
+                acts.derived.reserve(arch, rows);
+            }
+        }
+        if shares_derived {
+            self.derived.reserve(arch, rows);
+        }
         self.xs[..streams].iter_mut().for_each(|x| x.reserve(n));
-        if keeps_all {
+        if trains {
             self.deltas.reserve(arch, rows, rank);
         }
         self.normed.reserve(n);
@@ -80,8 +109,8 @@ impl Workspace {
     ) -> Result<SequenceOutput, String> {
         let rows = sequence.tokens.len();
         let rank = adapter.map_or(0, Adapter::padded_rank);
-        let keeps_all = gradient.is_some();
-        self.reserve(model, rows, rank, keeps_all);
+        let trains = gradient.is_some();
+        self.reserve(model, rows, rank, trains);
         let run = [Run {
             rows: 0..rows,
             adapter,
@@ -91,23 +120,11 @@ impl Workspace {
             runs: &run,
             rank,
             pool: None,
-            trains: keeps_all,
+            trains,
         };
-        model.embed(&sequence.tokens, &mut self.xs[0]);
-        for layer in 0..model.arch.n_layers {
-            let block = Block::of(model, layer);
-            let i = if keeps_all { layer } else { 0 };
-            let (acts, (before, after)) = (&mut self.acts[i], self.xs.split_at_mut(i + 1));
-            let (x, out) = (&mut before[i], &mut after[0]);
-            block.project(&batch, x, angles, acts);
-            block.attend_sequence(rows, acts);
-            block.finish(&batch, x, out, acts);
-            if !keeps_all {
-                std::mem::swap(x, out);
-            }
-        }
+        self.forward(model, &batch, angles, &sequence.tokens);
         let n = rows * model.arch.hidden_size;
-        let x = &self.xs[if keeps_all { model.arch.n_layers } else { 0 }][..n];
+        let x = &self.xs[if trains { model.arch.n_layers } else { 0 }][..n];
         let (eps, inverse) = (model.arch.rms_eps, &mut self.inverse[..rows]);
         elementwise::rms_norm(x, &model.final_norm, eps, &mut self.normed, inverse);
         let pass = Pass {
@@ -139,7 +156,7 @@ impl Workspace {
                         pass.run(&linear, normed, &mut self.head, &mut Vec::new(), head)
                     }
                 };
-                self.backward(model, adapter, angles, rows, gradient);
+                self.backward(model, &batch, adapter, angles, gradient);
                 loss
             }
             _ if whole.is_some() => 0.0,
@@ -149,15 +166,45 @@ impl Workspace {
         Ok(SequenceOutput { logprobs, loss })
     }
 
+    /// All blocks: from tokens to the residual stream after the last, in the last of `xs`, or in the
+    /// first without a backward pass.
+    fn forward(&mut self, model: &Model, batch: &Batch<'_>, angles: &Angles, tokens: &[u32]) {
+        let shares_derived = self.shares_derived(batch.trains);
+        model.embed(tokens, &mut self.xs[0]);
+        for layer in 0..model.arch.n_layers {
+            let block = Block::of(model, layer);
+            let (set, i) = if batch.trains {
+                (self.keeping.set(layer), layer)
+            } else {
+                (0, 0)
+            };
+            let (acts, (before, after)) = (&mut self.acts[set], self.xs.split_at_mut(i + 1));
+            let (x, out) = (&mut before[i], &mut after[0]);
+            if shares_derived {
+                std::mem::swap(&mut acts.derived, &mut self.derived);
+            }
+            block.project(batch, x, angles, acts);
+            block.attend_sequence(batch.rows, acts);
+            block.finish(batch, x, out, acts);
+            if shares_derived {
+                std::mem::swap(&mut acts.derived, &mut self.derived);
+            }
+            if !batch.trains {
+                std::mem::swap(x, out);
+            }
+        }
+    }
+
     /// From the gradient of the final norm's output, in `deltas.normed`, to the adapter's.
     fn backward(
         &mut self,
         model: &Model,
+        batch: &Batch<'_>,
         adapter: &Adapter,
         angles: &Angles,
-        rows: usize,
         gradient: &mut [f32],
     ) {
+        let rows = batch.rows;
         let (n, n_layers) = (rows * model.arch.hidden_size, model.arch.n_layers);
         let Deltas { x: dx, normed, .. } = &mut self.deltas;
         let (x, inverse) = (&self.xs[n_layers][..n], &self.inverse[..rows]);
@@ -172,8 +219,21 @@ impl Workspace {
             gradient,
         };
         for layer in (0..n_layers).rev() {
-            let acts = &mut self.acts[layer];
-            Block::of(model, layer).backward(&mut pass, &self.xs[layer], acts);
+            let (block, x) = (Block::of(model, layer), &self.xs[layer]);
+            let acts = &mut self.acts[self.keeping.set(layer)];
+            let shares_derived = self.keeping.shares_derived;
+            if shares_derived {
+                std::mem::swap(&mut acts.derived, &mut self.derived);
+            }
+            if layer < self.keeping.again {
+                block.again(batch, x, angles, &mut pass.deltas.normed, acts);
+            } else if shares_derived && layer + 1 < n_layers {
+                block.derive(rows, x, acts);
+            }
+            block.backward(&mut pass, x, acts);
+            if shares_derived {
+                std::mem::swap(&mut acts.derived, &mut self.derived);
+            }
         }
     }
 }
@@ -197,9 +257,20 @@ impl Training<'_> {
         Ok(())
     }
 
+    /// Rows of the longest sequence.
+    fn longest(&self) -> usize {
+        let rows = self.sequences.iter().map(|s| s.tokens.len());
+        rows.max().unwrap_or(0)
+    }
+
     fn angles(&self) -> Angles {
-        let longest = self.sequences.iter().map(|s| s.tokens.len()).max();
-        Angles::new(&self.model.arch, 0..longest.unwrap_or(0))
+        Angles::new(&self.model.arch, 0..self.longest())
+    }
+
+    /// What fits `bytes` of each sequence: the same of all, as of the longest.
+    pub(crate) fn keeping(&self, adapter: &Adapter, bytes: usize) -> Keeping {
+        let rank = adapter.padded_rank();
+        Keeping::within(bytes, &self.model.arch, self.longest(), rank)
     }
 
     /// Log-probabilities and losses, in the order of the batch.
@@ -225,6 +296,7 @@ impl Training<'_> {
     pub(crate) fn forward_backward(
         &self,
         adapter: &Adapter,
+        keeping: Keeping,
         workspaces: &mut [Workspace],
         gradient: &mut Buffer,
         spare: &mut Vec<Buffer>,
@@ -246,6 +318,7 @@ impl Training<'_> {
                 return false;
             };
             own.fill(0.0);
+            workspace.keep(keeping);
             let sequence = &self.sequences[i];
             let output =
                 workspace.run(self.model, Some(adapter), &angles, sequence, Some(&mut own));
@@ -449,6 +522,7 @@ mod tests {
     use super::*;
     use crate::adapter::LoraSpec;
     use crate::loss::Loss;
+    use crate::optim::{AdamW, Optimizer};
 
     #[test]
     fn a_panic_in_one_sequence_ends_the_whole_batch() {
@@ -482,10 +556,120 @@ mod tests {
         let mut gradient = Buffer::zeros(0);
 
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            training.forward_backward(&adapter, &mut workspaces, &mut gradient, &mut Vec::new())
+            training.forward_backward(
+                &adapter,
+                Keeping::ALL,
+                &mut workspaces,
+                &mut gradient,
+                &mut Vec::new(),
+            )
         }));
 
         assert!(outcome.is_err());
         assert!(gradient.is_empty());
+    }
+
+    /// Log-probabilities and gradient of two sequences with what `keeping` leaves of them.
+    fn gradient(model: &Model, keeping: Keeping, workspaces: &mut [Workspace]) -> Vec<Vec<f32>> {
+        let spec = LoraSpec {
+            rank: 3,
+            seed: 5,
+            train_attn: true,
+            train_mlp: true,
+            train_unembed: true,
+        };
+        let mut adapter = Adapter::new(&model.arch, &spec).unwrap();
+        // One step, so that `B` is not zero.
+        let optimizer = Optimizer::AdamW(AdamW {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            grad_clip_norm: 0.0,
+        });
+        let pool = Pool::new(workspaces.len());
+        let sequence = |n: usize| TrainSequence {
+            tokens: (0..n as u32).map(|i| i * 7 % 50).collect(),
+            targets: (0..n as u32).map(|i| i * 11 % 50).collect(),
+            k: 1,
+            loss: Loss::CrossEntropy {
+                weights: vec![1.0; n],
+            },
+        };
+        let training = Training {
+            model,
+            pool: &pool,
+            sequences: &[45, 20, 33].map(sequence),
+        };
+        let mut results = Vec::new();
+        for _ in 0..2 {
+            let (gradient, spare) = (&mut Buffer::zeros(0), &mut Vec::new());
+            let outputs = training.forward_backward(&adapter, keeping, workspaces, gradient, spare);
+            results.extend(outputs.unwrap().into_iter().map(|o| o.logprobs));
+            results.push(gradient.to_vec());
+            adapter.gradient = gradient.clone();
+            adapter.optim_step(&optimizer, &pool).unwrap();
+        }
+        results
+    }
+
+    #[test]
+    fn what_is_computed_again_has_the_same_bits() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics");
+        let models = [
+            "llama",
+            "qwen2",
+            "qwen3",
+            "gemma2",
+            "gemma3",
+            "phi3",
+            "smollm3",
+            "qwen3_moe",
+            "qwen3_moe_mixed",
+        ];
+        for (name, units) in models
+            .iter()
+            .flat_map(|name| [(name, Units::best()), (name, Units::Vectors)])
+        {
+            let model = Model::load(&root.join(name), units).unwrap();
+            let mut workspaces = [Workspace::new(), Workspace::new()];
+            let wanted = gradient(&model, Keeping::ALL, &mut workspaces);
+            for again in 0..model.arch.n_layers {
+                for shares_derived in [false, true] {
+                    let keeping = Keeping {
+                        again,
+                        shares_derived,
+                    };
+                    let found = gradient(&model, keeping, &mut workspaces);
+                    assert!(found == wanted, "{name} {units:?} {keeping:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn workspaces_hold_what_is_kept_and_no_more() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = root.join("../../fixtures/numerics/gemma2");
+        let model = Model::load(&dir, Units::best()).unwrap();
+        let mut workspaces = [Workspace::new()];
+        let floats = |workspace: &Workspace| -> usize {
+            let sets = workspace.acts.iter().map(|a| a.len() + a.derived.len());
+            sets.sum::<usize>() + workspace.derived.len()
+        };
+        let mut held = Vec::new();
+        for (again, shares_derived) in [(0, false), (0, true), (1, true), (2, true), (0, false)] {
+            let keeping = Keeping {
+                again,
+                shares_derived,
+            };
+            gradient(&model, keeping, &mut workspaces);
+            assert_eq!(workspaces[0].acts.len(), 3 - again);
+            held.push(floats(&workspaces[0]));
+        }
+
+        assert!(held[..4].is_sorted_by(|a, b| a > b), "{held:?}");
+        assert_eq!(held[4], held[0]);
     }
 }

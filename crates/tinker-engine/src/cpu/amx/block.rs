@@ -329,7 +329,7 @@ fn prefetch(p: *const f32) {
 
 /// Starts loading a cache line into the second-level cache; any address will do.
 #[inline(always)]
-fn prefetch_far(p: *const f32) {
+pub(super) fn prefetch_far(p: *const f32) {
     // SAFETY: prefetching never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
 }

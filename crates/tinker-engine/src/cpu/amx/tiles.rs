@@ -43,28 +43,6 @@ impl Tiles {
         }
     }
 
-    /// The transposed matrix.
-    pub(crate) fn transposed(&self) -> Self {
-        let column = |t: usize, out: &mut [f32]| {
-            self.row(t, out);
-            Ok::<(), std::convert::Infallible>(())
-        };
-        match Self::from_columns(self.n, self.k, column) {
-            Ok(tiles) => tiles,
-            Err(never) => match never {},
-        }
-    }
-
-    /// Copies row `t` to `out`, `[n]`.
-    pub(crate) fn row(&self, t: usize, out: &mut [f32]) {
-        let groups = self.data.chunks_exact(self.column_stride());
-        for (out, group) in out.chunks_mut(SIDE).zip(groups) {
-            for (out, pair) in out.iter_mut().zip(&group[t / 2 * SIDE..]) {
-                *out = member(*pair, t);
-            }
-        }
-    }
-
     /// Copies column `j` to `out`, `[k]`.
     pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
         let group = &self.data[j / SIDE * self.column_stride() + j % SIDE..];
@@ -82,6 +60,11 @@ impl Tiles {
     pub(crate) fn cols(&self) -> Cols<'_> {
         let panel_stride = PANEL / SIDE * self.column_stride();
         Cols::tiles(&self.data, self.k, self.n, panel_stride)
+    }
+
+    /// The transposed matrix as a right factor.
+    pub(crate) fn turned(&self) -> Cols<'_> {
+        Cols::turned_tiles(&self.data, self.n, self.k, self.column_stride(), TILE)
     }
 
     /// Floats between the tiles of neighbouring groups of 16 columns.

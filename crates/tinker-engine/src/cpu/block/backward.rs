@@ -138,7 +138,7 @@ impl Block<'_> {
         let d_out = before_norm(norm, &acts.mlp_out, inverse, dy, raw);
         let down = Backward {
             lora: pass.adapter.group(self.index, Group::Down),
-            x: &acts.activated,
+            x: &acts.derived.activated,
             u: &acts.u[Group::Down as usize],
             layers: &[(&gated.down, d_out)],
         };
@@ -147,7 +147,7 @@ impl Block<'_> {
         self.activate_backward(gate, up, &deltas.wide[..n]);
         let gate_up = Backward {
             lora: pass.adapter.group(self.index, Group::GateUp),
-            x: &acts.mlp_normed,
+            x: &acts.derived.mlp_normed,
             u: &acts.u[Group::GateUp as usize],
             layers: &[(&gated.gate, &acts.gate), (&gated.up, &acts.up)],
         };
@@ -176,7 +176,7 @@ impl Block<'_> {
             q: &acts.q,
             k: &acts.k,
             kv: KeysValues {
-                keys: &acts.panels,
+                keys: &acts.derived.panels,
                 values: &acts.v,
             },
             out: &acts.attended,
@@ -191,7 +191,7 @@ impl Block<'_> {
         self.backward_rotation(rows, &heads, pass.angles, acts, deltas);
         let qkv = Backward {
             lora: pass.adapter.group(self.index, Group::Qkv),
-            x: &acts.normed,
+            x: &acts.derived.normed,
             u: &acts.u[Group::Qkv as usize],
             layers: &[
                 (&layer.q, &deltas.q),

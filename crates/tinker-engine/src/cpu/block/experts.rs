@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{Activations, BackwardPass, Block, Deltas};
+use super::{Activations, BackwardPass, Block, Deltas, Derived};
 use crate::arch::{Arch, Moe};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::elementwise;
@@ -33,8 +33,6 @@ pub(super) struct Routing {
     starts: Vec<usize>,
     /// What each row's probabilities were divided by to become weights.
     totals: Vec<f32>,
-    /// Input of each assignment, `[assignments, hidden]`.
-    x: Buffer,
     /// Output of each assignment before it is weighted, `[assignments, hidden]`.
     y: Buffer,
     /// One row of probabilities, or a place per expert.
@@ -51,7 +49,6 @@ impl Routing {
             weights: Vec::new(),
             starts: Vec::new(),
             totals: Vec::new(),
-            x: Buffer::zeros(0),
             y: Buffer::zeros(0),
             left: Vec::new(),
             next: Vec::new(),
@@ -62,10 +59,14 @@ impl Routing {
     pub(super) fn reserve(&mut self, arch: &Arch, moe: &Moe, rows: usize) {
         let assignments = rows * moe.per_token;
         self.probabilities.reserve(rows * moe.n_experts);
-        self.x.reserve(assignments * arch.hidden_size);
         self.y.reserve(assignments * arch.hidden_size);
         self.rows.resize(assignments, 0);
         self.weights.resize(assignments, 0.0);
+    }
+
+    /// Floats it holds for its rows, in the large.
+    pub(super) fn len(&self) -> usize {
+        self.probabilities.len() + self.y.len()
     }
 
     /// Turns the router's logits, in `probabilities`, into assignments.
@@ -167,7 +168,7 @@ impl Block<'_> {
         let routing = &mut acts.routing;
         let router = Forward {
             site: Site::Frozen,
-            x: &acts.mlp_normed[..n],
+            x: &acts.derived.mlp_normed[..n],
             width,
             u: &mut [],
         };
@@ -179,15 +180,9 @@ impl Block<'_> {
             }],
         );
         routing.route(moe, batch.rows);
-        let assigned = &routing.rows[..routing.chosen.len()];
-        gather(assigned, width, &acts.mlp_normed, &mut routing.x);
+        self.gather(acts);
         self.enter(batch, experts, acts);
-        let used = acts.routing.chosen.len() * moe.width;
-        self.activate(
-            &acts.gate[..used],
-            &acts.up[..used],
-            &mut acts.activated[..used],
-        );
+        self.activate(acts.routing.chosen.len() * moe.width, acts);
         self.leave(batch, experts, acts);
         let routing = &acts.routing;
         let weighted = routing.weights.iter().zip(routing.y.chunks_exact(width));
@@ -195,6 +190,21 @@ impl Block<'_> {
         for (row, (weight, y)) in routing.assigned().iter().zip(weighted) {
             elementwise::add_scaled(*weight, y, &mut out[row * width..][..width]);
         }
+    }
+
+    /// Copies the input of each assignment to its place.
+    fn gather(&self, acts: &mut Activations) {
+        let (width, rows) = (self.arch.hidden_size, acts.routing.assigned());
+        let Derived {
+            mlp_normed, routed, ..
+        } = &mut acts.derived;
+        gather(rows, width, mlp_normed, routed);
+    }
+
+    /// What [`super::Derived`] holds of the MLP, from what is kept.
+    pub(super) fn derive_mix(&self, moe: &Moe, acts: &mut Activations) {
+        self.gather(acts);
+        self.activate(acts.routing.chosen.len() * moe.width, acts);
     }
 
     /// Gate and up projections of all assignments.
@@ -206,7 +216,7 @@ impl Block<'_> {
             let runs = routing.runs(&of, batch);
             let forward = Forward {
                 site: Site::Expert(self.index, expert, Group::GateUp),
-                x: &routing.x[of.start * width..of.end * width],
+                x: &acts.derived.routed[of.start * width..of.end * width],
                 width,
                 u: part(&of, 2 * batch.rank, &mut acts.u[Group::GateUp as usize]),
             };
@@ -238,7 +248,7 @@ impl Block<'_> {
             let runs = routing.runs(&of, batch);
             let forward = Forward {
                 site: Site::Expert(self.index, expert, Group::Down),
-                x: &acts.activated[of.start * moe.width..of.end * moe.width],
+                x: &acts.derived.activated[of.start * moe.width..of.end * moe.width],
                 width: moe.width,
                 u: part(&of, batch.rank, &mut acts.u[Group::Down as usize]),
             };
@@ -269,7 +279,7 @@ impl Block<'_> {
         let deltas = &mut *pass.deltas;
         let router = Backward {
             lora: None,
-            x: &acts.mlp_normed,
+            x: &acts.derived.mlp_normed,
             u: &[],
             layers: &[(&experts.router, &deltas.router)],
         };
@@ -338,7 +348,7 @@ impl Block<'_> {
         for (expert, of) in acts.routing.busy() {
             let backward = Backward {
                 lora: pass.adapter.expert(self.index, expert, Group::Down),
-                x: &acts.activated[of.start * moe.width..],
+                x: &acts.derived.activated[of.start * moe.width..],
                 u: &acts.u[Group::Down as usize][of.start * rank..],
                 layers: &[(
                     &experts.experts[expert].down,
@@ -360,7 +370,7 @@ impl Block<'_> {
             let start = of.start * moe.width;
             let backward = Backward {
                 lora: pass.adapter.expert(self.index, expert, Group::GateUp),
-                x: &acts.routing.x[of.start * width..],
+                x: &acts.derived.routed[of.start * width..],
                 u: &acts.u[Group::GateUp as usize][of.start * 2 * rank..],
                 layers: &[(gate, &acts.gate[start..]), (up, &acts.up[start..])],
             };

@@ -170,6 +170,8 @@ mod matrix_unit {
         rounded: Vec<f32>,
         panels: Panels,
         tiles: Tiles,
+        /// Of the transpose.
+        turned: Tiles,
     }
 
     impl Factors {
@@ -190,16 +192,22 @@ mod matrix_unit {
                 n,
                 panels: Panels::from_columns(k, n, |j, out| column(&plain, j, out)).unwrap(),
                 tiles: Tiles::from_columns(k, n, |j, out| column(&rounded, j, out)).unwrap(),
+                turned: Tiles::from_columns(n, k, |t, out| {
+                    out.copy_from_slice(&rounded[t * n..][..n]);
+                    Ok::<(), ()>(())
+                })
+                .unwrap(),
                 plain,
                 rounded,
             }
         }
 
         /// The factor, and its values.
-        fn each(&self) -> [(&'static str, Cols<'_>, &[f32]); 3] {
+        fn each(&self) -> [(&'static str, Cols<'_>, &[f32]); 4] {
             let row_major = Cols::row_major(&self.plain, self.k, self.n, self.n);
             [
                 ("tiles", self.tiles.cols(), &self.rounded),
+                ("turned tiles", self.turned.turned(), &self.rounded),
                 ("panels", self.panels.cols().split(), &self.plain),
                 ("rows", row_major.split(), &self.plain),
             ]
@@ -316,6 +324,19 @@ mod matrix_unit {
     }
 
     #[test]
+    fn turned_tiles_give_the_bits_of_tiles() {
+        if is_absent() {
+            return;
+        }
+        for (m, n, k) in [(1, 1, 1), (40, 77, 300), (300, 200, 730), (64, 64, 32)] {
+            let (a, c) = (values(m * k, 4), values(m * n, 6));
+            let factors = Factors::new(k, n, 5);
+            let wanted = run(m, &a, factors.tiles.cols(), &c);
+            assert_eq!(run(m, &a, factors.turned.turned(), &c), wanted);
+        }
+    }
+
+    #[test]
     fn writes_and_replaces_its_columns_alone() {
         if is_absent() {
             return;
@@ -374,13 +395,10 @@ mod matrix_unit {
     #[test]
     fn tiles_give_back_what_was_packed() {
         let factors = Factors::new(45, 70, 8);
-        let (tiles, back) = (&factors.tiles, factors.tiles.transposed().transposed());
-        let (mut row, mut column) = (vec![0.0; 70], vec![0.0; 45]);
+        let mut column = vec![0.0; 45];
 
-        tiles.row(44, &mut row);
-        back.column(69, &mut column);
+        factors.tiles.column(69, &mut column);
 
-        assert_eq!(row, factors.rounded[44 * 70..]);
         let expected: Vec<f32> = factors.rounded.chunks(70).map(|row| row[69]).collect();
         assert_eq!(column, expected);
     }

@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// Model directory to offer, in the Hugging Face layout; may be repeated
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// Memory that training may take beside weights, such as 2GB; what does not fit is computed again
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    training_memory: Option<u64>,
     /// Threads of the engine; 0 takes one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     threads: usize,
@@ -109,6 +112,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         port: args.port,
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
         models: models?,
+        training_memory: args.training_memory,
         threads: args.threads,
         max_disk_bytes: args.max_disk,
         idle_timeout: args.idle_timeout,
