@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
@@ -48,7 +48,7 @@ impl TlsFiles {
         }
         let key = PrivateKeyDer::from_pem_slice(&bytes(&self.key)?)
             .map_err(|e| unusable(&self.key, e))?;
-        let builder = ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into());
+        let builder = ServerConfig::builder_with_provider(ring::default_provider().into());
         let versions = builder.with_safe_default_protocol_versions();
         let mut config = versions
             .map_err(|e| unusable(&self.cert, e))?

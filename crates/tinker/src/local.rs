@@ -257,6 +257,7 @@ mod tests {
             models: vec!["/models/a".into()],
             training_memory: Some(1 << 30),
             threads: 3,
+            max_disk_bytes: Some(5 << 30),
         };
         let mut command = Command::new("tinker");
 
@@ -266,6 +267,7 @@ mod tests {
         for wanted in [
             ["--port", "4321"],
             ["--threads", "3"],
+            ["--max-disk", "5368709120"],
             ["--training-memory", "1073741824"],
             ["--model", "/models/a"],
         ] {
