@@ -158,8 +158,9 @@ impl Error {
         )
     }
 
+    /// External checkpoints are weights that were brought in, or taken out: the server decides.
     pub(crate) fn check_kind(path: &TinkerPath, kind: CheckpointKind) -> Result<()> {
-        if path.checkpoint.kind == kind {
+        if [kind, CheckpointKind::External].contains(&path.checkpoint.kind) {
             return Ok(());
         }
         Err(Self::WrongCheckpointKind {
@@ -195,6 +196,15 @@ mod tests {
             "tinker://r/weights/final is not a sampler checkpoint; \
              did you mean tinker://r/sampler_weights/final?"
         );
+    }
+
+    #[test]
+    fn whether_an_external_checkpoint_will_do_is_for_the_server_to_say() {
+        let path = "tinker://r/external_weights/uploaded".parse().unwrap();
+
+        for kind in [CheckpointKind::Sampler, CheckpointKind::Training] {
+            assert!(Error::check_kind(&path, kind).is_ok());
+        }
     }
 
     #[test]

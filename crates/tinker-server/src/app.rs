@@ -18,7 +18,7 @@ use crate::catalog::Run;
 use crate::clock::now;
 use crate::core::{Core, CoreOptions, LoadBackend, lock};
 use crate::disk::{Disk, OsDisk};
-use crate::engine::{Command, EngineThread, family};
+use crate::engine::{Command, EngineThread, check_optimizer, family};
 use crate::error::Result;
 use crate::inference::Tokenizers;
 use crate::journal::Accepted;
@@ -377,6 +377,7 @@ impl App {
             }
             let kind = tinker_types::CheckpointKind::Training;
             let checkpoint = self.core.catalog.checkpoint(&request.path, kind)?;
+            check_optimizer(request)?;
             let asked = request
                 .base_model
                 .as_ref()

@@ -22,7 +22,8 @@ use crate::error::{Error, Result};
 /// The manifest format this program writes and the newest it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 const MANIFEST_FILE: &str = "manifest.json";
-const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of PEFT's description of an adapter.
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 const SET_ASIDE: &str = ".old";
 
 /// What a bundle holds and where it comes from.

@@ -58,6 +58,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
+    /// Held while an upload becomes a checkpoint.
+    pub(crate) uploads: Mutex<()>,
     pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,
@@ -154,6 +156,7 @@ impl Core {
             limits: options.limits,
             catalog,
             accounts: Accounts::new(db.clone()),
+            uploads: Mutex::default(),
             db,
             keys: Keys::open(&options.home)?,
             metrics: Metrics::default(),

@@ -29,6 +29,7 @@ mod engine;
 mod error;
 mod future_store;
 mod identity;
+mod imports;
 mod inference;
 mod journal;
 mod keys;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tinker_types::{SamplingSessionId, TinkerPath, TrainingRunId};
+use tinker_types::{SamplingSessionId, SessionId, TinkerPath, TrainingRunId};
 
 use crate::lock::server_dir;
 use crate::names::{safe_id, safe_name};
@@ -48,6 +48,16 @@ impl Paths {
     /// Logs and snapshots of all training runs.
     pub(crate) fn runs(&self) -> PathBuf {
         self.root.join("runs")
+    }
+
+    /// Files that are brought in from outside.
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
+    /// An upload, by the session that it will be.
+    pub(crate) fn upload(&self, id: &SessionId) -> PathBuf {
+        self.uploads().join(safe_id(id.as_str()))
     }
 
     /// The log of a training run.

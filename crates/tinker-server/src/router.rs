@@ -16,7 +16,7 @@ use crate::auth;
 use crate::caller::Scope;
 use crate::routes::{
     admin, anthropic, api_keys, checkpoints, custom_losses, futures, models, openai, sampling,
-    search, service, sessions, signed, training, training_runs, weights,
+    search, service, sessions, signed, training, training_runs, uploads, weights,
 };
 
 /// Where Prometheus looks.
@@ -117,6 +117,8 @@ fn training_routes() -> Router<Arc<App>> {
         .route(t::SAVE_WEIGHTS_FOR_SAMPLER, post(weights::save_for_sampler))
         .route(t::SAVE_WEIGHTS_EXTERNAL, post(weights::save_external))
         .route(t::COPY_WEIGHTS, post(weights::copy))
+        .route(t::START_UPLOAD, post(uploads::start))
+        .route(t::FINISH_UPLOAD, post(uploads::finish))
         .route(t::CREATE_CUSTOM_LOSS, post(custom_losses::create))
         .route(
             &under(t::SESSIONS, "/{id}/project"),
@@ -170,6 +172,7 @@ fn signed_routes() -> Router<Arc<App>> {
             get(signed::archive),
         )
         .route("/signed/traces/{session}", get(signed::trace))
+        .route("/signed/uploads/{upload}/{file}", put(uploads::receive))
 }
 
 fn under(path: &str, rest: &str) -> String {

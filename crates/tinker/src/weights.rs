@@ -67,23 +67,14 @@ impl Weights {
 
 /// Refuses what cannot be sampled, and names what can.
 fn check_kind(path: &TinkerPath) -> Result<()> {
-    if path.checkpoint.kind == CheckpointKind::Sampler {
+    if path.checkpoint.kind != CheckpointKind::Training {
         return Ok(());
     }
     let twin = path.twin(CheckpointKind::Sampler);
     Err(Failure::usage(format!(
-        "{path} holds {}, not weights to sample from",
-        holds(path)
+        "{path} holds training state, not weights to sample from"
     ))
     .hint(format!("sample from its twin: {twin}")))
-}
-
-fn holds(path: &TinkerPath) -> &'static str {
-    match path.checkpoint.kind {
-        CheckpointKind::Training => "training state",
-        CheckpointKind::Sampler => "sampler weights",
-        CheckpointKind::External => "an exported adapter",
-    }
 }
 
 /// The sampler weights of the checkpoint called `name`, or of the newest that has some.

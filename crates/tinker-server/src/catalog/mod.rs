@@ -561,7 +561,8 @@ impl Catalog {
         self.find_checkpoint(path).filter(|_| is_own)
     }
 
-    /// A checkpoint of the kind that is needed.
+    /// A checkpoint of the kind that is needed. External ones hold weights, which serve to sample and
+    /// to begin training with.
     ///
     /// # Errors
     /// [`Error::Invalid`] for another kind, naming the twin; [`Error::NotFound`] with a list of
@@ -571,7 +572,7 @@ impl Catalog {
         path: &TinkerPath,
         needed: CheckpointKind,
     ) -> Result<SavedCheckpoint> {
-        if path.checkpoint.kind != needed {
+        if ![needed, CheckpointKind::External].contains(&path.checkpoint.kind) {
             let twin = path.twin(needed);
             let known = if self.find_checkpoint(&twin).is_some() {
                 format!("use its twin {twin}")

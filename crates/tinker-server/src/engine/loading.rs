@@ -84,6 +84,7 @@ impl Worker {
                 request.path, checkpoint.base_model, row.base_model
             )));
         }
+        check_optimizer(request)?;
         let dir = self.core.paths.checkpoint(&request.path);
         let (manifest, state) = bundle::read(self.core.disk.as_ref(), &dir, request.optimizer)?;
         if let Some(found) = family_of(&state)
@@ -151,6 +152,17 @@ impl Worker {
             Err(_) => Ok(false),
         }
     }
+}
+
+/// Refuses to load an optimizer's state from a checkpoint that has none.
+pub(crate) fn check_optimizer(request: &LoadWeightsRequest) -> Result<()> {
+    if request.optimizer && request.path.checkpoint.kind == CheckpointKind::External {
+        return Err(Error::Invalid(format!(
+            "{} holds weights only: load them without optimizer",
+            request.path
+        )));
+    }
+    Ok(())
 }
 
 /// The optimizer whose moments a state holds.

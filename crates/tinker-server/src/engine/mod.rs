@@ -31,6 +31,7 @@ use crate::operation::{OpKind, Outcome};
 use crate::scheduler::TrainQueue;
 use base::Base;
 use held::HeldSamples;
+pub(crate) use loading::check_optimizer;
 pub(crate) use optimizers::family;
 use runs::ActiveRun;
 pub(crate) use saves::expiry;
@@ -418,6 +419,7 @@ impl Worker {
         self.core.close_settled_journals();
         self.core.discard_expired();
         self.core.discard_stale_samplers();
+        self.core.discard_stale_uploads();
         if let Err(error) = self.core.accounts.flush() {
             tracing::warn!(error = error.with_causes(), "cannot write the counters");
         }

@@ -15,6 +15,7 @@ pub(crate) mod sessions;
 pub(crate) mod signed;
 pub(crate) mod training;
 pub(crate) mod training_runs;
+pub(crate) mod uploads;
 pub(crate) mod weights;
 
 use axum::http::HeaderMap;

@@ -30,4 +30,5 @@ mod sessions;
 mod sharing;
 mod tls;
 mod training;
+mod uploads;
 mod watching;

@@ -1,0 +1,266 @@
+//! Adapters from outside: files are sent to signed addresses and become an external checkpoint, in a
+//! session of its own, once they are found to fit their base model.
+//!
+//! An upload is named by its session, so only whoever began it can finish it.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tinker_engine::AdapterState;
+use tinker_engine::peft::read_peft;
+use tinker_types::{
+    CheckpointId, CheckpointKind, CreateSessionRequest, LoraConfig, SessionId, StartUploadRequest,
+    TinkerPath, TrainingRunId,
+};
+
+use crate::adapter_files::WEIGHTS_FILE;
+use crate::api_error::{ApiError, ApiResult};
+use crate::app::App;
+use crate::bundle::{self, CONFIG_FILE, FORMAT_VERSION, Manifest};
+use crate::catalog::{Run, SavedCheckpoint};
+use crate::clock::{now, timestamp};
+use crate::core::{Core, lock};
+use crate::disk::{create_dir, read_file, remove_dir, write_private};
+use crate::error::{Error, Result};
+use crate::links::LIFE;
+use crate::models::BaseModel;
+
+/// What an upload consists of: PEFT's layout, as `save_weights_external` writes it.
+pub(crate) const FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
+
+/// What was asked for, beside the files.
+const REQUEST_FILE: &str = "upload.json";
+
+/// Name of the checkpoint that an upload becomes.
+const NAME: &str = "uploaded";
+
+impl App {
+    /// Begins an upload.
+    pub(crate) fn start_upload(&self, request: &StartUploadRequest) -> ApiResult<SessionId> {
+        self.check_open()?;
+        if request.lora_config.rank == 0 {
+            return Err(ApiError::bad_request("lora_config.rank must be at least 1"));
+        }
+        let core = &self.core;
+        core.models.resolve(&request.base_model)?;
+        let text = serde_json::to_vec(request)
+            .map_err(|error| ApiError::internal("internal error", error.to_string()))?;
+        let session = core
+            .catalog
+            .create_session(session_of_upload(request), None)?;
+        let dir = core.paths.upload(&session);
+        create_dir(core.disk.as_ref(), &dir)?;
+        write_private(core.disk.as_ref(), &dir.join(REQUEST_FILE), &text)?;
+        Ok(session)
+    }
+
+    /// Keeps a file of an upload; the same file sent again takes its place.
+    pub(crate) fn receive_upload(
+        &self,
+        upload: &SessionId,
+        file: &str,
+        bytes: &[u8],
+    ) -> ApiResult<()> {
+        self.check_open()?;
+        if !FILES.contains(&file) {
+            let files = FILES.join(" and ");
+            return Err(ApiError::not_found(format!(
+                "an upload has no file {file:?}: it takes {files}"
+            )));
+        }
+        let dir = self.core.paths.upload(upload);
+        if !dir.is_dir() {
+            return Err(no_upload(upload).into());
+        }
+        Ok(write_private(
+            self.core.disk.as_ref(),
+            &dir.join(file),
+            bytes,
+        )?)
+    }
+
+    /// Makes a checkpoint of an upload whose files are all there. Asked again it says the same.
+    pub(crate) fn finish_upload(&self, upload: &SessionId) -> ApiResult<TinkerPath> {
+        self.check_open()?;
+        let core = &self.core;
+        core.catalog.session(upload)?;
+        let path = path_of(upload)?;
+        let _one_at_a_time = lock(&core.uploads);
+        if core.catalog.find_own_checkpoint(&path).is_some() {
+            return Ok(path);
+        }
+        let dir = core.paths.upload(upload);
+        let request = core.upload_request(upload, &dir)?;
+        let base = core.models.resolve(&request.base_model)?;
+        let state = adapter_in(&dir, &base, &request.lora_config)?;
+        core.keep_upload(&path, upload, &base, &state)?;
+        remove_dir(&dir)?;
+        Ok(path)
+    }
+}
+
+impl Core {
+    fn upload_request(&self, upload: &SessionId, dir: &Path) -> Result<StartUploadRequest> {
+        let path = dir.join(REQUEST_FILE);
+        let bytes = match read_file(self.disk.as_ref(), &path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(no_upload(upload));
+            }
+            Err(error) => return Err(Error::io("read", &path, error)),
+        };
+        serde_json::from_slice(&bytes).map_err(|error| Error::Corrupt {
+            path,
+            message: error.to_string(),
+        })
+    }
+
+    /// Writes the checkpoint, then the rows that show it.
+    fn keep_upload(
+        &self,
+        path: &TinkerPath,
+        session: &SessionId,
+        base: &BaseModel,
+        state: &AdapterState,
+    ) -> Result<()> {
+        let _changing = self.change_checkpoints();
+        let manifest = bundle::write(
+            self.disk.as_ref(),
+            &self.paths.temp(),
+            &self.paths.checkpoint(path),
+            self.manifest_of_upload(path, base, state),
+            state,
+            false,
+            true,
+        )?;
+        self.catalog.put_run(Run {
+            id: path.run.clone(),
+            session_id: session.clone(),
+            base_model: base.name.clone(),
+            lora: manifest.lora.clone(),
+            user_metadata: None,
+            created_at: now(),
+            last_request_at: now(),
+            corrupted: None,
+            optimizer: Default::default(),
+        })?;
+        self.catalog.put_checkpoint(SavedCheckpoint {
+            path: path.clone(),
+            base_model: base.name.clone(),
+            size_bytes: manifest.size_bytes(),
+            lora: manifest.lora,
+            user_metadata: None,
+            public: false,
+            created_at: now(),
+            expires_at: None,
+        })?;
+        self.note_checkpoint("checkpoint_uploaded", path);
+        Ok(())
+    }
+
+    fn manifest_of_upload(
+        &self,
+        path: &TinkerPath,
+        base: &BaseModel,
+        state: &AdapterState,
+    ) -> Manifest {
+        let spec = state.spec;
+        Manifest {
+            format_version: FORMAT_VERSION,
+            kind: path.checkpoint.kind.segment().to_owned(),
+            path: Some(path.clone()),
+            run: path.run.clone(),
+            base_model: base.name.clone(),
+            base_revision: base.revision.clone(),
+            lora: LoraConfig {
+                rank: spec.rank as u32,
+                seed: Some(spec.seed),
+                train_unembed: spec.train_unembed,
+                train_mlp: spec.train_mlp,
+                train_attn: spec.train_attn,
+            },
+            seed: spec.seed,
+            step: 0,
+            seq_id: 0,
+            request_id: None,
+            copied_from: None,
+            log_segment: None,
+            precision: "uploaded".to_owned(),
+            server_version: self.version.clone(),
+            created_at: timestamp(now()),
+            files: Default::default(),
+        }
+    }
+
+    /// Removes uploads that can no longer be completed: their links have expired.
+    pub(crate) fn discard_stale_uploads(&self) {
+        let Ok(entries) = fs::read_dir(self.paths.uploads()) else {
+            return;
+        };
+        let limit = Duration::from_millis(LIFE.unsigned_abs());
+        for entry in entries.flatten() {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            let is_stale = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > limit));
+            if is_stale && let Err(error) = remove_dir(&entry.path()) {
+                tracing::warn!(error = error.with_causes(), "cannot remove an old upload");
+            }
+        }
+    }
+}
+
+/// The adapter that the files hold.
+///
+/// # Errors
+/// 400 if a file is missing, does not fit the base model or what was announced, or holds a value that
+/// is not finite.
+fn adapter_in(dir: &Path, base: &BaseModel, announced: &LoraConfig) -> ApiResult<AdapterState> {
+    if let Some(missing) = FILES.iter().find(|file| !dir.join(file).is_file()) {
+        return Err(ApiError::bad_request(format!(
+            "{missing} has not been sent: PUT it to its address, then finish the upload"
+        )));
+    }
+    let state =
+        read_peft(dir, &base.dir).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    if state.spec.rank != announced.rank as usize {
+        return Err(ApiError::bad_request(format!(
+            "the adapter has rank {} and lora_config.rank {} was announced: start an upload with the adapter's rank",
+            state.spec.rank, announced.rank
+        )));
+    }
+    for (name, tensor) in &state.weights {
+        if let Some(at) = tensor.data.iter().position(|value| !value.is_finite()) {
+            let value = tensor.data[at];
+            return Err(ApiError::bad_request(format!(
+                "tensor {name} has {value} at element {at}: an adapter has finite weights only"
+            )));
+        }
+    }
+    Ok(state)
+}
+
+fn path_of(upload: &SessionId) -> ApiResult<TinkerPath> {
+    let checkpoint = CheckpointId::new(CheckpointKind::External, NAME.to_owned())
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    Ok(TinkerPath {
+        run: TrainingRunId::of_session(upload, 0),
+        checkpoint,
+    })
+}
+
+fn session_of_upload(request: &StartUploadRequest) -> CreateSessionRequest {
+    CreateSessionRequest {
+        tags: vec!["external_weights_upload".into()],
+        user_metadata: Default::default(),
+        sdk_version: env!("CARGO_PKG_VERSION").into(),
+        project_id: request.destination_project_id.clone(),
+        display_name: Some(format!("weights from outside for {}", request.base_model)),
+        tag: Default::default(),
+    }
+}
+
+fn no_upload(upload: &SessionId) -> Error {
+    Error::NotFound(format!(
+        "upload {upload} is unknown or was given up: start one with external_weights_upload_start"
+    ))
+}

@@ -1,0 +1,200 @@
+//! Weights that are brought in from outside, over the real engine and a tiny model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use serde_json::{Value, json};
+use tinker_server::{ApiToken, AppOptions};
+
+use crate::harness::{Answer, Harness, TOKEN};
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+const TOKENS: [u32; 5] = [1, 2, 3, 4, 5];
+
+fn model() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/qwen3");
+    root.canonicalize().unwrap()
+}
+
+fn open(home: &Path) -> Harness {
+    Harness::with(AppOptions {
+        threads: 1,
+        ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
+    })
+}
+
+/// A run of rank 4 that took a step.
+async fn trained(server: &Harness, session: &str) -> String {
+    let body = json!({"session_id": session, "model_seq_id": 0, "base_model": model(),
+        "lora_config": {"rank": 4, "seed": 3}});
+    let id = server.submit("/create_model", body).await;
+    let run = server.result(&id).await.json()["model_id"].clone();
+    let run = run.as_str().unwrap().to_owned();
+    server.forward_backward(&run, 1, &TOKENS).await;
+    let step = server.optim_step(&run, 2).await;
+    server.result(&step).await;
+    run
+}
+
+/// What a run computes now.
+async fn outputs(server: &Harness, run: &str, seq: u64) -> String {
+    let id = server.forward_backward(run, seq, &TOKENS).await;
+    format!("{:?}", server.output(&id).await.loss_fn_outputs)
+}
+
+/// The files of a run, as they leave the server.
+async fn exported(server: &Harness, run: &str, seq: u64) -> Files {
+    let body = json!({"model_id": run, "seq_id": seq, "path": "out"});
+    let id = server.submit("/save_weights_external", body).await;
+    server.result(&id).await;
+    let links =
+        format!("/training_runs/{run}/checkpoints/external_weights/out/external_weights_urls");
+    let mut files = Files::new();
+    for (name, url) in server.get(&links).await.json()["urls"].as_object().unwrap() {
+        let answer = server.follow(url.as_str().unwrap(), &[]).await;
+        files.insert(name.clone(), answer.body);
+    }
+    files
+}
+
+async fn start(server: &Harness, rank: u32) -> Value {
+    let body = json!({"base_model": model(), "lora_config": {"rank": rank}});
+    let answer = server.post("/external_weights_upload_start", body).await;
+    assert_eq!(answer.status, 200);
+    answer.json()
+}
+
+async fn put(server: &Harness, url: &str, bytes: &[u8]) -> Answer {
+    let request = Request::builder().method(Method::PUT).uri(url);
+    let request = request.header("host", "127.0.0.1");
+    server
+        .send(request.body(Body::from(bytes.to_vec())).unwrap())
+        .await
+}
+
+async fn send(server: &Harness, upload: &Value, files: &Files) {
+    for (name, bytes) in files {
+        let url = upload["urls"][name].as_str().unwrap();
+        assert_eq!(put(server, url, bytes).await.status, 200, "{name}");
+    }
+}
+
+async fn finish(server: &Harness, upload: &Value) -> Answer {
+    let body = json!({"upload_id": upload["upload_id"]});
+    server.post("/external_weights_upload_finish", body).await
+}
+
+/// A run that begins with the weights of a checkpoint.
+async fn begun(server: &Harness, session: &str, number: u64, path: &Value) -> String {
+    let body = json!({"session_id": session, "model_seq_id": number, "path": path,
+        "optimizer": false});
+    let id = server.submit("/load_weights", body).await;
+    let answer = server.result(&id).await.json();
+    answer["model_id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_was_taken_out_can_be_brought_in_trained_and_sampled() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let run = trained(&server, &session).await;
+    let files = exported(&server, &run, 3).await;
+    let expected = outputs(&server, &run, 4).await;
+    let upload = start(&server, 4).await;
+    send(&server, &upload, &files).await;
+
+    let path = finish(&server, &upload).await.json()["tinker_path"].clone();
+
+    let again = finish(&server, &upload).await.json();
+    assert_eq!(again["tinker_path"], path, "the first answer may be lost");
+    let copy = begun(&server, &session, 1, &path).await;
+    assert_eq!(outputs(&server, &copy, 1).await, expected);
+    let body = json!({"session_id": session, "sampling_session_seq_id": 0, "model_path": path});
+    let sampler = server.post("/create_sampling_session", body).await;
+    assert_eq!(sampler.status, 200, "{:?}", sampler.json());
+    let left = std::fs::read_dir(home.path().join("server/uploads")).unwrap();
+    assert_eq!(left.count(), 0, "files of a finished upload");
+    drop(server);
+
+    let server = open(home.path());
+    let copy = begun(&server, &session, 2, &path).await;
+    assert_eq!(outputs(&server, &copy, 1).await, expected);
+}
+
+#[tokio::test]
+async fn a_half_sent_upload_survives_a_restart_and_says_what_is_missing() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let run = trained(&server, &session).await;
+    let mut files = exported(&server, &run, 3).await;
+    let upload = start(&server, 4).await;
+    let weights = files.remove(WEIGHTS).unwrap();
+    send(&server, &upload, &files).await;
+    drop(server);
+
+    let server = open(home.path());
+    let early = finish(&server, &upload).await;
+    send(&server, &upload, &[(WEIGHTS.to_owned(), weights)].into()).await;
+    let whole = finish(&server, &upload).await;
+
+    assert_eq!(early.status, 400);
+    assert!(early.detail().contains(WEIGHTS), "{}", early.detail());
+    assert_eq!(whole.status, 200);
+}
+
+#[tokio::test]
+async fn an_adapter_that_does_not_fit_is_refused_and_can_be_sent_again() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let run = trained(&server, &session).await;
+    let files = exported(&server, &run, 3).await;
+    let mut spoilt = files.clone();
+    let weights = spoilt.get_mut(WEIGHTS).unwrap();
+    let end = weights.len();
+    weights[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let mut cut = files.clone();
+    cut.get_mut(WEIGHTS).unwrap().truncate(end / 2);
+    let (other_rank, upload) = (start(&server, 8).await, start(&server, 4).await);
+    let refused = async |upload: &Value, files: &Files, reason: &str| {
+        send(&server, upload, files).await;
+        let answer = finish(&server, upload).await;
+        assert_eq!(answer.status, 400);
+        assert!(answer.detail().contains(reason), "{}", answer.detail());
+    };
+
+    refused(&other_rank, &files, "rank 4").await;
+    refused(&upload, &spoilt, "NaN").await;
+    refused(&upload, &cut, WEIGHTS).await;
+
+    send(&server, &upload, &files).await;
+    assert_eq!(finish(&server, &upload).await.status, 200);
+}
+
+#[tokio::test]
+async fn uploads_that_make_no_sense_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let upload = start(&server, 4).await;
+    let url = upload["urls"][WEIGHTS].as_str().unwrap();
+
+    let begin = |base: Value, rank: u32| {
+        let body = json!({"base_model": base, "lora_config": {"rank": rank}});
+        server.post("/external_weights_upload_start", body)
+    };
+    let no_upload = finish(&server, &json!({"upload_id": session})).await;
+    let elsewhere = put(&server, &url.replace(WEIGHTS, "x"), b"x").await;
+
+    assert_eq!(begin(json!("no/model"), 4).await.status, 404);
+    assert_eq!(begin(json!(model()), 0).await.status, 400);
+    assert_eq!(no_upload.status, 404);
+    assert!(no_upload.detail().contains(&session));
+    assert_eq!(elsewhere.status, 403);
+}
