@@ -473,10 +473,10 @@ impl Core {
     pub(crate) fn discard_stale_samplers(&self) {
         for id in self.catalog.stale_samplers(now() - KEEP_SESSION_MS) {
             let dir = self.paths.sampler(&id);
-            let removed = self
-                .catalog
-                .remove_sampler(&id)
-                .and_then(|()| remove_dir(&dir));
+            let removed = self.move_to_trash(&dir).and_then(|trash| {
+                self.catalog.remove_sampler(&id)?;
+                remove_dir(&trash)
+            });
             if let Err(error) = removed {
                 tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove a sampler");
             }
@@ -510,7 +510,7 @@ impl Core {
 
     /// Takes a directory out of sight in one step: a half-removed one is never taken for whole. One
     /// that is not there is fine.
-    fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
+    pub(crate) fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
         let name = format!("{DELETED}{}", uuid::Uuid::now_v7());
         let trash = self.paths.temp().join(name);
         match self.disk.rename(dir, &trash) {
