@@ -84,8 +84,8 @@ pub use tinker_http::{
     StoredCredentials, StoredKey, Timeouts,
 };
 pub use tinker_types::{
-    AdamParams, ApiKeyInfo, AuditEntry, AuditEventType, AuditLog, BillingUsage, Checkpoint,
-    CheckpointId, CheckpointKind, CheckpointSearchCursor, CheckpointSearchRequest,
+    AdamParams, ApiKeyInfo, AuditEntry, AuditEventType, AuditLog, BackupImage, BillingUsage,
+    Checkpoint, CheckpointId, CheckpointKind, CheckpointSearchCursor, CheckpointSearchRequest,
     CheckpointSearchResponse, CheckpointStorageUsage, CheckpointsResponse, Chunk, CustomLossGraph,
     CustomLossInput, CustomLossNode, Datum, DimuonParams, ErrorCategory, ExternalWeightsUrls,
     FinishKind, FinishReason, ForwardBackwardOutput, GetInfoResponse, LoraConfig, LossConfig,

@@ -541,9 +541,9 @@ impl Core {
     pub(crate) fn discard_stale_samplers(&self) {
         for id in self.catalog.stale_samplers(now() - KEEP_SESSION_MS) {
             let removed = self.catalog.sampler(&id).and_then(|sampler| {
-                let dir = self.own_weights(&sampler);
+                let trash = self.move_to_trash(&self.own_weights(&sampler))?;
                 self.catalog.remove_sampler(&id)?;
-                remove_dir(&dir)
+                remove_dir(&trash)
             });
             if let Err(error) = removed {
                 tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove a sampler");
@@ -581,7 +581,7 @@ impl Core {
 
     /// Takes a directory out of sight in one step: a half-removed one is never taken for whole. One
     /// that is not there is fine.
-    fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
+    pub(crate) fn move_to_trash(&self, dir: &Path) -> Result<PathBuf> {
         let name = format!("{DELETED}{}", uuid::Uuid::now_v7());
         let trash = self.paths.temp().join(name);
         match self.disk.rename(dir, &trash) {

@@ -99,14 +99,6 @@ impl Operation {
         })
     }
 
-    /// Whether it writes the adapter to the disk and does nothing else.
-    pub(crate) const fn is_save(&self) -> bool {
-        matches!(
-            self,
-            Self::SaveWeights(_) | Self::SaveWeightsForSampler(_) | Self::SaveWeightsExternal(_)
-        )
-    }
-
     /// Whether it changes the adapter, and so must be repeated when a run is rebuilt.
     pub(crate) const fn changes_adapter(&self) -> bool {
         match self {

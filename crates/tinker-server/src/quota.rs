@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use crate::core::lock;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
@@ -60,6 +61,8 @@ pub(crate) struct Quota {
     temp: PathBuf,
     /// At least the bytes that are there: what was counted last and all that was written since.
     at_most: Arc<AtomicU64>,
+    /// Held while what is there is counted.
+    counting: Mutex<()>,
 }
 
 impl Quota {
@@ -80,6 +83,7 @@ impl Quota {
             root: root.to_owned(),
             temp,
             at_most,
+            counting: Mutex::default(),
         };
         quota.count();
         (quota, Arc::new(metered))
@@ -112,8 +116,12 @@ impl Quota {
         if self.limit.is_none() {
             return 0;
         }
+        let _counting = lock(&self.counting);
+        let before = self.at_most.load(Ordering::Relaxed);
         let used = size_of(&self.root, &self.temp);
-        self.at_most.store(used, Ordering::Relaxed);
+        // What is written meanwhile stays counted, whether it was found or not.
+        self.at_most
+            .fetch_add(used.wrapping_sub(before), Ordering::Relaxed);
         used
     }
 }

@@ -33,13 +33,26 @@ pub(super) fn broken_weights(home: &Path) -> Vec<String> {
                 let extension = path.extension().unwrap_or_default();
                 extension == "safetensors" || extension == "json"
             });
-            if is_bundle && let Err(fault) = check(&dir) {
+            if is_bundle
+                && !is_replaced(&dir)
+                && let Err(fault) = check(&dir)
+            {
                 broken.push(format!("{}: {fault}", dir.display()));
             }
             dirs.extend(paths.into_iter().filter(|path| path.is_dir()));
         }
     }
     broken
+}
+
+/// Whether a directory was set aside for another, which is in its place: half of it may be removed.
+/// While that is not there, this one is put back at the next start.
+fn is_replaced(dir: &Path) -> bool {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let replaced = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".old"));
+    replaced.is_some_and(|name| dir.with_file_name(name).is_dir())
 }
 
 fn check(dir: &Path) -> Result<(), String> {

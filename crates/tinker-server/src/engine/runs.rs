@@ -73,9 +73,7 @@ impl Worker {
                 self.count(run, operation, &outcome);
                 Attempt::Done(outcome)
             }
-            // A save touches nothing but the disk, so it can wait until that is well again.
-            Err(error) if operation.is_save() => error.into(),
-            // The fault is the operation's own.
+            // The fault is the operation's own, a save on a full disk, say.
             Err(error) if self.runs.contains_key(run) => Attempt::Done(error.into()),
             // The run did not come into memory, so nothing was done.
             Err(error) => error.into(),

@@ -9,7 +9,7 @@ use super::base::Base;
 use crate::bundle::{self, FORMAT_VERSION, Manifest};
 use crate::catalog::Run;
 use crate::clock::{now, timestamp};
-use crate::core::{lock, snapshot_dir, snapshots};
+use crate::core::{Core, lock, snapshot_dir, snapshots};
 use crate::disk::remove_dir;
 use crate::error::Result;
 
@@ -48,7 +48,7 @@ impl Worker {
         )?;
         active.ops_since = 0;
         active.time_since = Duration::ZERO;
-        if let Err(error) = drop_older(&dir, &journal) {
+        if let Err(error) = drop_older(&core, &dir, &journal) {
             // The snapshot is good; the next one tries again.
             tracing::warn!(run.id = %run, error = error.with_causes(), "cannot drop old snapshots");
         }
@@ -59,6 +59,7 @@ impl Worker {
 /// Keeps the two newest snapshots, and the log from the older of them on: should the newest turn out
 /// to be unreadable, the run can still be rebuilt.
 fn drop_older(
+    core: &Core,
     dir: &std::path::Path,
     journal: &std::sync::Mutex<crate::journal::Journal>,
 ) -> Result<()> {
@@ -67,7 +68,7 @@ fn drop_older(
         return Ok(());
     };
     for seq in older {
-        remove_dir(&snapshot_dir(dir, *seq))?;
+        remove_dir(&core.move_to_trash(&snapshot_dir(dir, *seq))?)?;
     }
     let mut journal = lock(journal);
     journal.raise_floor(*previous);

@@ -8,7 +8,7 @@ use serde_json::json;
 use tinker_server::{Backup, check_free, place_backup, stage_backup};
 
 use crate::durability::{finals, play};
-use crate::harness::{Harness, datum, fb};
+use crate::harness::{Harness, create_body, datum, fb};
 
 /// Takes an image as the command does, over the wire.
 async fn image(server: &Harness) -> PathBuf {
@@ -73,7 +73,8 @@ async fn servers_go_on_from_backups_taken_at_any_moment_of_a_run() {
     for i in 0..n_backups {
         let home = backups.path().join(i.to_string());
         let server = Harness::open(&home);
-        server.run(&session, 0).await;
+        let created = server.post("/create_model", create_body(&session, 0)).await;
+        assert_eq!(created.status, 200, "backup {i} of {n_backups}");
         let mut delivered = delivered.clone();
         let played = play(&server, &session, &run, &mut delivered).await;
         played.unwrap_or_else(|refusal| panic!("backup {i} of {n_backups}: {refusal}"));
@@ -103,7 +104,7 @@ async fn a_backup_stays_what_it_was() {
     let deleted = server
         .delete(&format!("/training_runs/{run}/checkpoints/{checkpoint}"))
         .await;
-    assert_eq!(deleted.status, 200);
+    assert_eq!(deleted.status, 204);
     let backup = place_backup(&image, &target).unwrap();
     drop(server);
 

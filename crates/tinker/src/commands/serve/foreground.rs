@@ -70,10 +70,11 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
 /// Serves until the first request to leave, and what runs then has ended; or until the second.
 async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Output> {
     let server = Server::bind(options).await?;
+    let (mut first, mut all) = (Interrupts::watch()?, Interrupts::watch()?);
+    // Whoever reads this may interrupt at once.
     if !detached {
         announce(ctx, &server)?;
     }
-    let (mut first, mut all) = (Interrupts::watch()?, Interrupts::watch()?);
     let twice = async {
         all.next().await;
         ctx.ui
