@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tinker_engine::Quantization;
 use tinker_types::ClientConfig;
 
 use crate::token::ApiToken;
@@ -34,6 +35,8 @@ pub struct ServeOptions {
     /// Bytes that each base model may take in training for what its backward passes read; `None` lets
     /// the engine choose. What does not fit is computed again.
     pub training_memory: Option<u64>,
+    /// Fewer bits for the weights of base models; `None` keeps those of their files.
+    pub weights: Option<Quantization>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Leave after this long without requests, heartbeats or work; `None` stays.
@@ -58,6 +61,7 @@ impl ServeOptions {
             token: None,
             models: Vec::new(),
             training_memory: None,
+            weights: None,
             threads: 0,
             idle_timeout: None,
             hf_cache: None,

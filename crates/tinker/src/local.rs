@@ -134,6 +134,9 @@ fn replace(command: &mut Command, earlier: &LockInfo) {
         .args(["--threads", &earlier.threads.to_string()])
         // The environment is for this user alone; arguments are for everybody to read.
         .env(env::TINKER_API_KEY.name, &earlier.token);
+    if let Some(weights) = &earlier.weights {
+        command.args(["--weights", weights]);
+    }
     if let Some(bytes) = earlier.training_memory {
         command.args(["--training-memory", &bytes.to_string()]);
     }
@@ -253,6 +256,7 @@ mod tests {
             started: "now".into(),
             models: vec!["/models/a".into()],
             training_memory: Some(1 << 30),
+            weights: Some("nf4".into()),
             threads: 3,
         };
         let mut command = Command::new("tinker");
@@ -264,6 +268,7 @@ mod tests {
             ["--port", "4321"],
             ["--threads", "3"],
             ["--training-memory", "1073741824"],
+            ["--weights", "nf4"],
             ["--model", "/models/a"],
         ] {
             assert!(

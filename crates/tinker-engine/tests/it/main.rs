@@ -16,3 +16,4 @@ mod loading;
 mod losses;
 mod peft;
 mod pytorch;
+mod quantized;
