@@ -239,7 +239,32 @@ pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
     load_cpu_with(dir, &options)
 }
 
-/// How the CPU computes with a model. Results do not depend on it, but for `vectors_only`.
+/// Fewer bits for the weights of a model's blocks. Embedding, head and norms keep theirs, and so do
+/// adapters, activations and sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8 bits, with a scale for each output of a layer: its largest weight is 127.
+    Int8,
+    /// 4 bits, as QLoRA has them: 16 values that a normal distribution has equally often, times the
+    /// largest of 64 weights of an output (Dettmers et al. 2023).
+    Nf4,
+}
+
+impl Quantization {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Int8, Self::Nf4];
+
+    /// Its name in settings and records.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+        }
+    }
+}
+
+/// How the CPU computes with a model. Results do not depend on threads and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuOptions {
     /// Threads; 0 means one per core.
@@ -250,6 +275,8 @@ pub struct CpuOptions {
     /// What does not fit is computed again, which takes up to half as much time again. The inputs of all
     /// blocks and the activations of one are kept in any case.
     pub training_memory: Option<usize>,
+    /// What to turn the weights into; `None` keeps those of the file.
+    pub weights: Option<Quantization>,
     /// Whether to leave the processor's matrix unit alone. Then log-probabilities of
     /// [`Backend::forward_backward`], too, have the bits of sampling.
     pub vectors_only: bool,

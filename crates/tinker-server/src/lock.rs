@@ -36,6 +36,9 @@ pub struct LockInfo {
     /// Bytes it was told to take for the activations of training; absent if it was to choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training_memory: Option<u64>,
+    /// What it was told to turn the weights of base models into, by name; absent for those of the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// Threads its engine was told to take; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
@@ -62,6 +65,7 @@ impl std::fmt::Debug for LockInfo {
             .field("started", &self.started)
             .field("models", &self.models)
             .field("training_memory", &self.training_memory)
+            .field("weights", &self.weights)
             .field("threads", &self.threads)
             .field("max_disk_bytes", &self.max_disk_bytes)
             .finish_non_exhaustive()
@@ -221,6 +225,7 @@ mod tests {
             started: "now".into(),
             models: Vec::new(),
             training_memory: None,
+            weights: None,
             threads: 0,
             max_disk_bytes: None,
         };

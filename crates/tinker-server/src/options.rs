@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tinker_engine::Quantization;
 use tinker_types::ClientConfig;
 
 use crate::tls::TlsFiles;
@@ -37,6 +38,8 @@ pub struct ServeOptions {
     /// Bytes that each base model may take in training for what its backward passes read; `None` lets
     /// the engine choose. What does not fit is computed again.
     pub training_memory: Option<u64>,
+    /// Fewer bits for the weights of base models; `None` keeps those of their files.
+    pub weights: Option<Quantization>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
@@ -64,6 +67,7 @@ impl ServeOptions {
             token: None,
             models: Vec::new(),
             training_memory: None,
+            weights: None,
             threads: 0,
             max_disk_bytes: None,
             idle_timeout: None,

@@ -177,10 +177,12 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     let training_memory = options
         .training_memory
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let weights = options.weights;
     let load = move |dir: &Path, threads: usize| {
         let options = CpuOptions {
             threads,
             training_memory,
+            weights,
             ..CpuOptions::default()
         };
         tinker_engine::load_cpu_with(dir, &options)
@@ -237,6 +239,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         started: jiff::Timestamp::now().to_string(),
         models: options.models.clone(),
         training_memory: options.training_memory,
+        weights: options.weights.map(|weights| weights.name().to_owned()),
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
     }

@@ -137,6 +137,9 @@ fn replace(command: &mut Command, earlier: &LockInfo) {
     if let Some(limit) = earlier.max_disk_bytes {
         command.args(["--max-disk", &limit.to_string()]);
     }
+    if let Some(weights) = &earlier.weights {
+        command.args(["--weights", weights]);
+    }
     if let Some(bytes) = earlier.training_memory {
         command.args(["--training-memory", &bytes.to_string()]);
     }
@@ -256,6 +259,7 @@ mod tests {
             started: "now".into(),
             models: vec!["/models/a".into()],
             training_memory: Some(1 << 30),
+            weights: Some("nf4".into()),
             threads: 3,
             max_disk_bytes: Some(5 << 30),
         };
@@ -269,6 +273,7 @@ mod tests {
             ["--threads", "3"],
             ["--max-disk", "5368709120"],
             ["--training-memory", "1073741824"],
+            ["--weights", "nf4"],
             ["--model", "/models/a"],
         ] {
             assert!(

@@ -16,8 +16,9 @@ use std::ops::Range;
 
 use super::buffer::{Buffer, round_up};
 use super::pool::{Pool, SharedMut};
+use super::quant::Quantized;
 use super::simd::Isa;
-use super::tile::{self, Job, Left, Unit};
+use super::tile::{self, Job, Left, Unit, Wide};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -33,6 +34,9 @@ const ROW_BLOCK: usize = 22 * ROWS;
 
 /// Multiply-adds from which on a second thread pays for its wake-up.
 const SHARED_WORK: usize = 1 << 16;
+
+/// Floats of quantized weights that are widened at a time, 1 MiB, as long as they are a panel.
+const WIDE: usize = 1 << 18;
 
 /// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
 const NARROW: usize = 6;
@@ -123,6 +127,8 @@ pub(crate) struct Cols<'a> {
     /// Columns that may be read in the last panel: 32 where it is padded.
     readable: usize,
     unit: Unit,
+    /// Quantized weights, and whether the factor is their transpose; then there is no data.
+    quantized: Option<(&'a Quantized, bool)>,
 }
 
 impl<'a> Cols<'a> {
@@ -137,6 +143,7 @@ impl<'a> Cols<'a> {
             panel_stride: PANEL,
             readable,
             unit: Unit::Vector,
+            quantized: None,
         }
     }
 
@@ -150,6 +157,23 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::Vector,
+            quantized: None,
+        }
+    }
+
+    /// Quantized weights `[k, n]`.
+    pub(crate) fn quantized(weights: &'a Quantized) -> Self {
+        Self {
+            quantized: Some((weights, false)),
+            ..Self::panels(&[], weights.k(), weights.n(), 0)
+        }
+    }
+
+    /// The transpose of quantized weights `[n, k]`.
+    pub(crate) fn turned_quantized(weights: &'a Quantized) -> Self {
+        Self {
+            quantized: Some((weights, true)),
+            ..Self::panels(&[], weights.n(), weights.k(), 0)
         }
     }
 
@@ -164,6 +188,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::Matrix,
+            quantized: None,
         }
     }
 
@@ -185,6 +210,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::MatrixTurned,
+            quantized: None,
         }
     }
 
@@ -213,6 +239,9 @@ impl<'a> Cols<'a> {
 
     /// One past the last element that a kernel reads.
     fn end(&self) -> usize {
+        if self.quantized.is_some() {
+            return 0;
+        }
         let last_panel = (self.n - 1) / PANEL;
         match self.unit {
             Unit::Matrix => return (last_panel + 1) * self.panel_stride,
@@ -343,6 +372,8 @@ impl<'a> Product<'a> {
 struct Scratch {
     rows: Buffer,
     tails: Buffer,
+    /// Quantized weights, widened.
+    wide: Buffer,
     /// Of the matrix unit.
     #[cfg(target_arch = "x86_64")]
     parts: super::amx::Scratch,
@@ -353,6 +384,7 @@ impl Scratch {
         Self {
             rows: Buffer::zeros(ROW_BLOCK * INNER_BLOCK),
             tails: Buffer::zeros(0),
+            wide: Buffer::zeros(0),
             #[cfg(target_arch = "x86_64")]
             parts: super::amx::Scratch::new(),
         }
@@ -509,6 +541,10 @@ impl<'a> Plan<'a> {
                     b: job.b.wrapping_add(start * job.panel_stride),
                     n: (end * PANEL).min(job.n) - start * PANEL,
                     c: job.c.wrapping_add(start * PANEL),
+                    wide: job.wide.map(|wide| Wide {
+                        first: wide.first + start,
+                        ..wide
+                    }),
                     ..*job
                 });
             }
@@ -522,6 +558,11 @@ impl<'a> Plan<'a> {
 /// # Safety
 /// As for [`tile::run`], and the machine has the unit of each job; `a` holds `[m, k]`.
 unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch: &mut Scratch) {
+    let (wide, jobs): (Vec<Job>, _) = jobs.into_iter().partition(|job| job.wide.is_some());
+    for (job, wide) in wide.iter().filter_map(|job| Some((job, job.wide?))) {
+        // SAFETY: passed on to the caller.
+        unsafe { run_wide(isa, m, k, a, job, wide, scratch) };
+    }
     let (jobs, others): (Vec<Job>, _) = jobs.into_iter().partition(|job| job.unit == Unit::Vector);
     // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
@@ -555,6 +596,49 @@ unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch
             }
         }
     }
+}
+
+/// Widens as many panels at a time as stay in the second-level cache, and multiplies with them.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn run_wide(
+    isa: Isa,
+    m: usize,
+    k: usize,
+    a: Rows<'_>,
+    job: &Job,
+    wide: Wide,
+    scratch: &mut Scratch,
+) {
+    let mut buffer = std::mem::replace(&mut scratch.wide, Buffer::zeros(0));
+    let panels = job.n.div_ceil(PANEL);
+    let at_once = (WIDE / (k * PANEL)).clamp(1, panels);
+    buffer.reserve(at_once * k * PANEL);
+    // SAFETY: the product that the job is of borrows the weights.
+    let weights = unsafe { &*wide.weights };
+    for first in (0..panels).step_by(at_once) {
+        let count = at_once.min(panels - first);
+        let targets = buffer.chunks_exact_mut(k * PANEL).take(count);
+        for (panel, target) in (wide.first + first..).zip(targets) {
+            if wide.turned {
+                weights.widen_turned(panel, target);
+            } else {
+                weights.widen(panel, target);
+            }
+        }
+        let part = Job {
+            b: buffer.as_ptr(),
+            n: (count * PANEL).min(job.n - first * PANEL),
+            panel_stride: k * PANEL,
+            c: job.c.wrapping_add(first * PANEL),
+            wide: None,
+            ..*job
+        };
+        // SAFETY: passed on to the caller; the buffer holds the panels of the part.
+        unsafe { run(isa, m, k, a, vec![part], scratch) };
+    }
+    scratch.wide = buffer;
 }
 
 /// # Safety
@@ -691,6 +775,11 @@ fn jobs(
             stride: product.stride,
             add: product.store == Store::Add,
             unit: b.unit,
+            wide: b.quantized.map(|(weights, turned)| Wide {
+                weights,
+                turned,
+                first: 0,
+            }),
         };
         let tail = if b.has_tail() { tails.next() } else { None };
         if let Some(tail) = tail {

@@ -18,6 +18,7 @@ mod linear;
 mod lora;
 mod model;
 mod pool;
+mod quant;
 mod simd;
 mod tile;
 mod train;
@@ -50,7 +51,11 @@ pub(crate) fn load(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>>
     } else {
         Units::best()
     };
-    let mut cpu = Cpu::new(Model::load(dir, units)?, options.threads, units);
+    let model = Model::load_as(dir, units, options.weights)?;
+    let mut cpu = Cpu::new(model, options.threads, units);
+    if let Some(weights) = options.weights {
+        cpu.info.precision += &format!(", weights {}", weights.name());
+    }
     if let Some(memory) = options.training_memory {
         cpu.memory = memory;
     }

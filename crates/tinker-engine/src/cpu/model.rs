@@ -10,7 +10,9 @@ use super::buffer::Buffer;
 use super::elementwise;
 use super::gemm::{Cols, Panels};
 use super::lora::Group;
+use super::quant::Quantized;
 use crate::arch::{Arch, Moe};
+use crate::backend::Quantization;
 use crate::error::{Error, Result};
 use crate::load::{Tensor, Weights};
 
@@ -22,6 +24,8 @@ pub(crate) enum Factor {
     /// For the matrix unit.
     #[cfg(target_arch = "x86_64")]
     Tiles(Tiles),
+    /// For either, widened on the way.
+    Quantized(Quantized),
 }
 
 impl Factor {
@@ -31,6 +35,7 @@ impl Factor {
             Self::Panels(panels) => panels.cols(),
             #[cfg(target_arch = "x86_64")]
             Self::Tiles(tiles) => tiles.cols(),
+            Self::Quantized(weights) => Cols::quantized(weights),
         }
     }
 
@@ -39,6 +44,7 @@ impl Factor {
             Self::Panels(panels) => panels.column(j, out),
             #[cfg(target_arch = "x86_64")]
             Self::Tiles(tiles) => tiles.column(j, out),
+            Self::Quantized(weights) => weights.column(j, out),
         }
     }
 
@@ -47,12 +53,15 @@ impl Factor {
             Self::Panels(panels) => panels.len(),
             #[cfg(target_arch = "x86_64")]
             Self::Tiles(tiles) => tiles.len(),
+            Self::Quantized(weights) => weights.len(),
         }
     }
 
     fn bytes(&self) -> usize {
-        let cols = self.cols();
-        size_of_val(cols.data())
+        match self {
+            Self::Quantized(weights) => weights.bytes(),
+            _ => size_of_val(self.cols().data()),
+        }
     }
 }
 
@@ -114,16 +123,20 @@ impl Linear {
             of,
             inner,
             bias,
+            quantization,
         } = part;
         let (weights, out) = (source.weights, rows.len());
         let tensor = weights.tensor(&format!("{name}.weight"), &[of, inner])?;
         let column = |j: usize, row: &mut [f32]| tensor.read((rows.start + j) * inner, row);
-        let forward = match units {
+        let forward = match (quantization, units) {
+            (Some(quantization), _) => {
+                Factor::Quantized(Quantized::from_columns(quantization, inner, out, column)?)
+            }
             #[cfg(target_arch = "x86_64")]
-            Units::Matrix if tensor.is_bf16() || is_bf16(out, inner, column)? => {
+            (None, Units::Matrix) if tensor.is_bf16() || is_bf16(out, inner, column)? => {
                 Factor::Tiles(Tiles::from_columns(inner, out, column)?)
             }
-            _ => Factor::Panels(Panels::from_columns(inner, out, column)?),
+            (None, _) => Factor::Panels(Panels::from_columns(inner, out, column)?),
         };
         let bias = bias
             .then(|| weights.vector(&format!("{name}.bias"), of))
@@ -148,6 +161,7 @@ impl Linear {
             Factor::Panels(panels) => self.units.on(panels.cols()),
             #[cfg(target_arch = "x86_64")]
             Factor::Tiles(tiles) => tiles.cols(),
+            Factor::Quantized(weights) => self.units.on(Cols::quantized(weights)),
         }
     }
 
@@ -160,6 +174,7 @@ impl Linear {
             }
             #[cfg(target_arch = "x86_64")]
             Factor::Tiles(tiles) => tiles.turned(),
+            Factor::Quantized(weights) => self.units.on(Cols::turned_quantized(weights)),
         }
     }
 
@@ -317,6 +332,8 @@ pub(crate) struct Model {
 struct Source<'a> {
     arch: &'a Arch,
     weights: &'a Weights,
+    /// What the layers of blocks are turned into.
+    quantization: Option<Quantization>,
 }
 
 /// Rows of a linear layer's weight `[of, inner]` in the file.
@@ -326,6 +343,7 @@ struct Part<'a> {
     of: usize,
     inner: usize,
     bias: bool,
+    quantization: Option<Quantization>,
 }
 
 impl<'a> Part<'a> {
@@ -337,18 +355,31 @@ impl<'a> Part<'a> {
             of: out,
             inner,
             bias,
+            quantization: None,
         }
     }
 }
 
 impl Model {
-    /// Loads and packs a model directory.
+    /// Loads and packs a model directory, with the weights of the file.
+    #[cfg(test)]
     pub(crate) fn load(dir: &Path, units: Units) -> Result<Self> {
+        Self::load_as(dir, units, None)
+    }
+
+    /// Loads and packs a model directory. What is quantized are the layers of blocks: head, embedding,
+    /// norms and routers stay what they are.
+    pub(crate) fn load_as(
+        dir: &Path,
+        units: Units,
+        quantization: Option<Quantization>,
+    ) -> Result<Self> {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
         let source = Source {
             arch: &arch,
             weights: &weights,
+            quantization,
         };
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
         let layers = (0..arch.n_layers)
@@ -520,6 +551,7 @@ impl Source<'_> {
                     of,
                     inner,
                     bias,
+                    quantization: self.quantization,
                 };
                 start = part.rows.end;
                 layers.push(Linear::load(self, units, part)?);

@@ -2,6 +2,7 @@
 
 use super::buffer::LINE;
 use super::gemm::{PANEL, ROWS};
+use super::quant::Quantized;
 use super::simd::Isa;
 
 /// A packed or transposed left factor: group `g` of 12 rows starts at `g * group_stride`, and its
@@ -24,6 +25,16 @@ pub(super) struct Job {
     pub(super) stride: usize,
     pub(super) add: bool,
     pub(super) unit: Unit,
+    /// Where `b` comes from, if it is still to be widened.
+    pub(super) wide: Option<Wide>,
+}
+
+/// Panels of quantized weights, or of their transpose, from one of them on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wide {
+    pub(super) weights: *const Quantized,
+    pub(super) turned: bool,
+    pub(super) first: usize,
 }
 
 /// What computes a product.

@@ -16,4 +16,5 @@ mod loading;
 mod losses;
 mod peft;
 mod pytorch;
+mod quantized;
 mod taking_turns;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
-use tinker_server::{ApiToken, ServeOptions, Server, TlsFiles, list_keys};
+use tinker_server::{ApiToken, Quantization, ServeOptions, Server, TlsFiles, list_keys};
 
 use super::live;
 use crate::base_model;
@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// Model directory to offer, in the Hugging Face layout; may be repeated
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// Bits for the weights of base models; those of their files if absent
+    #[arg(long, value_enum)]
+    weights: Option<Weights>,
     /// Memory that training may take beside weights, such as 2GB; what does not fit is computed again
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     training_memory: Option<u64>,
@@ -51,6 +54,24 @@ pub(super) struct Args {
     /// Started by another command: the log is all it writes
     #[arg(long, hide = true)]
     detached: bool,
+}
+
+/// How weights are held when they are not those of the file.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    /// 8 bits, with a scale for each output of a layer
+    Int8,
+    /// 4 bits, as QLoRA has them
+    Nf4,
+}
+
+impl Weights {
+    fn quantization(self) -> Quantization {
+        match self {
+            Self::Int8 => Quantization::Int8,
+            Self::Nf4 => Quantization::Nf4,
+        }
+    }
 }
 
 pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
@@ -69,11 +90,12 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
 
 /// Serves until the first request to leave, and what runs then has ended; or until the second.
 async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Output> {
+    let weights = options.weights;
     let server = Server::bind(options).await?;
     let (mut first, mut all) = (Interrupts::watch()?, Interrupts::watch()?);
     // Whoever reads this may interrupt at once.
     if !detached {
-        announce(ctx, &server)?;
+        announce(ctx, &server, weights)?;
     }
     let twice = async {
         all.next().await;
@@ -114,6 +136,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
         models: models?,
         training_memory: args.training_memory,
+        weights: args.weights.map(Weights::quantization),
         threads: args.threads,
         max_disk_bytes: args.max_disk,
         idle_timeout: args.idle_timeout,
@@ -138,7 +161,7 @@ fn parse_port(text: &str) -> std::result::Result<u16, String> {
 }
 
 /// Says where it is: the data for people and shells is the two export lines.
-fn announce(ctx: &Ctx, server: &Server) -> Result<()> {
+fn announce(ctx: &Ctx, server: &Server, weights: Option<Quantization>) -> Result<()> {
     let output = exports(&server.base_url(), server.token());
     output
         .print(ctx.format)
@@ -148,8 +171,9 @@ fn announce(ctx: &Ctx, server: &Server) -> Result<()> {
             "serving https on {addr} for other machines; the address above is for this one alone"
         ));
     }
+    let weights = weights.map_or_else(String::new, |w| format!(" with {} weights", w.name()));
     ctx.ui.note(format_args!(
-        "serving {} from {}; Ctrl-C stops it",
+        "serving {} from {}{weights}; Ctrl-C stops it",
         server.base_url(),
         ctx.settings.home.display()
     ));
