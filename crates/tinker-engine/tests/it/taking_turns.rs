@@ -16,6 +16,8 @@ fn request(token: u32, n_samples: u64, max_tokens: usize) -> GenerateRequest {
         prompt_logprobs: false,
         prompt_logprobs_from: 0,
         topk_prompt_logprobs: 0,
+        prompt_targets: Vec::new(),
+        prompt_alternatives: None,
         topk_sample_logprobs: 0,
     }
 }

@@ -301,7 +301,9 @@ fn keys_are_given_listed_and_taken_away_while_the_server_runs() {
     assert!(added.stderr.contains("the only time"), "{added:?}");
     allowed.ok();
     again.failed(4, "there is a key ann already", "");
-    beyond_scope.failed(3, "lacks the scope train", "");
+    assert_eq!(beyond_scope.code, 3, "{beyond_scope:?}");
+    let cause = "cause: API key ann lacks the scope train";
+    assert!(beyond_scope.stderr.contains(cause), "{beyond_scope:?}");
     assert_eq!(
         keys.json()["keys"][0]["scopes"],
         serde_json::json!(["sample"])

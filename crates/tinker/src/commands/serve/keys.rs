@@ -40,17 +40,17 @@ struct AddArgs {
     #[arg(long = "scope", value_name = "SCOPE", default_values = ["read", "sample", "train"])]
     scopes: Vec<ScopeArg>,
     /// Most operations and samples without a result
-    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
-    max_operations: Option<usize>,
+    #[arg(long, value_name = "N", default_value_t = KeyLimits::default().operations, value_parser = whole::<usize>)]
+    max_operations: usize,
     /// Most bytes of their requests
-    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
-    max_bytes: Option<u64>,
+    #[arg(long, value_name = "N", default_value_t = KeyLimits::default().bytes, value_parser = whole::<u64>)]
+    max_bytes: u64,
     /// Most open sessions
-    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
-    max_sessions: Option<usize>,
+    #[arg(long, value_name = "N", default_value_t = KeyLimits::default().sessions, value_parser = whole::<usize>)]
+    max_sessions: usize,
     /// Most training runs in open sessions
-    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
-    max_adapters: Option<usize>,
+    #[arg(long, value_name = "N", default_value_t = KeyLimits::default().adapters, value_parser = whole::<usize>)]
+    max_adapters: usize,
 }
 
 /// Show the keys and what they are good for
@@ -102,12 +102,11 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
 
 fn add(ctx: &Ctx, args: AddArgs) -> Result<Output> {
     let scopes: BTreeSet<Scope> = args.scopes.iter().map(|scope| scope.0).collect();
-    let usual = KeyLimits::default();
     let limits = KeyLimits {
-        operations: args.max_operations.unwrap_or(usual.operations),
-        bytes: args.max_bytes.unwrap_or(usual.bytes),
-        sessions: args.max_sessions.unwrap_or(usual.sessions),
-        adapters: args.max_adapters.unwrap_or(usual.adapters),
+        operations: args.max_operations,
+        bytes: args.max_bytes,
+        sessions: args.max_sessions,
+        adapters: args.max_adapters,
     };
     let key = add_key(&ctx.settings.home, args.name.clone(), scopes, limits)?;
     let json = json!({ "name": args.name, "api_key": key.expose() });
