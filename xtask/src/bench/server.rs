@@ -270,7 +270,7 @@ impl Serving {
             .arg(programs.model())
             .env("TINKER_HOME", home)
             .env_remove("TINKER_API_KEY")
-            .env("TINKER_LOG", "warn")
+            .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
