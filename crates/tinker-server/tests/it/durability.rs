@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tinker_server::{ApiToken, App, AppOptions, Disk, OsDisk};
 
-use crate::harness::{Answer, Harness, TOKEN, create_body, datum, fb, optim, options};
+use crate::harness::{Answer, Harness, TOKEN, create_body, datum, fb, is_turn, optim, options};
 
 /// Copies a data directory as a killed process would leave it: whatever was handed to the
 /// operating system, and nothing else.
@@ -159,7 +159,7 @@ async fn outcome(
     loop {
         let answer = server.poll(&id).await;
         match answer.status {
-            408 if answer.json()["queue_state"] == "paused_capacity" => {
+            408 if is_held(&answer.json()) => {
                 return Err(answer.json().to_string());
             }
             408 => {}
@@ -171,6 +171,12 @@ async fn outcome(
             other => panic!("{id}: {other}: {}", String::from_utf8_lossy(&answer.body)),
         }
     }
+}
+
+/// Whether a fault holds an operation back; others wait for their turn.
+fn is_held(answer: &Value) -> bool {
+    let reason = answer["queue_state_reason"].as_str().unwrap_or_default();
+    answer["queue_state"] == "paused_capacity" && !is_turn(reason)
 }
 
 /// Sends the whole script, as a client does that goes on until everything is answered: one run, and

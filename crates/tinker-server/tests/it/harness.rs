@@ -263,6 +263,11 @@ impl Harness {
     }
 }
 
+/// Whether an operation that is told this only waits for others.
+pub(crate) fn is_turn(reason: &str) -> bool {
+    reason.starts_with("it has its turn") || reason.ends_with("sessions take turns")
+}
+
 pub(crate) fn create_body(session: &str, number: u64) -> Value {
     json!({"session_id": session, "model_seq_id": number, "base_model": "tinker/nano",
            "lora_config": {"rank": 2, "seed": 7}})

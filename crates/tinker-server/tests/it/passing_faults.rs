@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tinker_server::{AppOptions, Disk, Limits, OsDisk};
 
 use crate::durability::{image, weights};
-use crate::harness::{Harness, create_body, optim, options};
+use crate::harness::{Harness, create_body, is_turn, optim, options};
 
 /// Error numbers of Linux and macOS: a device that fails, and too many open files.
 const EIO: i32 = 5;
@@ -90,7 +90,10 @@ async fn reason(server: &Harness, id: &str) -> String {
         assert_eq!(body["type"], "try_again");
         if let Some(reason) = body["queue_state_reason"].as_str() {
             assert_eq!(body["queue_state"], "paused_capacity");
-            return reason.to_owned();
+            // Until it was tried once it waits for its turn.
+            if !is_turn(reason) {
+                return reason.to_owned();
+            }
         }
     }
 }
