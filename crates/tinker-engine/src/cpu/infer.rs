@@ -70,7 +70,7 @@ impl Slot {
             let mut values = Buffer::from_slice(&cache.values[..whole]);
             // What came after is not to be seen, not even as something that is masked.
             values[len * width..].fill(0.0);
-            if len % PANEL > 0 {
+            if !len.is_multiple_of(PANEL) {
                 for lanes in keys[whole - PANEL * width..].chunks_exact_mut(PANEL) {
                     lanes[len % PANEL..].fill(0.0);
                 }
