@@ -1,7 +1,7 @@
 //! Times the CPU engine on a model directory; `cargo xtask bench engine` runs it beside PyTorch.
 //!
 //! `bench_engine train|decode DIR --sequences N --threads N --repeats N [--avx2]
-//! [--training-memory MIB]`, where `DIR` also
+//! [--training-memory MIB] [--weights int8|nf4]`, where `DIR` also
 //! holds an `adapter.safetensors` of rank 16 and a `tokens.json` with `train`, `prompts` and
 //! `new_tokens`. Prints one JSON object: seconds of each repeat after one to warm up, and the losses
 //! or the tokens of all sequences, one after the other.
@@ -14,8 +14,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tinker_engine::sampler::{Sampling, sample};
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, CpuOptions, HostTensor, LoraSpec, Loss, SlotId,
-    TrainSequence, limit_to_avx2, load_cpu_with,
+    AdamW, AdapterId, AdapterState, Backend, CpuOptions, HostTensor, LoraSpec, Loss, Quantization,
+    SlotId, TrainSequence, limit_to_avx2, load_cpu_with,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -49,12 +49,13 @@ fn main() -> Result<(), Failure> {
     }
     let dir = PathBuf::from(dir);
     let memory = option("--training-memory", usize::MAX)?;
-    let options = CpuOptions {
+    let cpu = CpuOptions {
         threads: option("--threads", 1)?,
+        weights: weights(options)?,
         training_memory: (memory < usize::MAX).then_some(memory << 20),
         ..CpuOptions::default()
     };
-    let mut backend = load_cpu_with(&dir, &options)?;
+    let mut backend = load_cpu_with(&dir, &cpu)?;
     let adapter = import(&mut *backend, &dir)?;
     let repeats = option("--repeats", 5)?;
     let tokens: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("tokens.json"))?)?;
@@ -70,6 +71,16 @@ fn main() -> Result<(), Failure> {
     report["name"] = json!(format!("tinker-engine {}", backend.info().precision));
     println!("{report}");
     Ok(())
+}
+
+/// What the weights are turned into, if anything.
+fn weights(options: &[String]) -> Result<Option<Quantization>, Failure> {
+    let Some(at) = options.iter().position(|o| o == "--weights") else {
+        return Ok(None);
+    };
+    let name = options.get(at + 1).ok_or("an option has no value")?;
+    let known = Quantization::ALL.into_iter().find(|w| w.name() == name);
+    Ok(Some(known.ok_or("weights are int8 or nf4")?))
 }
 
 fn import(backend: &mut dyn Backend, dir: &Path) -> Result<AdapterId, Failure> {

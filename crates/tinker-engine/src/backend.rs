@@ -245,7 +245,7 @@ pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
 pub enum Quantization {
     /// 8 bits, with a scale for each output of a layer: its largest weight is 127.
     Int8,
-    /// 4 bits, as QLoRA has them: 16 values that a normal distribution has equally often, times the
+    /// 4 bits, as `QLoRA` has them: 16 values that a normal distribution has equally often, times the
     /// largest of 64 weights of an output (Dettmers et al. 2023).
     Nf4,
 }

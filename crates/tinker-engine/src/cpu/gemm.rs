@@ -558,12 +558,12 @@ impl<'a> Plan<'a> {
 /// # Safety
 /// As for [`tile::run`], and the machine has the unit of each job; `a` holds `[m, k]`.
 unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch: &mut Scratch) {
-    let (wide, jobs): (Vec<Job>, _) = jobs.into_iter().partition(|job| job.wide.is_some());
-    for (job, wide) in wide.iter().filter_map(|job| Some((job, job.wide?))) {
+    for (job, wide) in jobs.iter().filter_map(|job| Some((job, job.wide?))) {
         // SAFETY: passed on to the caller.
         unsafe { run_wide(isa, m, k, a, job, wide, scratch) };
     }
-    let (jobs, others): (Vec<Job>, _) = jobs.into_iter().partition(|job| job.unit == Unit::Vector);
+    let jobs = jobs.into_iter().filter(|job| job.wide.is_none());
+    let (jobs, others): (Vec<Job>, _) = jobs.partition(|job| job.unit == Unit::Vector);
     // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
         if !others.is_empty() {

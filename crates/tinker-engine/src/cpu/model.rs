@@ -225,7 +225,7 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) enum Mlp {
     Dense(Box<Gated>),
-    Sparse(Experts),
+    Sparse(Box<Experts>),
 }
 
 /// A gated MLP.
@@ -249,9 +249,10 @@ impl Mlp {
     fn linears(&self) -> Vec<&Linear> {
         match self {
             Self::Dense(gated) => gated.linears().to_vec(),
-            Self::Sparse(Experts {
-                router, experts, ..
-            }) => {
+            Self::Sparse(sparse) => {
+                let Experts {
+                    router, experts, ..
+                } = &**sparse;
                 let experts = experts.iter().flat_map(Gated::linears);
                 experts.chain([router]).collect()
             }
@@ -495,7 +496,9 @@ impl Source<'_> {
         let [q, k, v] = self.split(block, Group::Qkv, arch.qkv_bias)?;
         let [o] = self.split(block, Group::O, arch.o_bias)?;
         let mlp = match &arch.moe {
-            Some(moe) if arch.layers[i].sparse => Mlp::Sparse(self.experts(units, i, moe)?),
+            Some(moe) if arch.layers[i].sparse => {
+                Mlp::Sparse(Box::new(self.experts(units, i, moe)?))
+            }
             _ => Mlp::Dense(Box::new(self.gated(block)?)),
         };
         Ok(Layer {

@@ -9,8 +9,8 @@ use tinker_engine::{Backend, CpuOptions, Quantization, load_cpu_with};
 
 use crate::common::{ARCHITECTURES, MODELS, Reference, all_modules, dir, tensors, write_tensors};
 
-/// The 16 values of `NormalFloat`, as bitsandbytes 0.48 has them.
-const NF4: [f32; 16] = [
+/// The 16 values of `NormalFloat`, as bitsandbytes has them.
+const NF4: [f64; 16] = [
     -1.0,
     -0.6961928009986877,
     -0.5250730514526367,
@@ -41,8 +41,9 @@ fn rounded(quantization: Quantization, row: &[f32]) -> Vec<f32> {
             let of_block = |block: &[f32]| {
                 let scale = largest(block);
                 let nearest = |x: &f32| {
+                    let values = NF4.map(|value| value as f32);
                     let off = |value: &f32| (x / scale - value).abs();
-                    let best = NF4.iter().min_by(|a, b| off(a).total_cmp(&off(b)));
+                    let best = values.iter().min_by(|a, b| off(a).total_cmp(&off(b)));
                     best.unwrap() * scale
                 };
                 block.iter().map(nearest).collect::<Vec<f32>>()

@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Bits for the weights of base models; those of their files if absent
     #[arg(long, value_enum)]
     weights: Option<Weights>,
-    /// Memory that training may take beside weights, such as 2GB; what does not fit is computed again
+    /// Memory for training beside weights, such as 2GB; what does not fit is computed again
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     training_memory: Option<u64>,
     /// Threads of the engine; 0 takes one per core
