@@ -135,7 +135,7 @@ def training(service, model, n_steps):
 
 def sampling(client, n_samples):
     """Samples of one token: one after another, and all at once."""
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=1, stop=[])
 
     def ask(seed):
@@ -158,7 +158,7 @@ def sampling(client, n_samples):
 def adapters(service, model, n_units):
     """The same work by one adapter and by as many as there are units: training and sampling at once."""
     clients = [trainer(service, model, 100 + seed) for seed in range(n_units)]
-    samplers = [client.save_weights_and_get_sampling_client() for client in clients]
+    samplers = [client.save_weights_and_get_sampling_client().result() for client in clients]
     params = types.SamplingParams(max_tokens=NEW_TOKENS, stop=[])
     n_tokens = n_units * (LENGTH + PROMPT + NEW_TOKENS)
 
