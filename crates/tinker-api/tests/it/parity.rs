@@ -427,7 +427,8 @@ async fn state_is_loaded_into_a_run_in_its_turn() {
         .load_state_with_optimizer(&training(), None)
         .await
         .unwrap();
-    let wrong = trainer.load_state(&external(), None).await.unwrap_err();
+    let sampler = "tinker://S1:train:0/sampler_weights/0001".parse().unwrap();
+    let wrong = trainer.load_state(&sampler, None).await.unwrap_err();
 
     assert!(matches!(wrong, Error::WrongCheckpointKind { .. }));
     assert_eq!(

@@ -13,6 +13,8 @@ use tinker_contract::faults::{FaultServer, Seen};
 use tinker_contract::kills::{disturbed, faults_of, undisturbed};
 use tinker_contract::target::{ServerProcess, service, tiny_model};
 
+use crate::plain_http::plain_http;
+
 /// Steps of each run of a load.
 const N_STEPS: u32 = 60;
 
@@ -177,7 +179,7 @@ async fn a_killed_server_has_the_results_of_all_finished_futures() {
         "start-up with {n_futures} finished futures: {} ms",
         best.as_millis()
     );
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = plain_http();
     let results = std::mem::take(&mut *results.lock().unwrap());
     assert_eq!(results.len() as u64, N_COMPARED);
     for (request, expected) in results {
