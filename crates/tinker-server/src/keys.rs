@@ -263,6 +263,7 @@ impl StoredKey {
 
     fn caller(&self) -> Caller {
         Caller::of_key(self.name.clone(), self.scopes.clone(), self.limits)
+            .with_digest(&self.digest)
     }
 }
 
@@ -310,6 +311,13 @@ impl Keys {
         let digest = digest_of(presented);
         let keys = self.now();
         let found = keys.iter().find(|key| key.matches(digest))?;
+        Some(found.caller())
+    }
+
+    /// The key of a digest, if it was not removed.
+    pub(crate) fn of_digest(&self, digest: &str) -> Option<Caller> {
+        let keys = self.now();
+        let found = keys.iter().find(|key| key.digest == digest)?;
         Some(found.caller())
     }
 

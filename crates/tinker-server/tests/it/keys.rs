@@ -114,6 +114,14 @@ async fn a_key_works_until_it_is_removed_and_so_does_its_token() {
     for gone in [&ann, &by_token] {
         assert_eq!(gone.get("/sessions").await.status, 401);
     }
+
+    // Another key of the same name: the old one's token is not for it, and is not renewed.
+    let again = with_key(&server, home.path(), "ann", &WORK);
+    assert_eq!(again.get("/sessions").await.status, 200);
+    for gone in [&ann, &by_token] {
+        assert_eq!(gone.get("/sessions").await.status, 401);
+        assert_eq!(gone.post("/auth/token", json!({})).await.status, 401);
+    }
 }
 
 #[tokio::test]
