@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ use crate::token::ApiToken;
 
 /// Longest name of a key.
 const MAX_NAME: usize = 64;
+/// How long a file that could not be read is left alone if it does not change.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// Version of the file's format.
 const FORMAT: u32 = 1;
 
@@ -271,7 +274,52 @@ impl StoredKey {
 #[derive(Debug)]
 pub(crate) struct Keys {
     path: PathBuf,
-    known: Mutex<(Stamp, Arc<Vec<StoredKey>>)>,
+    known: Mutex<Known>,
+}
+
+/// What was read last.
+#[derive(Debug)]
+struct Known {
+    /// Of the file that the keys are from.
+    stamp: Stamp,
+    keys: Arc<Vec<StoredKey>>,
+    /// When the file could last not be read, and its stamp then; none if it could.
+    failed: Option<(Stamp, Instant)>,
+}
+
+impl Known {
+    /// Reads the file if it is not the one that the keys are from. Until that succeeds it is tried again,
+    /// since a key may have been removed, and the keys that are known stay.
+    fn refresh(
+        &mut self,
+        stamp: Stamp,
+        now: Instant,
+        read: impl FnOnce() -> Result<Vec<StoredKey>>,
+    ) {
+        let is_due = match self.failed {
+            None => self.stamp != stamp,
+            Some((of, at)) => of != stamp || now.saturating_duration_since(at) >= READ_AGAIN,
+        };
+        if !is_due {
+            return;
+        }
+        match read() {
+            Ok(keys) => {
+                *self = Self {
+                    stamp,
+                    keys: Arc::new(keys),
+                    failed: None,
+                }
+            }
+            Err(error) => {
+                self.failed = Some((stamp, now));
+                tracing::error!(
+                    error = error.with_causes(),
+                    "cannot read the keys; those that were known stay valid until the file can be read"
+                );
+            }
+        }
+    }
 }
 
 impl Keys {
@@ -285,7 +333,11 @@ impl Keys {
         let keys = Arc::new(read(&path)?);
         Ok(Self {
             path,
-            known: Mutex::new((stamp, keys)),
+            known: Mutex::new(Known {
+                stamp,
+                keys,
+                failed: None,
+            }),
         })
     }
 
@@ -293,17 +345,8 @@ impl Keys {
     fn now(&self) -> Arc<Vec<StoredKey>> {
         let stamp = stamp(&self.path);
         let mut known = lock(&self.known);
-        if known.0 != stamp {
-            known.0 = stamp;
-            match read(&self.path) {
-                Ok(keys) => known.1 = Arc::new(keys),
-                Err(error) => tracing::error!(
-                    error = error.with_causes(),
-                    "cannot read the keys; those that were known stay valid"
-                ),
-            }
-        }
-        Arc::clone(&known.1)
+        known.refresh(stamp, Instant::now(), || read(&self.path));
+        Arc::clone(&known.keys)
     }
 
     /// Whose key this is.
@@ -394,6 +437,39 @@ mod tests {
             Keys::open(home.path()),
             Err(Error::Corrupt { .. })
         ));
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_read_again_though_it_did_not_change() {
+        let home = tempfile::tempdir().unwrap();
+        add(home.path(), "ann", &[]);
+        let path = path_of(home.path());
+        let mut known = Known {
+            stamp: stamp(&path),
+            keys: Arc::new(read(&path).unwrap()),
+            failed: None,
+        };
+        remove_key(home.path(), &name("ann")).unwrap();
+        let (changed, start) = (stamp(&path), Instant::now());
+        let fault = || {
+            Err(Error::io(
+                "read",
+                &path,
+                std::io::Error::other("too many files"),
+            ))
+        };
+
+        known.refresh(changed, start, fault);
+        assert_eq!(known.keys.len(), 1);
+        // Not with every request meanwhile.
+        known.refresh(changed, start, || panic!("read at once"));
+        known.refresh(changed, start + READ_AGAIN, fault);
+        known.refresh(changed, start + 2 * READ_AGAIN, || read(&path));
+
+        assert_eq!(known.keys.len(), 0);
+        known.refresh(changed, start + 4 * READ_AGAIN, || {
+            panic!("it did not change")
+        });
     }
 
     #[cfg(unix)]
