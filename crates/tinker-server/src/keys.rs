@@ -85,7 +85,7 @@ impl fmt::Display for KeyName {
 /// How much of the server a key may take at a time. What goes beyond is refused with 429 and taken
 /// later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct KeyLimits {
     /// Operations and samples without a result.
     pub operations: usize,
@@ -121,6 +121,7 @@ impl Default for KeyLimits {
 
 /// A key as the file has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StoredKey {
     /// What it is called.
     pub name: KeyName,
@@ -136,9 +137,16 @@ pub struct StoredKey {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct KeyFile {
     format: u32,
     keys: Vec<StoredKey>,
+}
+
+/// What is read of a file first: the rest is understood only if it has the right format.
+#[derive(Debug, Deserialize)]
+struct Format {
+    format: u32,
 }
 
 fn path_of(home: &Path) -> PathBuf {
@@ -155,16 +163,16 @@ fn read(path: &Path) -> Result<Vec<StoredKey>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(Error::io("read", path, source)),
     };
-    let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
-    if file.format != FORMAT {
+    let Format { format } = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    if format != FORMAT {
         return Err(Error::Newer {
             path: path.to_owned(),
             message: format!(
-                "it has format {}, this program reads {FORMAT}: use the program that wrote it",
-                file.format
+                "it has format {format}, this program reads {FORMAT}: use the program that wrote it"
             ),
         });
     }
+    let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
     Ok(file.keys)
 }
 
@@ -470,6 +478,25 @@ mod tests {
         known.refresh(changed, start + 4 * READ_AGAIN, || {
             panic!("it did not change")
         });
+    }
+
+    #[test]
+    fn a_mistyped_field_is_refused_by_name_and_a_newer_file_as_newer() {
+        let home = tempfile::tempdir().unwrap();
+        add(home.path(), "ann", &[]);
+        let path = path_of(home.path());
+        let text = std::fs::read_to_string(&path).unwrap();
+
+        for field in ["\"sessions\"", "\"scopes\"", "\"keys\""] {
+            let other = format!("\"mistyped\": 1, {field}");
+            std::fs::write(&path, text.replace(field, &other)).unwrap();
+            let error = list_keys(home.path()).unwrap_err().to_string();
+            assert!(error.contains("unknown field `mistyped`"), "{error}");
+        }
+        let newer = text.replace("\"format\": 1", "\"more\": 1, \"format\": 2");
+        std::fs::write(&path, newer).unwrap();
+        let error = list_keys(home.path());
+        assert!(matches!(error, Err(Error::Newer { .. })), "{error:?}");
     }
 
     #[cfg(unix)]
