@@ -320,10 +320,10 @@ async fn the_audit_log_names_the_key() {
     let entries = server.get("/audit").await.json();
 
     let entries = entries["entries"].as_array().unwrap().clone();
-    let published = entries
-        .iter()
-        .find(|e| e["event"] == "checkpoint_published");
-    assert_eq!(published.unwrap()["event_details"]["api_key"], "ann");
+    for event in ["checkpoint_created", "checkpoint_published"] {
+        let found = entries.iter().find(|e| e["event"] == event).unwrap();
+        assert_eq!(found["event_details"]["api_key"], "ann", "{event}");
+    }
 }
 
 #[tokio::test]
