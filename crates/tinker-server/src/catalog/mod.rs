@@ -133,9 +133,12 @@ impl Tables {
         caller::may_see(self.owner(session))
     }
 
+    /// As [`Self::shows`]. A run without a row is nobody's, as the server's own things are.
     fn shows_run(&self, run: &TrainingRunId) -> bool {
-        let row = self.runs.get(run);
-        row.is_none_or(|row| self.shows(&row.session_id))
+        match self.runs.get(run) {
+            Some(row) => self.shows(&row.session_id),
+            None => caller::may_see(None),
+        }
     }
 }
 
@@ -354,7 +357,7 @@ impl Catalog {
     /// Whether the current caller may see a training run.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; never for a run that does not exist.
+    /// [`Error::NotFound`], also for a run that does not exist unless the caller sees everything.
     pub(crate) fn check_run(&self, id: &TrainingRunId) -> Result<()> {
         if self.read().shows_run(id) {
             Ok(())
@@ -692,4 +695,48 @@ fn checkpoint_path(
         run: run.parse()?,
         checkpoint: CheckpointId::new(kind, name)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::caller::{Caller, work_for};
+    use crate::keys::KeyLimits;
+
+    fn ann() -> Caller {
+        let limits = KeyLimits::default();
+        Caller::of_key("ann".parse().unwrap(), BTreeSet::new(), limits)
+    }
+
+    fn open(dir: &std::path::Path) -> Catalog {
+        Catalog::open(Db::open(&dir.join("tinker.db")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_whose_run_has_no_row_is_hidden_from_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = open(dir.path());
+        let path: TinkerPath = "tinker://lost:train:0/weights/x".parse().unwrap();
+        let lost = SavedCheckpoint {
+            path: path.clone(),
+            base_model: "m".into(),
+            lora: LoraConfig::default(),
+            size_bytes: 1,
+            user_metadata: None,
+            public: false,
+            created_at: now(),
+            expires_at: None,
+        };
+        catalog.put_checkpoint(lost).unwrap();
+        let n_seen = || {
+            let found = catalog.find_checkpoint(&path).into_iter().count();
+            (found, catalog.checkpoints().len())
+        };
+
+        assert_eq!(work_for(ann(), n_seen), (0, 0));
+        assert_eq!(work_for(Caller::own(), n_seen), (1, 1));
+        assert_eq!(n_seen(), (1, 1));
+    }
 }
