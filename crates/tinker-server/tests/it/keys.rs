@@ -419,7 +419,8 @@ async fn sessions_and_adapters_of_a_key_are_bounded() {
             .contains("2 open sessions, and its limit is 2")
     );
 
-    ann.run(&session).await;
+    let first = ann.run(&session).await;
+    assert_eq!(ann.post("/optim_step", optim(&first, 1)).await.status, 200);
     let other = ann.post("/create_model", create_body(&session, 1)).await;
     assert_eq!(other.status, 429, "{}", other.json());
     let repeated = ann.post("/create_model", create_body(&session, 0)).await;
@@ -427,9 +428,44 @@ async fn sessions_and_adapters_of_a_key_are_bounded() {
 
     let finish = format!("/sessions/{session}/finish");
     let how = json!({"reason": {"type": "success"}, "detail": null});
+    assert_eq!(ann.post(&finish, how.clone()).await.status, 204);
+    let third = ann.session().await;
+    ann.run(&second).await;
+    // What was ended does not count, and is not worked with beside what does.
+    let sampler =
+        json!({"session_id": session, "sampling_session_seq_id": 0, "base_model": "tinker/nano"});
+    for (to, body) in [
+        ("/optim_step", optim(&first, 2)),
+        ("/create_model", create_body(&session, 1)),
+        ("/create_sampling_session", sampler),
+    ] {
+        let refused = ann.post(to, body).await;
+        assert_eq!(refused.status, 429, "{to}: {}", refused.json());
+        assert!(
+            refused.detail().contains("its limit is 2"),
+            "{}",
+            refused.detail()
+        );
+    }
+    let repeated = ann.post("/optim_step", optim(&first, 1)).await;
+    assert_eq!(repeated.status, 200, "it was accepted before the end");
+    // Once there is room it is taken up again, and counts.
+    ann.post(&format!("/sessions/{third}/finish"), how.clone())
+        .await;
+    let refused = ann.post("/optim_step", optim(&first, 2)).await;
+    assert!(
+        refused.detail().contains("1 training runs in open"),
+        "{}",
+        refused.detail()
+    );
+    ann.post(&format!("/sessions/{second}/finish"), how.clone())
+        .await;
+    assert_eq!(ann.post("/optim_step", optim(&first, 2)).await.status, 200);
+    let other = ann.post("/create_model", create_body(&second, 1)).await;
+    assert_eq!(other.status, 429, "{}", other.json());
     assert_eq!(ann.post(&finish, how).await.status, 204);
     ann.session().await;
-    ann.run(&second).await;
+    ann.session().await;
     let own = As {
         server: &server,
         key: TOKEN.to_owned(),
