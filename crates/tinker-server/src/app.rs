@@ -223,6 +223,7 @@ impl App {
         let id = run_request_id(run, seq).map_err(malformed)?;
         let journal = self.core.journal(run)?;
         self.core.catalog.touch_run(run);
+        let session = self.core.catalog.run(run)?.session_id;
         let mut journal = lock(&journal);
         if !kind.creates_run() && journal.is_empty() {
             return Err(ApiError::bad_request(format!(
@@ -231,6 +232,7 @@ impl App {
         }
         self.check_load(body.len(), || journal.must_take(&id, seq))?;
         if !journal.knows(&id, seq) {
+            self.take_up(&session)?;
             self.check_room(kind, body)?;
         }
         let limit = self.core.limits.max_pending_operations;
@@ -284,26 +286,44 @@ impl App {
     /// Refuses a session beyond the limit of its key.
     pub(crate) fn check_sessions(&self) -> ApiResult<()> {
         self.check_open_things(|limits, (n_sessions, _)| {
-            (n_sessions, limits.sessions, "open sessions")
+            (n_sessions, 1, limits.sessions, "open sessions")
         })
     }
 
     /// Refuses a training run beyond the limit of its key.
     fn check_adapters(&self) -> ApiResult<()> {
         self.check_open_things(|limits, (_, n_runs)| {
-            (n_runs, limits.adapters, "training runs in open sessions")
+            (n_runs, 1, limits.adapters, "training runs in open sessions")
         })
     }
 
+    /// Notes that there is work in a session. One that was ended or silent is open again by it, with its
+    /// training runs: it is refused if these are more than the limits of the key leave room for.
+    pub(crate) fn take_up(&self, session: &SessionId) -> ApiResult<()> {
+        let catalog = &self.core.catalog;
+        if let Some(n_more) = catalog.n_closed(session)? {
+            self.check_sessions()?;
+            self.check_open_things(|limits, (_, n_runs)| {
+                // Those of one session are not too many alone.
+                let (most, n_more) = (limits.adapters, n_more.min(limits.adapters));
+                let what = "training runs in open sessions beside those of this one";
+                (n_runs, n_more, most, what)
+            })?;
+        }
+        catalog.work_in(session);
+        Ok(())
+    }
+
+    /// Refuses to open more than a key may: how many there are, how many are added, the limit, and what.
     fn check_open_things(
         &self,
-        measure: impl FnOnce(&KeyLimits, (usize, usize)) -> (usize, usize, &'static str),
+        measure: impl FnOnce(&KeyLimits, (usize, usize)) -> (usize, usize, usize, &'static str),
     ) -> ApiResult<()> {
         let Some((key, limits)) = caller::current().and_then(|c| Some((c.key?, c.limits))) else {
             return Ok(());
         };
-        let (n, most, what) = measure(&limits, self.core.catalog.n_open(&key));
-        if n < most {
+        let (n, n_more, most, what) = measure(&limits, self.core.catalog.n_open(&key));
+        if n.saturating_add(n_more) <= most {
             return Ok(());
         }
         Err(ApiError::busy(format!(
@@ -425,6 +445,7 @@ impl App {
         self.core.catalog.session(session)?;
         let id = TrainingRunId::of_session(session, number);
         if !self.is_created(&id)? {
+            self.take_up(session)?;
             self.check_adapters()?;
             self.core
                 .catalog
@@ -461,11 +482,12 @@ impl App {
             return Err(ApiError::bad_request("seq_id of the sample is missing"));
         };
         let id = sample_request_id(sampler, seq).map_err(malformed)?;
-        self.core.live_sampler(sampler)?;
+        let session = self.core.live_sampler(sampler)?.session_id;
         self.check_load(body.len(), || self.core.samples().must_take(&id, seq))?;
         let limit = self.core.limits.max_pending_samples;
         let mut samples = self.core.samples();
         if !samples.knows(&id, seq) {
+            self.take_up(&session)?;
             self.check_room(OpKind::Sample, body)?;
         }
         match samples.accept(&id, OpKind::Sample, seq, body, limit)? {

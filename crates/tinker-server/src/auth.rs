@@ -16,7 +16,7 @@ use tinker_types::HEALTHZ;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::caller::{self, Caller, Scope};
-use crate::identity;
+use crate::identity::{self, Holder};
 use crate::keys::Keys;
 use crate::links::{self, Scheme};
 use crate::token::ApiToken;
@@ -116,11 +116,11 @@ impl Known<'_> {
         self.keys.find(presented)
     }
 
-    /// A token dies with the key that it was made for.
+    /// A token dies with the key that it was made for, also if another takes the name.
     fn of_jwt(&self, presented: &str) -> Option<Caller> {
         match identity::holder(self.token, presented)? {
-            None => Some(Caller::own()),
-            Some(name) => self.keys.named(&name),
+            Holder::Own => Some(Caller::own()),
+            Holder::Key { digest } => self.keys.of_digest(&digest),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,8 @@ tokio::task_local! {
 pub(crate) struct Caller {
     /// The name of the key; none for the data directory's own, which may do everything.
     pub(crate) key: Option<KeyName>,
+    /// The key's digest, which no other key that ever has its name shares.
+    pub(crate) digest: Option<Arc<str>>,
     scopes: BTreeSet<Scope>,
     pub(crate) limits: KeyLimits,
 }
@@ -66,6 +69,7 @@ impl Caller {
     pub(crate) fn own() -> Self {
         Self {
             key: None,
+            digest: None,
             scopes: [Scope::Admin].into(),
             limits: KeyLimits::UNLIMITED,
         }
@@ -74,8 +78,17 @@ impl Caller {
     pub(crate) fn of_key(key: KeyName, scopes: BTreeSet<Scope>, limits: KeyLimits) -> Self {
         Self {
             key: Some(key),
+            digest: None,
             scopes,
             limits,
+        }
+    }
+
+    /// The same with the key's digest.
+    pub(crate) fn with_digest(self, digest: &str) -> Self {
+        Self {
+            digest: Some(digest.into()),
+            ..self
         }
     }
 

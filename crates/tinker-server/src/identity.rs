@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use serde::{Deserialize, Serialize};
 use tinker_types::{ApiKeyDetails, ApiKeyInfo, OrgDetails, UserDetails};
 
+use crate::caller::Caller;
 use crate::clock::now;
 use crate::keys::KeyName;
 use crate::token::ApiToken;
@@ -29,8 +30,21 @@ struct Claims {
     sub: String,
     org_id: String,
     email: String,
+    /// Digest of the key that it was made for: a later key of the same name is another. Absent for the
+    /// data directory's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_digest: Option<String>,
     iat: i64,
     exp: i64,
+}
+
+/// Whose a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// Whoever has the data directory's own key.
+    Own,
+    /// Whoever has a key of this digest.
+    Key { digest: String },
 }
 
 /// The user who has a key; `None` is the data directory's own.
@@ -46,20 +60,18 @@ fn email(key: Option<&KeyName>) -> String {
 ///
 /// # Errors
 /// Never: the claims are text and numbers.
-pub(crate) fn issue(token: &ApiToken, key: Option<&KeyName>) -> Result<String, serde_json::Error> {
-    issue_at(token, key, now() / 1000)
+pub(crate) fn issue(token: &ApiToken, holder: &Caller) -> Result<String, serde_json::Error> {
+    issue_at(token, holder, now() / 1000)
 }
 
-fn issue_at(
-    token: &ApiToken,
-    key: Option<&KeyName>,
-    seconds: i64,
-) -> Result<String, serde_json::Error> {
+fn issue_at(token: &ApiToken, holder: &Caller, seconds: i64) -> Result<String, serde_json::Error> {
+    let key = holder.key.as_ref();
     let claims = Claims {
         iss: "tinker-server".into(),
         sub: user(key),
         org_id: ORG.into(),
         email: email(key),
+        key_digest: holder.digest.as_deref().map(str::to_owned),
         iat: seconds,
         exp: seconds + LIFE,
     };
@@ -79,13 +91,12 @@ pub(crate) fn is_jwt(presented: &str) -> bool {
     presented.starts_with("eyJ")
 }
 
-/// Whose token this is, if this server made it and its time is not up: the name of a key, or `None` for
-/// the data directory's own.
-pub(crate) fn holder(token: &ApiToken, presented: &str) -> Option<Option<KeyName>> {
+/// Whose token this is, if this server made it and its time is not up.
+pub(crate) fn holder(token: &ApiToken, presented: &str) -> Option<Holder> {
     holder_at(token, presented, now() / 1000)
 }
 
-fn holder_at(token: &ApiToken, presented: &str, seconds: i64) -> Option<Option<KeyName>> {
+fn holder_at(token: &ApiToken, presented: &str, seconds: i64) -> Option<Holder> {
     let (signed, signature) = presented.rsplit_once('.')?;
     // Digests compare in constant time.
     if blake3::hash(signature.as_bytes()) != blake3::hash(sign(token, signed).as_bytes()) {
@@ -97,8 +108,10 @@ fn holder_at(token: &ApiToken, presented: &str, seconds: i64) -> Option<Option<K
         return None;
     }
     match claims.sub.strip_prefix(USER)? {
-        LOCAL => Some(None),
-        name => Some(Some(name.parse().ok()?)),
+        LOCAL => Some(Holder::Own),
+        _ => Some(Holder::Key {
+            digest: claims.key_digest?,
+        }),
     }
 }
 
@@ -131,24 +144,29 @@ pub(crate) fn key_info(token: &ApiToken, key: Option<&KeyName>) -> ApiKeyInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::keys::KeyLimits;
 
     #[test]
     fn a_token_is_good_for_an_hour_on_the_server_that_made_it() {
         let token = ApiToken::new("tml-x").unwrap();
-        let ann: KeyName = "ann".parse().unwrap();
-        let jwt = issue_at(&token, Some(&ann), 1000).unwrap();
+        let limits = KeyLimits::default();
+        let ann = Caller::of_key("ann".parse().unwrap(), BTreeSet::new(), limits).with_digest("d");
+        let of_ann = Holder::Key { digest: "d".into() };
+        let jwt = issue_at(&token, &ann, 1000).unwrap();
         assert!(is_jwt(&jwt));
 
-        assert_eq!(holder_at(&token, &jwt, 1000 + LIFE - 1), Some(Some(ann)));
+        assert_eq!(holder_at(&token, &jwt, 1000 + LIFE - 1), Some(of_ann));
         assert_eq!(holder_at(&token, &jwt, 1000 + LIFE), None);
         let other = ApiToken::new("tml-y").unwrap();
         assert_eq!(holder_at(&other, &jwt, 1000), None);
         let [header, claims, signature] = jwt.split('.').collect::<Vec<_>>()[..] else {
             panic!("{jwt}");
         };
-        let later = issue_at(&token, None, 9000).unwrap();
-        assert_eq!(holder_at(&token, &later, 9000), Some(None));
+        let later = issue_at(&token, &Caller::own(), 9000).unwrap();
+        assert_eq!(holder_at(&token, &later, 9000), Some(Holder::Own));
         let other = later.split('.').nth(1).unwrap();
         for forged in [
             format!("{header}.{other}.{signature}"),
@@ -163,7 +181,7 @@ mod tests {
     #[test]
     fn a_token_says_who_one_is() {
         let token = ApiToken::new("tml-x").unwrap();
-        let jwt = issue_at(&token, None, 1000).unwrap();
+        let jwt = issue_at(&token, &Caller::own(), 1000).unwrap();
 
         let claims = BASE64.decode(jwt.split('.').nth(1).unwrap()).unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ use crate::token::ApiToken;
 
 /// Longest name of a key.
 const MAX_NAME: usize = 64;
+/// How long a file that could not be read is left alone if it does not change.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// Version of the file's format.
 const FORMAT: u32 = 1;
 
@@ -82,7 +85,7 @@ impl fmt::Display for KeyName {
 /// How much of the server a key may take at a time. What goes beyond is refused with 429 and taken
 /// later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct KeyLimits {
     /// Operations and samples without a result.
     pub operations: usize,
@@ -118,6 +121,7 @@ impl Default for KeyLimits {
 
 /// A key as the file has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StoredKey {
     /// What it is called.
     pub name: KeyName,
@@ -133,9 +137,16 @@ pub struct StoredKey {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct KeyFile {
     format: u32,
     keys: Vec<StoredKey>,
+}
+
+/// What is read of a file first: the rest is understood only if it has the right format.
+#[derive(Debug, Deserialize)]
+struct Format {
+    format: u32,
 }
 
 fn path_of(home: &Path) -> PathBuf {
@@ -152,16 +163,16 @@ fn read(path: &Path) -> Result<Vec<StoredKey>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(Error::io("read", path, source)),
     };
-    let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
-    if file.format != FORMAT {
+    let Format { format } = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    if format != FORMAT {
         return Err(Error::Newer {
             path: path.to_owned(),
             message: format!(
-                "it has format {}, this program reads {FORMAT}: use the program that wrote it",
-                file.format
+                "it has format {format}, this program reads {FORMAT}: use the program that wrote it"
             ),
         });
     }
+    let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
     Ok(file.keys)
 }
 
@@ -263,6 +274,7 @@ impl StoredKey {
 
     fn caller(&self) -> Caller {
         Caller::of_key(self.name.clone(), self.scopes.clone(), self.limits)
+            .with_digest(&self.digest)
     }
 }
 
@@ -270,7 +282,52 @@ impl StoredKey {
 #[derive(Debug)]
 pub(crate) struct Keys {
     path: PathBuf,
-    known: Mutex<(Stamp, Arc<Vec<StoredKey>>)>,
+    known: Mutex<Known>,
+}
+
+/// What was read last.
+#[derive(Debug)]
+struct Known {
+    /// Of the file that the keys are from.
+    stamp: Stamp,
+    keys: Arc<Vec<StoredKey>>,
+    /// When the file could last not be read, and its stamp then; none if it could.
+    failed: Option<(Stamp, Instant)>,
+}
+
+impl Known {
+    /// Reads the file if it is not the one that the keys are from. Until that succeeds it is tried again,
+    /// since a key may have been removed, and the keys that are known stay.
+    fn refresh(
+        &mut self,
+        stamp: Stamp,
+        now: Instant,
+        read: impl FnOnce() -> Result<Vec<StoredKey>>,
+    ) {
+        let is_due = match self.failed {
+            None => self.stamp != stamp,
+            Some((of, at)) => of != stamp || now.saturating_duration_since(at) >= READ_AGAIN,
+        };
+        if !is_due {
+            return;
+        }
+        match read() {
+            Ok(keys) => {
+                *self = Self {
+                    stamp,
+                    keys: Arc::new(keys),
+                    failed: None,
+                }
+            }
+            Err(error) => {
+                self.failed = Some((stamp, now));
+                tracing::error!(
+                    error = error.with_causes(),
+                    "cannot read the keys; those that were known stay valid until the file can be read"
+                );
+            }
+        }
+    }
 }
 
 impl Keys {
@@ -284,7 +341,11 @@ impl Keys {
         let keys = Arc::new(read(&path)?);
         Ok(Self {
             path,
-            known: Mutex::new((stamp, keys)),
+            known: Mutex::new(Known {
+                stamp,
+                keys,
+                failed: None,
+            }),
         })
     }
 
@@ -292,17 +353,8 @@ impl Keys {
     fn now(&self) -> Arc<Vec<StoredKey>> {
         let stamp = stamp(&self.path);
         let mut known = lock(&self.known);
-        if known.0 != stamp {
-            known.0 = stamp;
-            match read(&self.path) {
-                Ok(keys) => known.1 = Arc::new(keys),
-                Err(error) => tracing::error!(
-                    error = error.with_causes(),
-                    "cannot read the keys; those that were known stay valid"
-                ),
-            }
-        }
-        Arc::clone(&known.1)
+        known.refresh(stamp, Instant::now(), || read(&self.path));
+        Arc::clone(&known.keys)
     }
 
     /// Whose key this is.
@@ -310,6 +362,13 @@ impl Keys {
         let digest = digest_of(presented);
         let keys = self.now();
         let found = keys.iter().find(|key| key.matches(digest))?;
+        Some(found.caller())
+    }
+
+    /// The key of a digest, if it was not removed.
+    pub(crate) fn of_digest(&self, digest: &str) -> Option<Caller> {
+        let keys = self.now();
+        let found = keys.iter().find(|key| key.digest == digest)?;
         Some(found.caller())
     }
 
@@ -386,6 +445,58 @@ mod tests {
             Keys::open(home.path()),
             Err(Error::Corrupt { .. })
         ));
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_read_again_though_it_did_not_change() {
+        let home = tempfile::tempdir().unwrap();
+        add(home.path(), "ann", &[]);
+        let path = path_of(home.path());
+        let mut known = Known {
+            stamp: stamp(&path),
+            keys: Arc::new(read(&path).unwrap()),
+            failed: None,
+        };
+        remove_key(home.path(), &name("ann")).unwrap();
+        let (changed, start) = (stamp(&path), Instant::now());
+        let fault = || {
+            Err(Error::io(
+                "read",
+                &path,
+                std::io::Error::other("too many files"),
+            ))
+        };
+
+        known.refresh(changed, start, fault);
+        assert_eq!(known.keys.len(), 1);
+        // Not with every request meanwhile.
+        known.refresh(changed, start, || panic!("read at once"));
+        known.refresh(changed, start + READ_AGAIN, fault);
+        known.refresh(changed, start + 2 * READ_AGAIN, || read(&path));
+
+        assert_eq!(known.keys.len(), 0);
+        known.refresh(changed, start + 4 * READ_AGAIN, || {
+            panic!("it did not change")
+        });
+    }
+
+    #[test]
+    fn a_mistyped_field_is_refused_by_name_and_a_newer_file_as_newer() {
+        let home = tempfile::tempdir().unwrap();
+        add(home.path(), "ann", &[]);
+        let path = path_of(home.path());
+        let text = std::fs::read_to_string(&path).unwrap();
+
+        for field in ["\"sessions\"", "\"scopes\"", "\"keys\""] {
+            let other = format!("\"mistyped\": 1, {field}");
+            std::fs::write(&path, text.replace(field, &other)).unwrap();
+            let error = list_keys(home.path()).unwrap_err().to_string();
+            assert!(error.contains("unknown field `mistyped`"), "{error}");
+        }
+        let newer = text.replace("\"format\": 1", "\"more\": 1, \"format\": 2");
+        std::fs::write(&path, newer).unwrap();
+        let error = list_keys(home.path());
+        assert!(matches!(error, Err(Error::Newer { .. })), "{error:?}");
     }
 
     #[cfg(unix)]

@@ -66,7 +66,7 @@ pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
 pub use keys::{KeyLimits, KeyName, StoredKey, add_key, list_keys, remove_key};
 pub use limits::Limits;
-pub use lock::{LockInfo, create_server_dir, is_running, read_lock, server_dir};
+pub use lock::{LockInfo, Outside, create_server_dir, is_running, read_lock, server_dir};
 pub use models::{BaseModel, list_models, resolve_model};
 pub use options::ServeOptions;
 pub use router::router;

@@ -1,7 +1,7 @@
 //! One server per data directory: an advisory file lock, and a private file that says where it is.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{Disk, OsDisk, create_dir, set_private, write_private};
 use crate::error::{Error, Result};
+use crate::tls::TlsFiles;
 
 /// How often the lock is tried, and how far apart: a look whether a server runs holds it for a
 /// moment, and must not pass for one.
@@ -45,6 +46,19 @@ pub struct LockInfo {
     /// Most bytes of files that it may keep; absent if there is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_disk_bytes: Option<u64>,
+    /// Where other machines reach it; absent if it is for this one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Outside>,
+}
+
+/// How a server is open to other machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outside {
+    /// The address it was told to listen on, with the port it got.
+    pub addr: SocketAddr,
+    /// Its certificate; absent if it serves them without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
 }
 
 impl LockInfo {
@@ -68,6 +82,7 @@ impl std::fmt::Debug for LockInfo {
             .field("weights", &self.weights)
             .field("threads", &self.threads)
             .field("max_disk_bytes", &self.max_disk_bytes)
+            .field("outside", &self.outside)
             .finish_non_exhaustive()
     }
 }
@@ -228,6 +243,7 @@ mod tests {
             weights: None,
             threads: 0,
             max_disk_bytes: None,
+            outside: None,
         };
         lock.publish(&OsDisk, &info).unwrap();
 

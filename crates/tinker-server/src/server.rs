@@ -16,11 +16,11 @@ use crate::app::{App, AppOptions};
 use crate::disk::{Disk, OsDisk};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::lock::{HomeLock, LockInfo, base_url, server_dir};
+use crate::lock::{HomeLock, LockInfo, Outside, base_url, server_dir};
 use crate::options::ServeOptions;
 use crate::router::router;
 use crate::summary::Observer;
-use crate::tls::{OverTls, TlsListener};
+use crate::tls::{OverTls, TlsFiles, TlsListener};
 use crate::token::ApiToken;
 
 /// How often the idle clock is looked at, at most.
@@ -61,6 +61,7 @@ impl Server {
         let lock = HomeLock::take(disk.as_ref(), &options.home)?;
         let asked = SocketAddr::new(options.host, options.port);
         let (mut listener, mut addr) = listen(asked).await?;
+        let outside = outside(&options, addr);
         let mut tls = None;
         if let Some(files) = options.tls.clone() {
             tls = Some(TlsListener::start(listener, addr, files)?);
@@ -72,7 +73,11 @@ impl Server {
             None => ApiToken::load_or_create(disk.as_ref(), &token_path)?,
         };
         let app = open_app(&options, token.clone()).await?;
-        lock.publish(disk.as_ref(), &lock_info(&options, addr, &token))?;
+        let sign = LockInfo {
+            outside,
+            ..lock_info(&options, addr, &token)
+        };
+        lock.publish(disk.as_ref(), &sign)?;
         Ok(Self {
             app,
             listener,
@@ -242,7 +247,19 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         weights: options.weights.map(|weights| weights.name().to_owned()),
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
+        outside: None,
     }
+}
+
+/// How a server that was told so is open to other machines, at the address that it got.
+fn outside(options: &ServeOptions, addr: SocketAddr) -> Option<Outside> {
+    // Whoever starts it again may do so elsewhere.
+    let full = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let tls = options.tls.as_ref().map(|files| TlsFiles {
+        cert: full(&files.cert),
+        key: full(&files.key),
+    });
+    (tls.is_some() || !addr.ip().is_loopback()).then_some(Outside { addr, tls })
 }
 
 /// Completes once nobody has been there for `timeout`; never without one.

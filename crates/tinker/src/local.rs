@@ -1,5 +1,6 @@
 //! The embedded server: found by its sign in the data directory, or started detached.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -100,7 +101,13 @@ pub(crate) async fn find_or_start(
 
 /// Starts `tinker serve` in a process group of its own, so that Ctrl-C here does not reach it: on
 /// any port, or in the place of `earlier`, with what that one was told.
+///
+/// # Errors
+/// It cannot be started; or the earlier one, or one that died here, was open to other machines.
 pub(crate) fn start(home: &Path, earlier: Option<&LockInfo>) -> Result<Child> {
+    refuse_to_replace(earlier)?;
+    // A sign that cannot be read says nothing of other machines, and the next server replaces it.
+    refuse_to_replace(tinker_server::read_lock(home).ok().flatten().as_ref())?;
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let mut command = Command::new(&program);
     command
@@ -129,22 +136,67 @@ pub(crate) fn start(home: &Path, earlier: Option<&LockInfo>) -> Result<Child> {
 /// Makes `command` start a server like `earlier`: its address, its token, its models, its threads, its limit.
 fn replace(command: &mut Command, earlier: &LockInfo) {
     command
-        .args(["--port", &earlier.port.to_string()])
-        .args(["--host", &earlier.host.to_string()])
-        .args(["--threads", &earlier.threads.to_string()])
+        .args(arguments(earlier))
         // The environment is for this user alone; arguments are for everybody to read.
         .env(env::TINKER_API_KEY.name, &earlier.token);
+}
+
+/// What `earlier` was told, for `tinker serve`.
+fn arguments(earlier: &LockInfo) -> Vec<OsString> {
+    let (addr, tls) = match &earlier.outside {
+        Some(outside) => (outside.addr, outside.tls.as_ref()),
+        None => (SocketAddr::new(earlier.host, earlier.port), None),
+    };
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
+    add("--port", addr.port().to_string().into());
+    add("--host", addr.ip().to_string().into());
+    if let Some(files) = tls {
+        add("--tls-cert", files.cert.clone().into());
+        add("--tls-key", files.key.clone().into());
+    }
+    add("--threads", earlier.threads.to_string().into());
     if let Some(limit) = earlier.max_disk_bytes {
-        command.args(["--max-disk", &limit.to_string()]);
+        add("--max-disk", limit.to_string().into());
     }
     if let Some(weights) = &earlier.weights {
-        command.args(["--weights", weights]);
+        add("--weights", weights.into());
     }
     if let Some(bytes) = earlier.training_memory {
-        command.args(["--training-memory", &bytes.to_string()]);
+        add("--training-memory", bytes.to_string().into());
     }
     for model in &earlier.models {
-        command.arg("--model").arg(model);
+        add("--model", model.clone().into());
+    }
+    arguments
+}
+
+/// Refuses to put a server of this machine alone in the place of one that others use: it would hold
+/// the data directory, and theirs could not come back.
+fn refuse_to_replace(earlier: Option<&LockInfo>) -> Result<()> {
+    let Some((earlier, outside)) = earlier.and_then(|e| Some((e, e.outside.as_ref()?))) else {
+        return Ok(());
+    };
+    let what = format!(
+        "the server of this data directory has ended; it was open to other machines at {} and is not started again by itself",
+        outside.addr
+    );
+    let words = arguments(earlier);
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    Err(Failure::new(FailureKind::Conflict, what).hint(format!(
+        "start it again with `tinker serve {}`, or one for this machine alone with `tinker serve`",
+        words.join(" ")
+    )))
+}
+
+/// A word for a shell.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:,".contains(c);
+    if word.chars().all(is_plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 
@@ -246,11 +298,12 @@ fn reachable(host: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use tinker_server::{Outside, TlsFiles};
+
     use super::*;
 
-    #[test]
-    fn a_server_that_is_started_again_is_told_what_the_earlier_one_was() {
-        let earlier = LockInfo {
+    fn earlier() -> LockInfo {
+        LockInfo {
             pid: 1,
             host: IpAddr::from([127, 0, 0, 1]),
             port: 4321,
@@ -262,10 +315,48 @@ mod tests {
             weights: Some("nf4".into()),
             threads: 3,
             max_disk_bytes: Some(5 << 30),
+            outside: None,
+        }
+    }
+
+    #[test]
+    fn a_server_that_other_machines_use_is_not_replaced_and_its_command_is_said() {
+        let home = tempfile::tempdir().unwrap();
+        let files = TlsFiles {
+            cert: "/etc/a b.pem".into(),
+            key: "/etc/key.pem".into(),
         };
+        let outside = Outside {
+            addr: SocketAddr::from(([0, 0, 0, 0], 443)),
+            tls: Some(files),
+        };
+        let of_others = LockInfo {
+            outside: Some(outside),
+            ..earlier()
+        };
+        let dir = tinker_server::create_server_dir(home.path()).unwrap();
+        let sign = serde_json::to_vec(&of_others).unwrap();
+        std::fs::write(dir.join("server.json"), sign).unwrap();
+
+        for known in [None, Some(&of_others)] {
+            let failure = start(home.path(), known).unwrap_err();
+
+            let text = format!("{failure:?}");
+            assert!(
+                text.contains("open to other machines at 0.0.0.0:443"),
+                "{text}"
+            );
+            let command = "tinker serve --port 443 --host 0.0.0.0 --tls-cert '/etc/a b.pem' --tls-key /etc/key.pem --threads 3";
+            assert!(text.contains(command), "{text}");
+            assert!(!text.contains("tml-x"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_started_again_is_told_what_the_earlier_one_was() {
         let mut command = Command::new("tinker");
 
-        replace(&mut command, &earlier);
+        replace(&mut command, &earlier());
 
         let arguments: Vec<&str> = command.get_args().filter_map(|a| a.to_str()).collect();
         for wanted in [

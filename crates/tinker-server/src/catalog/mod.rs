@@ -37,6 +37,8 @@ pub(crate) struct Session {
     pub(crate) created_at: Millis,
     pub(crate) last_seen_at: Millis,
     pub(crate) finish: Option<FinishSessionRequest>,
+    /// Whether there was work in it after its end; in memory only.
+    pub(crate) is_taken_up: bool,
     /// The key that made it; `None` is the data directory's own.
     pub(crate) owner: Option<KeyName>,
 }
@@ -47,9 +49,9 @@ impl Session {
         identity::user(self.owner.as_ref())
     }
 
-    /// Whether somebody is there: it was not ended, and heard of a short while ago.
+    /// Whether somebody is there: it was not ended, or is worked in again, and heard of a short while ago.
     fn is_open(&self, now: Millis) -> bool {
-        self.finish.is_none() && now - self.last_seen_at < OPEN_FOR
+        (self.finish.is_none() || self.is_taken_up) && now - self.last_seen_at < OPEN_FOR
     }
 }
 
@@ -133,9 +135,12 @@ impl Tables {
         caller::may_see(self.owner(session))
     }
 
+    /// As [`Self::shows`]. A run without a row is nobody's, as the server's own things are.
     fn shows_run(&self, run: &TrainingRunId) -> bool {
-        let row = self.runs.get(run);
-        row.is_none_or(|row| self.shows(&row.session_id))
+        match self.runs.get(run) {
+            Some(row) => self.shows(&row.session_id),
+            None => caller::may_see(None),
+        }
     }
 }
 
@@ -202,6 +207,7 @@ impl Catalog {
             created_at: now(),
             last_seen_at: now(),
             finish: None,
+            is_taken_up: false,
             owner,
         };
         let row = session.clone();
@@ -229,9 +235,7 @@ impl Catalog {
     pub(crate) fn session(&self, id: &SessionId) -> Result<Session> {
         let tables = self.read();
         let found = tables.sessions.get(id).filter(|_| tables.shows(id));
-        found
-            .cloned()
-            .ok_or_else(|| Error::NotFound(format!("session {id} is unknown to this server")))
+        found.cloned().ok_or_else(|| unknown_session(id))
     }
 
     /// Whose a session is; `None` is the data directory's own key, also for unknown sessions.
@@ -247,6 +251,28 @@ impl Catalog {
         let beginnings = id.match_indices(':').map(|(end, _)| &id[..end]);
         let mut sessions = beginnings.filter_map(|text| text.parse::<SessionId>().ok());
         sessions.any(|id| tables.sessions.contains_key(&id) && !tables.shows(&id))
+    }
+
+    /// How many training runs a session has that is closed; none if it is open.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn n_closed(&self, id: &SessionId) -> Result<Option<usize>> {
+        let tables = self.read();
+        let found = tables.sessions.get(id).filter(|_| tables.shows(id));
+        if found.ok_or_else(|| unknown_session(id))?.is_open(now()) {
+            return Ok(None);
+        }
+        let of_session = |run: &&Run| run.session_id == *id;
+        Ok(Some(tables.runs.values().filter(of_session).count()))
+    }
+
+    /// Notes that there is work in a session, which opens it again if it was closed; in memory only.
+    pub(crate) fn work_in(&self, id: &SessionId) {
+        if let Some(session) = self.write().sessions.get_mut(id) {
+            session.last_seen_at = now();
+            session.is_taken_up = session.finish.is_some();
+        }
     }
 
     /// How many sessions of a key are open, and how many training runs these have.
@@ -280,9 +306,7 @@ impl Catalog {
                 session.last_seen_at = now();
                 Ok(())
             }
-            _ => Err(Error::NotFound(format!(
-                "session {id} is unknown to this server"
-            ))),
+            _ => Err(unknown_session(id)),
         }
     }
 
@@ -291,6 +315,9 @@ impl Catalog {
         let _changing = self.change();
         let mut session = self.session(id)?;
         if session.finish.is_some() {
+            if let Some(session) = self.write().sessions.get_mut(id) {
+                session.is_taken_up = false;
+            }
             return Ok(());
         }
         session.finish = Some(how);
@@ -354,7 +381,7 @@ impl Catalog {
     /// Whether the current caller may see a training run.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; never for a run that does not exist.
+    /// [`Error::NotFound`], also for a run that does not exist unless the caller sees everything.
     pub(crate) fn check_run(&self, id: &TrainingRunId) -> Result<()> {
         if self.read().shows_run(id) {
             Ok(())
@@ -658,6 +685,10 @@ impl Catalog {
     }
 }
 
+fn unknown_session(id: &SessionId) -> Error {
+    Error::NotFound(format!("session {id} is unknown to this server"))
+}
+
 fn unknown_run(id: &TrainingRunId) -> Error {
     Error::NotFound(format!("training run {id} is unknown to this server"))
 }
@@ -692,4 +723,80 @@ fn checkpoint_path(
         run: run.parse()?,
         checkpoint: CheckpointId::new(kind, name)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::caller::{Caller, work_for};
+    use crate::keys::KeyLimits;
+
+    fn ann() -> Caller {
+        let limits = KeyLimits::default();
+        Caller::of_key("ann".parse().unwrap(), BTreeSet::new(), limits)
+    }
+
+    fn open(dir: &std::path::Path) -> Catalog {
+        Catalog::open(Db::open(&dir.join("tinker.db")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_silent_session_is_open_again_once_there_is_work_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = open(dir.path());
+        let request = serde_json::json!({"tags": [], "user_metadata": {}, "sdk_version": "t"});
+        let request = serde_json::from_value(request).unwrap();
+        let session = work_for(ann(), || catalog.create_session(request, None)).unwrap();
+        let row = Run {
+            id: TrainingRunId::of_session(&session, 0),
+            session_id: session.clone(),
+            base_model: "m".into(),
+            lora: LoraConfig::default(),
+            user_metadata: None,
+            created_at: now(),
+            last_request_at: now(),
+            corrupted: None,
+            optimizer: OptimizerConfig::default(),
+        };
+        catalog.put_run(row).unwrap();
+        let mut tables = catalog.write();
+        tables.sessions.get_mut(&session).unwrap().last_seen_at -= OPEN_FOR;
+        drop(tables);
+        let key = ann().key.unwrap();
+        assert_eq!(catalog.n_open(&key), (0, 0));
+        assert_eq!(catalog.n_closed(&session).unwrap(), Some(1));
+
+        catalog.work_in(&session);
+
+        assert_eq!(catalog.n_open(&key), (1, 1));
+        assert_eq!(catalog.n_closed(&session).unwrap(), None);
+    }
+
+    #[test]
+    fn a_checkpoint_whose_run_has_no_row_is_hidden_from_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = open(dir.path());
+        let path: TinkerPath = "tinker://lost:train:0/weights/x".parse().unwrap();
+        let lost = SavedCheckpoint {
+            path: path.clone(),
+            base_model: "m".into(),
+            lora: LoraConfig::default(),
+            size_bytes: 1,
+            user_metadata: None,
+            public: false,
+            created_at: now(),
+            expires_at: None,
+        };
+        catalog.put_checkpoint(lost).unwrap();
+        let n_seen = || {
+            let found = catalog.find_checkpoint(&path).into_iter().count();
+            (found, catalog.checkpoints().len())
+        };
+
+        assert_eq!(work_for(ann(), n_seen), (0, 0));
+        assert_eq!(work_for(Caller::own(), n_seen), (1, 1));
+        assert_eq!(n_seen(), (1, 1));
+    }
 }

@@ -9,14 +9,15 @@ use tinker_types::{ApiKeyInfo, TokenResponse};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::body::Body;
-use crate::caller;
+use crate::caller::{self, Caller};
 use crate::identity;
 
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
     _body: Body,
 ) -> ApiResult<Json<TokenResponse>> {
-    let jwt = identity::issue(app.token(), caller::current_key().as_ref())
+    let caller = caller::current().unwrap_or_else(Caller::own);
+    let jwt = identity::issue(app.token(), &caller)
         .map_err(|error| ApiError::internal("cannot make a token", error.to_string()))?;
     Ok(Json(TokenResponse { jwt }))
 }

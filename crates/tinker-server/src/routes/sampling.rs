@@ -53,6 +53,9 @@ fn create(
     let model = app.core.models.resolve(&base_model)?;
     let number = request.sampling_session_seq_id;
     let id = SamplingSessionId::of_session(&request.session_id, number);
+    if catalog.sampler(&id).is_err() {
+        app.take_up(&request.session_id)?;
+    }
     catalog.put_sampler(Sampler {
         id: id.clone(),
         session_id: request.session_id.clone(),

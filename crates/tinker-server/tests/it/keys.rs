@@ -19,7 +19,8 @@ struct As<'a> {
 
 impl As<'_> {
     async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let path = if path.starts_with("/oai") || path == "/metrics" {
+        let is_whole = ["/oai", "/anthropic", "/metrics"];
+        let path = if is_whole.iter().any(|start| path.starts_with(start)) {
             path.to_owned()
         } else {
             format!("/api/v1{path}")
@@ -114,6 +115,14 @@ async fn a_key_works_until_it_is_removed_and_so_does_its_token() {
     for gone in [&ann, &by_token] {
         assert_eq!(gone.get("/sessions").await.status, 401);
     }
+
+    // Another key of the same name: the old one's token is not for it, and is not renewed.
+    let again = with_key(&server, home.path(), "ann", &WORK);
+    assert_eq!(again.get("/sessions").await.status, 200);
+    for gone in [&ann, &by_token] {
+        assert_eq!(gone.get("/sessions").await.status, 401);
+        assert_eq!(gone.post("/auth/token", json!({})).await.status, 401);
+    }
 }
 
 #[tokio::test]
@@ -144,6 +153,9 @@ async fn each_scope_opens_its_routes_and_no_others() {
             let is_refused = caller.get(path).await.status == 403;
             assert_eq!(is_refused, own != Scope::Admin, "{own}");
         }
+        let backup = caller.send(Method::POST, "/backup", None).await;
+        let expected = if own == Scope::Admin { 200 } else { 403 };
+        assert_eq!(backup.status, expected, "{own}");
     }
 }
 
@@ -235,6 +247,141 @@ async fn what_belongs_to_a_key_does_not_exist_for_another() {
     assert_eq!(ann.get(&format!("{checkpoint}/archive")).await.status, 302);
 }
 
+/// Requests that name what belongs to one key; `own_path` is a checkpoint of whoever sends them.
+fn naming(of: &Named, own_path: &str) -> Vec<(Method, String, Value)> {
+    let Named {
+        session,
+        run,
+        path,
+        sampler,
+        ..
+    } = of;
+    let sampled_from = format!("tinker://{run}/sampler_weights/y");
+    let chat = json!({"model": sampled_from, "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]});
+    let futures = json!({"target": {"type": "sampling_session", "sampling_session_id": sampler,
+        "cloned_sampler_id": 0}, "prev_cursor": 0, "timeout": 0.0, "retrieved_request_ids": []});
+    let post = |path: &str, body| (Method::POST, path.to_owned(), body);
+    let of_session = |action: &str| format!("/sessions/{session}/{action}");
+    let urls = format!("/training_runs/{run}/checkpoints/external_weights/z/external_weights_urls");
+    vec![
+        post(
+            "/external_weights_upload_finish",
+            json!({"upload_id": of.upload}),
+        ),
+        post("/retrieve_futures", futures),
+        post(
+            "/join_sampling_session",
+            json!({"sampling_session_id": sampler}),
+        ),
+        post(
+            "/copy_weights",
+            json!({"source_path": path, "destination_project_id": "p"}),
+        ),
+        post(
+            "/copy_weights",
+            json!({"source_path": own_path, "session_id": session, "model_seq_id": 7}),
+        ),
+        (Method::GET, urls, Value::Null),
+        (Method::GET, of_session("trace_export"), Value::Null),
+        (
+            Method::PUT,
+            of_session("project"),
+            json!({"project_id": "p"}),
+        ),
+        post(
+            "/oai/api/v1/completions",
+            json!({"model": sampled_from, "prompt": "a", "max_tokens": 1}),
+        ),
+        post("/oai/api/v1/chat/completions", chat.clone()),
+        post("/anthropic/api/v1/messages", chat),
+        post(
+            &of_session("finish"),
+            json!({"reason": {"type": "success"}, "detail": null}),
+        ),
+    ]
+}
+
+/// What belongs to a key.
+struct Named {
+    session: String,
+    run: String,
+    path: String,
+    sampler: Value,
+    upload: Value,
+}
+
+impl As<'_> {
+    async fn named(&self) -> Named {
+        let session = self.session().await;
+        let run = self.run(&session).await;
+        let path = self.save(&run).await;
+        let saved = json!({"model_id": run, "seq_id": 2, "path": "y"});
+        self.result(self.post("/save_weights_for_sampler", saved).await)
+            .await;
+        let saved = json!({"model_id": run, "seq_id": 3, "path": "z"});
+        self.result(self.post("/save_weights_external", saved).await)
+            .await;
+        let sampler = json!({"session_id": session, "sampling_session_seq_id": 0, "base_model": "tinker/nano"});
+        let sampler = self.post("/create_sampling_session", sampler).await.json();
+        let upload = json!({"base_model": "tinker/nano", "lora_config": {"rank": 2}});
+        let upload = self.post("/external_weights_upload_start", upload).await;
+        Named {
+            session,
+            run,
+            path,
+            sampler: sampler["sampling_session_id"].clone(),
+            upload: upload.json()["upload_id"].clone(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_route_that_names_a_thing_denies_it_to_a_foreign_key() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let ann = with_key(&server, home.path(), "ann", &WORK);
+    let ben = with_key(&server, home.path(), "ben", &WORK);
+    let (anns, bens) = (ann.named().await, ben.named().await);
+
+    for (method, path, body) in naming(&anns, &bens.path) {
+        let answer = ben.send(method, &path, Some(body)).await;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert_eq!(answer.status, 404, "{path}: {text}");
+    }
+    for (method, path, body) in naming(&anns, &anns.path) {
+        let answer = ann.send(method, &path, Some(body)).await;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert_ne!(answer.status, 404, "{path}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn searches_do_not_find_what_belongs_to_another_key() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let ann = with_key(&server, home.path(), "ann", &WORK);
+    let ben = with_key(&server, home.path(), "ben", &WORK);
+    let named = ann.named().await;
+
+    for owner in [
+        json!({"type": "own"}),
+        json!({"type": "accessible"}),
+        json!({"type": "user", "owner_urns": ["tml:user:ann"]}),
+    ] {
+        for search in ["/sessions/search", "/checkpoints/search"] {
+            let query = json!({"owner": owner});
+            let (by_ann, by_ben) = (
+                ann.post(search, query.clone()).await,
+                ben.post(search, query).await,
+            );
+            assert_eq!((by_ann.status, by_ben.status), (200, 200), "{search}");
+            let is_found = |answer: Answer| answer.json().to_string().contains(&named.session);
+            assert!(is_found(by_ann), "{search} {owner}");
+            assert!(!is_found(by_ben), "{search} {owner}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_published_checkpoint_can_be_loaded_with_every_key_and_changed_with_one() {
     let home = tempfile::tempdir().unwrap();
@@ -312,10 +459,10 @@ async fn the_audit_log_names_the_key() {
     let entries = server.get("/audit").await.json();
 
     let entries = entries["entries"].as_array().unwrap().clone();
-    let published = entries
-        .iter()
-        .find(|e| e["event"] == "checkpoint_published");
-    assert_eq!(published.unwrap()["event_details"]["api_key"], "ann");
+    for event in ["checkpoint_created", "checkpoint_published"] {
+        let found = entries.iter().find(|e| e["event"] == event).unwrap();
+        assert_eq!(found["event_details"]["api_key"], "ann", "{event}");
+    }
 }
 
 #[tokio::test]
@@ -411,7 +558,8 @@ async fn sessions_and_adapters_of_a_key_are_bounded() {
             .contains("2 open sessions, and its limit is 2")
     );
 
-    ann.run(&session).await;
+    let first = ann.run(&session).await;
+    assert_eq!(ann.post("/optim_step", optim(&first, 1)).await.status, 200);
     let other = ann.post("/create_model", create_body(&session, 1)).await;
     assert_eq!(other.status, 429, "{}", other.json());
     let repeated = ann.post("/create_model", create_body(&session, 0)).await;
@@ -419,9 +567,44 @@ async fn sessions_and_adapters_of_a_key_are_bounded() {
 
     let finish = format!("/sessions/{session}/finish");
     let how = json!({"reason": {"type": "success"}, "detail": null});
+    assert_eq!(ann.post(&finish, how.clone()).await.status, 204);
+    let third = ann.session().await;
+    ann.run(&second).await;
+    // What was ended does not count, and is not worked with beside what does.
+    let sampler =
+        json!({"session_id": session, "sampling_session_seq_id": 0, "base_model": "tinker/nano"});
+    for (to, body) in [
+        ("/optim_step", optim(&first, 2)),
+        ("/create_model", create_body(&session, 1)),
+        ("/create_sampling_session", sampler),
+    ] {
+        let refused = ann.post(to, body).await;
+        assert_eq!(refused.status, 429, "{to}: {}", refused.json());
+        assert!(
+            refused.detail().contains("its limit is 2"),
+            "{}",
+            refused.detail()
+        );
+    }
+    let repeated = ann.post("/optim_step", optim(&first, 1)).await;
+    assert_eq!(repeated.status, 200, "it was accepted before the end");
+    // Once there is room it is taken up again, and counts.
+    ann.post(&format!("/sessions/{third}/finish"), how.clone())
+        .await;
+    let refused = ann.post("/optim_step", optim(&first, 2)).await;
+    assert!(
+        refused.detail().contains("1 training runs in open"),
+        "{}",
+        refused.detail()
+    );
+    ann.post(&format!("/sessions/{second}/finish"), how.clone())
+        .await;
+    assert_eq!(ann.post("/optim_step", optim(&first, 2)).await.status, 200);
+    let other = ann.post("/create_model", create_body(&second, 1)).await;
+    assert_eq!(other.status, 429, "{}", other.json());
     assert_eq!(ann.post(&finish, how).await.status, 204);
     ann.session().await;
-    ann.run(&second).await;
+    ann.session().await;
     let own = As {
         server: &server,
         key: TOKEN.to_owned(),

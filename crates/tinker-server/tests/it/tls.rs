@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tinker_server::{ServeOptions, Server, TlsFiles};
+use tinker_server::{Outside, ServeOptions, Server, TlsFiles, read_lock};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -107,7 +107,15 @@ async fn exchange(
 #[tokio::test]
 async fn others_are_served_by_tls_and_this_machine_without() {
     let home = tempfile::tempdir().unwrap();
-    let server = Running::start(home.path(), install(home.path(), "first")).await;
+    let files = install(home.path(), "first");
+    let server = Running::start(home.path(), files.clone()).await;
+    let sign = read_lock(home.path()).unwrap().unwrap();
+    assert_eq!(sign.base_url(), format!("http://{}", server.local));
+    let outside = Outside {
+        addr: server.addr,
+        tls: Some(files),
+    };
+    assert_eq!(sign.outside, Some(outside), "nobody else starts it again");
 
     let host = "first.example:8642";
     let sessions = server.request("GET", "/api/v1/sessions", host);

@@ -266,7 +266,7 @@ fn other_machines_are_let_in_only_with_keys() {
     let refused = home.run(&flags);
     let of_the_service = home.run_with_key(&flags, "tml-x");
     home.run(&["serve", "keys", "add", "ann"]).ok();
-    let (_server, url, _key) = serve(&home, &["--host", "0.0.0.0"]);
+    let (server, url, _key) = serve(&home, &["--host", "0.0.0.0"]);
 
     for finished in [refused, of_the_service] {
         finished.failed(
@@ -276,6 +276,14 @@ fn other_machines_are_let_in_only_with_keys() {
         );
     }
     assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+
+    // One for this machine alone would keep it from coming back.
+    server.kill();
+    home.run(&["model", "list"]).failed(
+        4,
+        "the server of this data directory has ended; it was open to other machines at 0.0.0.0:",
+        "hint: start it again with `tinker serve --port",
+    );
 }
 
 #[test]
