@@ -1,6 +1,6 @@
 //! What requests and the engine's thread share: catalog, journals, futures and the way to the engine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,8 +58,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
-    /// Held while an upload becomes a checkpoint.
-    pub(crate) uploads: Mutex<()>,
+    /// The uploads, and files of uploads, that requests are at work on; held while one begins.
+    pub(crate) uploads: Mutex<HashSet<PathBuf>>,
     pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,
@@ -543,7 +543,7 @@ impl Core {
             let removed = self.catalog.sampler(&id).and_then(|sampler| {
                 let trash = self.move_to_trash(&self.own_weights(&sampler))?;
                 self.catalog.remove_sampler(&id)?;
-                remove_dir(&trash)
+                self.remove_trash(&trash)
             });
             if let Err(error) = removed {
                 tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove a sampler");
@@ -559,7 +559,7 @@ impl Core {
         let dir = self.own_weights(&sampler);
         let removed = self.move_to_trash(&dir).and_then(|trash| {
             self.send(Command::ForgetWeights(dir));
-            remove_dir(&trash)
+            self.remove_trash(&trash)
         });
         if let Err(error) = removed {
             tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove the weights of a sampler");
@@ -599,7 +599,14 @@ impl Core {
         let trash = self.move_to_trash(&dir)?;
         self.catalog.remove_checkpoint(path)?;
         self.send(Command::ForgetWeights(dir));
-        remove_dir(&trash)
+        self.remove_trash(&trash)
+    }
+
+    /// Removes what was moved to the trash.
+    fn remove_trash(&self, trash: &Path) -> Result<()> {
+        remove_dir(trash)?;
+        self.quota.note_removal();
+        Ok(())
     }
 
     /// Writes what is kept in memory between requests.

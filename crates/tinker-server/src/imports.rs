@@ -4,10 +4,11 @@
 //! An upload is named by its session, so only whoever began it can finish it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tinker_engine::AdapterState;
+use tinker_engine::arch::Arch;
 use tinker_engine::peft::read_peft;
 use tinker_types::{
     CheckpointId, CheckpointKind, CreateSessionRequest, LoraConfig, SessionId, StartUploadRequest,
@@ -18,7 +19,8 @@ use crate::adapter_files::WEIGHTS_FILE;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::bundle::{self, CONFIG_FILE, FORMAT_VERSION, Manifest};
-use crate::catalog::{Run, SavedCheckpoint};
+use crate::caller;
+use crate::catalog::{Run, SavedCheckpoint, Session};
 use crate::clock::{now, timestamp};
 use crate::core::{Core, lock};
 use crate::disk::{create_dir, read_file, remove_dir, write_private};
@@ -32,6 +34,12 @@ pub(crate) const FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
 /// What was asked for, beside the files.
 const REQUEST_FILE: &str = "upload.json";
 
+/// What the sessions of uploads are tagged with.
+const TAG: &str = "external_weights_upload";
+
+/// Most uploads of a key that are not finished; each may hold as much as its files are long.
+const MAX_UNFINISHED: usize = 16;
+
 /// Name of the checkpoint that an upload becomes.
 const NAME: &str = "uploaded";
 
@@ -39,13 +47,16 @@ impl App {
     /// Begins an upload.
     pub(crate) fn start_upload(&self, request: &StartUploadRequest) -> ApiResult<SessionId> {
         self.check_open()?;
-        if request.lora_config.rank == 0 {
-            return Err(ApiError::bad_request("lora_config.rank must be at least 1"));
-        }
         let core = &self.core;
-        core.models.resolve(&request.base_model)?;
+        let base = core.models.resolve(&request.base_model)?;
+        check_rank(&base, request.lora_config.rank)?;
         let text = serde_json::to_vec(request)
             .map_err(|error| ApiError::internal("internal error", error.to_string()))?;
+        self.check_sessions()?;
+        core.check_upload_room(text.len() as u64, "an upload")?;
+        // Of two that begin at once, the second counts the first.
+        let _beginning = lock(&core.uploads);
+        core.check_unfinished_uploads()?;
         let session = core
             .catalog
             .create_session(session_of_upload(request), None)?;
@@ -73,11 +84,11 @@ impl App {
         if !dir.is_dir() {
             return Err(no_upload(upload).into());
         }
-        Ok(write_private(
-            self.core.disk.as_ref(),
-            &dir.join(file),
-            bytes,
-        )?)
+        let what = format!("the upload's {file}");
+        self.core.check_upload_room(bytes.len() as u64, &what)?;
+        let path = dir.join(file);
+        let _sending = self.core.claim(upload, path.clone())?;
+        Ok(write_private(self.core.disk.as_ref(), &path, bytes)?)
     }
 
     /// Makes a checkpoint of an upload whose files are all there. Asked again it says the same.
@@ -86,21 +97,73 @@ impl App {
         let core = &self.core;
         core.catalog.session(upload)?;
         let path = path_of(upload)?;
-        let _one_at_a_time = lock(&core.uploads);
+        let dir = core.paths.upload(upload);
+        let _finishing = core.claim(upload, dir.clone())?;
         if core.catalog.find_own_checkpoint(&path).is_some() {
             return Ok(path);
         }
-        let dir = core.paths.upload(upload);
         let request = core.upload_request(upload, &dir)?;
         let base = core.models.resolve(&request.base_model)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
+        let n_values: usize = state.weights.values().map(|weight| weight.data.len()).sum();
+        core.check_upload_room(4 * n_values as u64, "the uploaded weights")?;
         core.keep_upload(&path, upload, &base, &state)?;
         remove_dir(&dir)?;
+        core.quota.note_removal();
         Ok(path)
     }
 }
 
+/// Keeps others from an upload, or from a file of one, until it is dropped.
+struct Claim<'a> {
+    core: &'a Core,
+    path: PathBuf,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.core.uploads).remove(&self.path);
+    }
+}
+
 impl Core {
+    /// Takes an upload's directory or a file in it.
+    ///
+    /// # Errors
+    /// 429 if another request has it.
+    fn claim(&self, upload: &SessionId, path: PathBuf) -> ApiResult<Claim<'_>> {
+        if lock(&self.uploads).insert(path.clone()) {
+            return Ok(Claim { core: self, path });
+        }
+        Err(ApiError::busy(format!(
+            "another request is at work on upload {upload}: ask again when it is answered"
+        )))
+    }
+
+    /// Refuses what there is no room for at once: nothing waits for it.
+    fn check_upload_room(&self, n_bytes: u64, what: &str) -> ApiResult<()> {
+        let room = self.quota.check(n_bytes, what);
+        room.map_err(|error| ApiError::bad_request(error.to_string()))
+    }
+
+    /// Refuses an upload of a key that has many under way.
+    fn check_unfinished_uploads(&self) -> ApiResult<()> {
+        let owner = caller::current_key();
+        let is_unfinished = |session: &Session| {
+            session.owner == owner
+                && session.request.tags.iter().any(|tag| tag == TAG)
+                && self.paths.upload(&session.id).is_dir()
+        };
+        let sessions = self.catalog.sessions();
+        let n = sessions.iter().filter(|s| is_unfinished(s)).count();
+        if n < MAX_UNFINISHED {
+            return Ok(());
+        }
+        Err(ApiError::busy(format!(
+            "{n} uploads are not finished, and {MAX_UNFINISHED} may be: finish one, or wait until it is given up an hour after its last file"
+        )))
+    }
+
     fn upload_request(&self, upload: &SessionId, dir: &Path) -> Result<StartUploadRequest> {
         let path = dir.join(REQUEST_FILE);
         let bytes = match read_file(self.disk.as_ref(), &path) {
@@ -116,7 +179,7 @@ impl Core {
         })
     }
 
-    /// Writes the checkpoint, then the rows that show it.
+    /// Writes the checkpoint, then the rows that show it. Others wait for the last step alone.
     fn keep_upload(
         &self,
         path: &TinkerPath,
@@ -124,16 +187,11 @@ impl Core {
         base: &BaseModel,
         state: &AdapterState,
     ) -> Result<()> {
+        let disk = self.disk.as_ref();
+        let manifest = self.manifest_of_upload(path, base, state);
+        let aside = bundle::write_aside(disk, &self.paths.temp(), manifest, state, false)?;
         let _changing = self.change_checkpoints();
-        let manifest = bundle::write(
-            self.disk.as_ref(),
-            &self.paths.temp(),
-            &self.paths.checkpoint(path),
-            self.manifest_of_upload(path, base, state),
-            state,
-            false,
-            true,
-        )?;
+        let manifest = aside.install(disk, &self.paths.checkpoint(path), true)?;
         self.catalog.put_run(Run {
             id: path.run.clone(),
             session_id: session.clone(),
@@ -209,6 +267,19 @@ impl Core {
     }
 }
 
+/// Refuses a rank that no module has a use for: its adapter would be larger than what it changes.
+fn check_rank(base: &BaseModel, rank: u32) -> ApiResult<()> {
+    let refused = |error: tinker_engine::Error| ApiError::bad_request(error.to_string());
+    let most = Arch::load(&base.dir).map_err(refused)?.hidden_size;
+    if (1..=most).contains(&(rank as usize)) {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "lora_config.rank {rank} must be between 1 and {most}, the width of {}",
+        base.name
+    )))
+}
+
 /// The adapter that the files hold.
 ///
 /// # Errors
@@ -220,14 +291,8 @@ fn adapter_in(dir: &Path, base: &BaseModel, announced: &LoraConfig) -> ApiResult
             "{missing} has not been sent: PUT it to its address, then finish the upload"
         )));
     }
-    let state =
-        read_peft(dir, &base.dir).map_err(|error| ApiError::bad_request(error.to_string()))?;
-    if state.spec.rank != announced.rank as usize {
-        return Err(ApiError::bad_request(format!(
-            "the adapter has rank {} and lora_config.rank {} was announced: start an upload with the adapter's rank",
-            state.spec.rank, announced.rank
-        )));
-    }
+    let state = read_peft(dir, &base.dir, announced.rank as usize)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
     for (name, tensor) in &state.weights {
         if let Some(at) = tensor.data.iter().position(|value| !value.is_finite()) {
             let value = tensor.data[at];
@@ -250,7 +315,7 @@ fn path_of(upload: &SessionId) -> ApiResult<TinkerPath> {
 
 fn session_of_upload(request: &StartUploadRequest) -> CreateSessionRequest {
     CreateSessionRequest {
-        tags: vec!["external_weights_upload".into()],
+        tags: vec![TAG.into()],
         user_metadata: Default::default(),
         sdk_version: env!("CARGO_PKG_VERSION").into(),
         project_id: request.destination_project_id.clone(),

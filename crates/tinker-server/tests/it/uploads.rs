@@ -1,12 +1,19 @@
 //! Weights that are brought in from outside, over the real engine and a tiny model.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
-use tinker_server::{ApiToken, AppOptions};
+use tinker_server::{
+    ApiToken, AppOptions, Disk, KeyLimits, KeyName, Limits, OsDisk, Scope, add_key,
+};
 
 use crate::harness::{Answer, Harness, TOKEN};
 
@@ -194,7 +201,179 @@ async fn uploads_that_make_no_sense_are_refused() {
 
     assert_eq!(begin(json!("no/model"), 4).await.status, 404);
     assert_eq!(begin(json!(model()), 0).await.status, 400);
+    let too_large = begin(json!(model()), 65).await;
+    assert_eq!(too_large.status, 400);
+    let reason = "lora_config.rank 65 must be between 1 and 64";
+    assert!(
+        too_large.detail().contains(reason),
+        "{}",
+        too_large.detail()
+    );
     assert_eq!(no_upload.status, 404);
     assert!(no_upload.detail().contains(&session));
     assert_eq!(elsewhere.status, 403);
+}
+
+/// A server that may keep so much.
+fn limited(home: &Path, max_disk_bytes: u64) -> Harness {
+    Harness::with(AppOptions {
+        threads: 1,
+        limits: Limits {
+            max_disk_bytes: Some(max_disk_bytes),
+            ..Limits::default()
+        },
+        ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
+    })
+}
+
+#[tokio::test]
+async fn uploads_without_room_are_refused_and_go_on_once_there_is_room() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let upload = start(&server, 4).await;
+    send(&server, &upload, &files).await;
+    drop(server);
+
+    let server = limited(home.path(), 1);
+    let body = json!({"base_model": model(), "lora_config": {"rank": 4}});
+    let begun = server.post("/external_weights_upload_start", body).await;
+    let url = upload["urls"][WEIGHTS].as_str().unwrap();
+    let sent = put(&server, url, &files[WEIGHTS]).await;
+    let finished = finish(&server, &upload).await;
+    drop(server);
+
+    for (answer, what) in [
+        (begun, "an upload of"),
+        (sent, "the upload's adapter_model.safetensors of"),
+        (finished, "the uploaded weights of"),
+    ] {
+        assert_eq!(answer.status, 400);
+        let (text, expected) = (answer.detail(), format!("there is no room for {what}"));
+        assert!(text.contains(&expected), "{text}");
+    }
+    let server = limited(home.path(), 1 << 30);
+    assert_eq!(finish(&server, &upload).await.status, 200);
+}
+
+#[tokio::test]
+async fn only_so_many_uploads_are_unfinished() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let first = start(&server, 4).await;
+    for _ in 1..16 {
+        start(&server, 4).await;
+    }
+
+    let body = json!({"base_model": model(), "lora_config": {"rank": 4}});
+    let refused = server.post("/external_weights_upload_start", body).await;
+
+    assert_eq!(refused.status, 429);
+    let text = refused.detail();
+    assert!(text.contains("16 uploads are not finished"), "{text}");
+    send(&server, &first, &files).await;
+    assert_eq!(finish(&server, &first).await.status, 200);
+    start(&server, 4).await;
+}
+
+#[tokio::test]
+async fn an_upload_is_a_session_of_its_key() {
+    let home = tempfile::tempdir().unwrap();
+    let limits = KeyLimits {
+        sessions: 1,
+        ..KeyLimits::default()
+    };
+    let name: KeyName = "ann".parse().unwrap();
+    let token = add_key(home.path(), name, [Scope::Train].into(), limits).unwrap();
+    let server = open(home.path());
+    let begin = async || {
+        let body = json!({"base_model": model(), "lora_config": {"rank": 4}}).to_string();
+        let request = Request::post("/api/v1/external_weights_upload_start")
+            .header("host", "127.0.0.1")
+            .header("x-api-key", token.expose())
+            .header("content-type", "application/json");
+        server.send(request.body(Body::from(body)).unwrap()).await
+    };
+
+    assert_eq!(begin().await.status, 200);
+    let refused = begin().await;
+
+    assert_eq!(refused.status, 429);
+    let text = refused.detail();
+    assert!(text.contains("has 1 open sessions"), "{text}");
+}
+
+/// A disk that stops at the next file of weights until it is let go.
+#[derive(Debug)]
+struct Gate {
+    is_armed: AtomicBool,
+    reached: Sender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl Disk for Gate {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        OsDisk.create_dir_all(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        if path.ends_with(WEIGHTS) && self.is_armed.swap(false, Ordering::SeqCst) {
+            self.reached.send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+        }
+        OsDisk.write_new(path, bytes)
+    }
+    fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OsDisk.append(file, path, bytes)
+    }
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        OsDisk.truncate(file, len)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsDisk.rename(from, to)
+    }
+}
+
+#[tokio::test]
+async fn saves_and_other_uploads_go_on_while_the_weights_of_one_are_written() {
+    let home = tempfile::tempdir().unwrap();
+    let (reached, at_gate) = channel();
+    let (let_go, go_on) = channel();
+    let gate = Arc::new(Gate {
+        is_armed: AtomicBool::new(false),
+        reached,
+        go_on: Mutex::new(go_on),
+    });
+    let server = Arc::new(Harness::with(AppOptions {
+        threads: 1,
+        disk: gate.clone(),
+        ..AppOptions::new(home.path().to_owned(), ApiToken::new(TOKEN).unwrap())
+    }));
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let (slow, other) = (start(&server, 4).await, start(&server, 4).await);
+    send(&server, &slow, &files).await;
+    send(&server, &other, &files).await;
+    gate.is_armed.store(true, Ordering::SeqCst);
+    let finishing = {
+        let (server, slow) = (Arc::clone(&server), slow.clone());
+        tokio::spawn(async move { finish(&server, &slow).await })
+    };
+    let reached = tokio::task::spawn_blocking(move || at_gate.recv());
+    reached.await.unwrap().unwrap();
+
+    let busy = finish(&server, &slow).await;
+    let saved = json!({"model_id": run, "seq_id": 4, "path": "meanwhile"});
+    let saved = server.submit("/save_weights", saved).await;
+    let saved = server.result(&saved).await.json();
+    let finished = finish(&server, &other).await;
+    let_go.send(()).unwrap();
+
+    assert_eq!(busy.status, 429, "it may be sent again");
+    assert!(saved["path"].is_string());
+    assert_eq!(finished.status, 200);
+    assert_eq!(finishing.await.unwrap().status, 200);
+    assert_eq!(finish(&server, &slow).await.status, 200);
 }
