@@ -364,11 +364,14 @@ impl Generator {
     /// Takes prompts further and starts waiting samples, groups in turn, while there is room.
     fn start_samples(&mut self, backend: &mut dyn Backend) -> Vec<FinishedGeneration> {
         let mut n_running: usize = self.active.iter().map(Active::n_running).sum();
-        if n_running >= self.max_rows + self.max_rows / ROWS_PER_SHORT_ROW {
+        let all_rows = self.max_rows + self.max_rows / ROWS_PER_SHORT_ROW;
+        if n_running >= all_rows {
             return Vec::new();
         }
-        let turns::Order { places, n_groups } =
-            turns::order(self.active.iter().map(Active::share), LOOKAHEAD);
+        let turns::Order { places, n_groups } = turns::order(
+            self.active.iter().map(Active::share),
+            LOOKAHEAD.max(all_rows),
+        );
         let share = self.max_rows.div_ceil(n_groups.max(1));
         let (mut budget, mut looked_at) = (PROMPT_TOKENS_PER_STEP, 0);
         let mut failed = Vec::new();
@@ -599,6 +602,7 @@ impl Active {
             group: self.group,
             n_running: self.n_running(),
             n_waiting: self.samples.iter().filter(|s| s.is_none()).count(),
+            is_short: self.is_short(),
         }
     }
 

@@ -90,6 +90,23 @@ fn a_short_request_does_not_wait_for_long_ones() {
 }
 
 #[test]
+fn a_short_request_does_not_wait_for_as_many_samples_as_there_are_rows() {
+    for n_samples in [64, 200] {
+        let mut backend = FakeBackend::new(64, 256);
+        let mut generator = Generator::new(backend.info());
+        let long = generator.admit(request(1, n_samples, 200)).unwrap();
+        generator.step(&mut backend).unwrap();
+        assert_eq!(n_begun(&generator, long), 64);
+
+        let short = generator.admit(request(2, 1, 1)).unwrap();
+        let ended = generator.step(&mut backend).unwrap();
+
+        let ended: Vec<_> = ended.iter().map(|finished| finished.id).collect();
+        assert_eq!(ended, [short], "{n_samples}");
+    }
+}
+
+#[test]
 fn what_has_begun_is_told_once() {
     let mut backend = FakeBackend::new(64, 256);
     let mut generator = Generator::new(backend.info()).with_max_rows(1);
