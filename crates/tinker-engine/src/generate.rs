@@ -2,7 +2,7 @@
 //!
 //! Each step takes some tokens of the prompts and appends one token to every running sample, so
 //! requests come and go between steps, and a long prompt holds up neither samples nor short prompts.
-//! A prompt that begins like another one of the same adapter takes over what that has computed. What a
+//! A prompt that begins like another one of the same owner and adapter takes over what that has computed. What a
 //! sample gives depends on its request and seed alone; who else is running decides only when it is
 //! done.
 
@@ -10,10 +10,11 @@ mod turns;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 use crate::error::{Error, Result};
-use crate::prefix_cache::{MAX_BYTES, MIN_SHARED, PrefixCache, Shared, common};
+use crate::prefix_cache::{MAX_BYTES, MIN_SHARED, Origin, PrefixCache, Shared, common};
 use crate::prompt::{Alternatives, Prompt, PromptScores};
 use crate::sampler::{self, Draw, Sampling};
 
@@ -32,6 +33,8 @@ pub type StopFactory = Box<dyn Fn() -> Box<dyn StopCheck> + Send>;
 
 /// What to generate.
 pub struct GenerateRequest {
+    /// Whose it is. What a prompt has in common with those of others is computed anew.
+    pub owner: Option<Arc<str>>,
     /// Adapter to sample with; `None` is the base model. Its weights must never change, as what was
     /// computed with them serves later requests: see [`Backend::snapshot_adapter`].
     pub adapter: Option<AdapterId>,
@@ -109,7 +112,8 @@ pub struct Generation {
     pub samples: Vec<Sample>,
     /// What was asked about the prompt.
     pub prompt: PromptScores,
-    /// Tokens of the prompt that an earlier request had computed; depends on who else was there.
+    /// Tokens of the prompt that another request of the owner had computed; depends on what else was
+    /// there.
     pub n_cached: usize,
 }
 
@@ -455,7 +459,7 @@ impl Generator {
     fn beginning(&mut self, i: usize) -> Beginning {
         let request = &self.active[i].request;
         let wanted = &request.prompt[..request.n_shareable()];
-        let mut best = self.cache.find(request.adapter, wanted);
+        let mut best = self.cache.find(&request.origin(), wanted);
         let mut promised = 0;
         for other in &self.active {
             let Some((slot, done)) = other.held().filter(|_| other.shares(request)) else {
@@ -545,8 +549,8 @@ impl Generator {
                 .all(|s| s.as_ref().is_some_and(|s| s.ended.is_some()))
             {
                 if let Some((slot, tokens)) = active.take_sequence() {
-                    let adapter = active.request.adapter;
-                    self.cache.insert(backend, adapter, tokens, slot);
+                    let origin = active.request.origin();
+                    self.cache.insert(backend, origin, tokens, slot);
                 }
                 finished.push(active.finish());
             } else {
@@ -558,6 +562,13 @@ impl Generator {
 }
 
 impl GenerateRequest {
+    fn origin(&self) -> Origin {
+        Origin {
+            owner: self.owner.clone(),
+            adapter: self.adapter,
+        }
+    }
+
     fn sampling(&self) -> Sampling {
         Sampling {
             temperature: self.temperature,
@@ -628,9 +639,9 @@ impl Active {
             .map(|slot| (slot, prompt.done))
     }
 
-    /// Whether a request computes the same from the same tokens.
+    /// Whether a request computes the same from the same tokens, and may know that.
     fn shares(&self, request: &GenerateRequest) -> bool {
-        self.request.adapter == request.adapter
+        self.request.adapter == request.adapter && self.request.owner == request.owner
     }
 
     /// The slot of the first sample with the tokens it holds: the last one drawn never went through.

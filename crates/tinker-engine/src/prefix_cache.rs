@@ -2,9 +2,11 @@
 //!
 //! A conversation sends its whole history again with every turn, and a loop asks the same question
 //! many times. What the model has computed for a beginning does not depend on what follows it, so it
-//! is copied instead of computed anew, with the same bits.
+//! is copied instead of computed anew, with the same bits. How much was copied is told, and so only what
+//! an owner's own requests left is: another's prompt could be guessed by it, token by token.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::backend::{AdapterId, Backend, SlotId};
 
@@ -25,9 +27,16 @@ pub(crate) struct PrefixCache {
     max_bytes: usize,
 }
 
+/// What sequences that share work have in common beside their tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) owner: Option<Arc<str>>,
+    pub(crate) adapter: Option<AdapterId>,
+}
+
 #[derive(Debug)]
 struct Entry {
-    adapter: Option<AdapterId>,
+    origin: Origin,
     /// Tokens that the slot holds.
     tokens: Vec<u32>,
     slot: SlotId,
@@ -57,10 +66,10 @@ impl PrefixCache {
     }
 
     /// The cached sequence that shares most with the beginning of `prompt`, at most all of it.
-    pub(crate) fn find(&mut self, adapter: Option<AdapterId>, prompt: &[u32]) -> Option<Shared> {
-        let of_adapter = |(_, entry): &(usize, &Entry)| entry.adapter == adapter;
+    pub(crate) fn find(&mut self, origin: &Origin, prompt: &[u32]) -> Option<Shared> {
+        let is_of_origin = |(_, entry): &(usize, &Entry)| entry.origin == *origin;
         let (i, len) = (self.entries.iter().enumerate())
-            .filter(of_adapter)
+            .filter(is_of_origin)
             .map(|(i, entry)| (i, common(&entry.tokens, prompt)))
             .max_by_key(|(_, len)| *len)
             .filter(|(_, len)| *len >= MIN_SHARED)?;
@@ -74,20 +83,19 @@ impl PrefixCache {
     pub(crate) fn insert(
         &mut self,
         backend: &mut dyn Backend,
-        adapter: Option<AdapterId>,
+        origin: Origin,
         tokens: Vec<u32>,
         slot: SlotId,
     ) {
         let bytes = backend.slot_bytes(slot);
-        let is_known =
-            |entry: &Entry| entry.adapter == adapter && entry.tokens.starts_with(&tokens);
+        let is_known = |entry: &Entry| entry.origin == origin && entry.tokens.starts_with(&tokens);
         if tokens.len() < MIN_SHARED || bytes > self.max_bytes || self.entries.iter().any(is_known)
         {
             backend.close_slot(slot);
             return;
         }
         self.close_if(backend, |entry| {
-            entry.adapter == adapter && tokens.starts_with(&entry.tokens)
+            entry.origin == origin && tokens.starts_with(&entry.tokens)
         });
         while self.bytes + bytes > self.max_bytes || self.entries.len() >= MAX_ENTRIES {
             let Some(oldest) = self.entries.pop_front() else {
@@ -98,7 +106,7 @@ impl PrefixCache {
         }
         self.bytes += bytes;
         self.entries.push_back(Entry {
-            adapter,
+            origin,
             tokens,
             slot,
             bytes,
@@ -107,7 +115,7 @@ impl PrefixCache {
 
     /// Closes all that was computed with an adapter.
     pub(crate) fn forget(&mut self, backend: &mut dyn Backend, adapter: AdapterId) {
-        self.close_if(backend, |entry| entry.adapter == Some(adapter));
+        self.close_if(backend, |entry| entry.origin.adapter == Some(adapter));
     }
 
     /// Closes everything.
@@ -133,10 +141,16 @@ mod tests {
     use super::*;
     use crate::fake::FakeBackend;
 
+    /// Of nobody, on the base model.
+    const PLAIN: Origin = Origin {
+        owner: None,
+        adapter: None,
+    };
+
     fn cached(cache: &mut PrefixCache, backend: &mut FakeBackend, tokens: &[u32]) -> SlotId {
         let slot = backend.open_slot(None, 128).unwrap();
         backend.prefill(slot, tokens, false).unwrap();
-        cache.insert(backend, None, tokens.to_vec(), slot);
+        cache.insert(backend, PLAIN, tokens.to_vec(), slot);
         slot
     }
 
@@ -152,7 +166,7 @@ mod tests {
         );
         let long = cached(&mut cache, &mut backend, &tokens[..40]);
 
-        let found = cache.find(None, &tokens[..50]);
+        let found = cache.find(&PLAIN, &tokens[..50]);
         assert_eq!(
             found,
             Some(Shared {
@@ -160,7 +174,7 @@ mod tests {
                 len: 40
             })
         );
-        let found = cache.find(None, &tokens[..30]);
+        let found = cache.find(&PLAIN, &tokens[..30]);
         assert_eq!(
             found,
             Some(Shared {
@@ -168,8 +182,17 @@ mod tests {
                 len: 30
             })
         );
-        assert_eq!(cache.find(None, &tokens[..MIN_SHARED - 1]), None);
-        assert_eq!(cache.find(Some(AdapterId(1)), &tokens), None);
+        assert_eq!(cache.find(&PLAIN, &tokens[..MIN_SHARED - 1]), None);
+        let of_adapter = Origin {
+            adapter: Some(AdapterId(1)),
+            ..PLAIN
+        };
+        assert_eq!(cache.find(&of_adapter, &tokens), None);
+        let of_ann = Origin {
+            owner: Some("ann".into()),
+            ..PLAIN
+        };
+        assert_eq!(cache.find(&of_ann, &tokens), None);
     }
 
     #[test]
@@ -181,7 +204,7 @@ mod tests {
             assert_eq!(backend.n_slots(), 1, "{n}");
         }
 
-        assert_eq!(cache.find(None, &[1; 60]).unwrap().len, 40);
+        assert_eq!(cache.find(&PLAIN, &[1; 60]).unwrap().len, 40);
         cache.clear(&mut backend);
         assert_eq!((backend.n_slots(), cache.bytes), (0, 0));
     }
@@ -196,14 +219,14 @@ mod tests {
         let mut cache = PrefixCache::new(2 * one);
         cached(&mut cache, &mut backend, &[1; 20]);
         cached(&mut cache, &mut backend, &[2; 20]);
-        cache.find(None, &[1; 20]).unwrap();
+        cache.find(&PLAIN, &[1; 20]).unwrap();
 
         cached(&mut cache, &mut backend, &[3; 20]);
 
-        assert!(cache.find(None, &[1; 20]).is_some());
-        assert_eq!(cache.find(None, &[2; 20]), None);
+        assert!(cache.find(&PLAIN, &[1; 20]).is_some());
+        assert_eq!(cache.find(&PLAIN, &[2; 20]), None);
         assert_eq!(backend.n_slots(), 2);
         cached(&mut cache, &mut backend, &[4; 100]);
-        assert_eq!(cache.find(None, &[4; 20]), None, "larger than the cache");
+        assert_eq!(cache.find(&PLAIN, &[4; 20]), None, "larger than the cache");
     }
 }

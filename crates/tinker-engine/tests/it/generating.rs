@@ -9,6 +9,7 @@ use crate::common::{Reference, all_models, all_modules, load};
 
 fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
     GenerateRequest {
+        owner: None,
         adapter: None,
         prompt: prompt.to_vec(),
         max_tokens: Some(20),
@@ -612,6 +613,7 @@ fn a_prompt_taken_from_the_cache_gives_the_bits_of_one_computed_anew() {
 
         for (i, (request, n_cached)) in cases.into_iter().enumerate() {
             let copy = GenerateRequest {
+                owner: None,
                 prompt: request.prompt.clone(),
                 seeds: request.seeds.clone(),
                 prompt_targets: Vec::new(),
@@ -674,6 +676,32 @@ fn prompts_that_arrive_together_are_computed_once() {
     assert_eq!(cached, [0, 1999, 1999]);
     assert_eq!(together[0].samples, together[2].samples);
     assert_eq!(backend.n_slots(), 0);
+}
+
+#[test]
+fn nobody_learns_what_others_asked() {
+    let mut backend = FakeBackend::new(64, 128);
+    let ask = |owner: &str| GenerateRequest {
+        owner: Some(owner.into()),
+        ..request(&[7; 40], &[1])
+    };
+    let mut generator = Generator::new(backend.info());
+    let mut n_cached = |owners: &[&str]| -> Vec<usize> {
+        for owner in owners {
+            generator.admit(ask(owner)).unwrap();
+        }
+        let mut finished = Vec::new();
+        while !generator.is_idle() {
+            finished.extend(generator.step(&mut backend).unwrap());
+        }
+        finished.sort_by_key(|f| f.id);
+        let generations = finished.into_iter().map(|f| f.outcome.unwrap());
+        generations.map(|g| g.n_cached).collect()
+    };
+
+    assert_eq!(n_cached(&["ann", "ben", "ann"]), [0, 0, 39]);
+    assert_eq!(n_cached(&["cid"]), [0]);
+    assert_eq!(n_cached(&["ben", "cid"]), [39, 39]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use tinker_engine::{Backend as _, FakeBackend, GenerateRequest, GenerationId, Ge
 
 fn request(token: u32, n_samples: u64, max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
+        owner: None,
         adapter: None,
         prompt: vec![token],
         max_tokens: Some(max_tokens),
