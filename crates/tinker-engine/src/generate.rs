@@ -155,7 +155,7 @@ pub struct Generator {
     active: VecDeque<Active>,
     /// Slots of cancelled requests, closed by the next step.
     orphans: Vec<SlotId>,
-    /// Requests whose first sample has begun, until somebody asks.
+    /// Requests whose first sample began in the last step.
     begun: Vec<GenerationId>,
     cache: PrefixCache,
 }
@@ -261,7 +261,7 @@ impl Generator {
         Ok(id)
     }
 
-    /// The requests whose first sample has begun since this was last asked.
+    /// The requests whose first sample began in the last step, once.
     pub fn take_begun(&mut self) -> Vec<GenerationId> {
         std::mem::take(&mut self.begun)
     }
@@ -311,6 +311,7 @@ impl Generator {
         for slot in self.orphans.drain(..) {
             backend.close_slot(slot);
         }
+        self.begun.clear();
         let mut finished = self.start_samples(backend);
         self.decode(backend, &mut finished).inspect_err(|_| {
             for slot in self.active.drain(..).flat_map(|a| a.slots()) {

@@ -118,6 +118,22 @@ fn what_has_begun_is_told_once() {
     assert_eq!(generator.take_begun(), [first]);
     assert!(generator.take_begun().is_empty());
 
-    finish(&mut generator, &mut backend);
+    while generator.drawn(first).count() > 0 {
+        generator.step(&mut backend).unwrap();
+        assert!(generator.take_begun().is_empty());
+    }
+    generator.step(&mut backend).unwrap();
     assert_eq!(generator.take_begun(), [second]);
+    assert!(generator.take_begun().is_empty());
+}
+
+#[test]
+fn what_has_begun_is_not_kept_for_those_who_do_not_ask() {
+    let mut backend = FakeBackend::new(64, 256);
+    let mut generator = Generator::new(backend.info());
+    generator.admit(request(1, 1, 2)).unwrap();
+    generator.step(&mut backend).unwrap();
+    generator.step(&mut backend).unwrap();
+
+    assert!(generator.take_begun().is_empty());
 }
