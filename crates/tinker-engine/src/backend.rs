@@ -91,6 +91,9 @@ pub trait Backend: Send + fmt::Debug {
     /// If the adapter is unknown.
     fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId>;
 
+    /// Bytes of memory that an adapter takes; 0 for unknown ids.
+    fn adapter_bytes(&self, adapter: AdapterId) -> usize;
+
     /// Frees an adapter; unknown ids are ignored.
     fn drop_adapter(&mut self, adapter: AdapterId);
 
@@ -100,7 +103,7 @@ pub trait Backend: Send + fmt::Debug {
     ///
     /// # Errors
     /// If a token is outside the vocabulary, a sequence is empty, too long, or its arrays disagree;
-    /// and if a loss is not finite or a log-probability is NaN, naming the sequence.
+    /// and if a loss or a log-probability is not finite, naming the sequence.
     fn forward(
         &mut self,
         adapter: Option<AdapterId>,
@@ -167,7 +170,7 @@ pub trait Backend: Send + fmt::Debug {
     ///
     /// # Errors
     /// If `tokens` is empty, outside the vocabulary, or does not fit the slot; or if a log-probability
-    /// is NaN. The slot is unchanged.
+    /// is not finite. The slot is unchanged.
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill>;
 
     /// Appends `tokens` to a slot, and shows the logits `[vocab]` that follow each of them from number
@@ -245,8 +248,9 @@ pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
 pub enum Quantization {
     /// 8 bits, with a scale for each output of a layer: its largest weight is 127.
     Int8,
-    /// 4 bits, as `QLoRA` has them: 16 values that a normal distribution has equally often, times the
-    /// largest of 64 weights of an output (Dettmers et al. 2023).
+    /// 4 bits, `NF4` (Dettmers et al. 2023): 16 values that a normal distribution has equally often, with a
+    /// float32 scale for each 64 inputs of an output, the largest weight of these. The scales are not
+    /// quantized again.
     Nf4,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Each step takes some tokens of the prompts and appends one token to every running sample, so
 //! requests come and go between steps, and a long prompt holds up neither samples nor short prompts.
-//! A prompt that begins like another one of the same adapter takes over what that has computed. What a
+//! A prompt that begins like another one of the same owner and adapter takes over what that has computed. What a
 //! sample gives depends on its request and seed alone; who else is running decides only when it is
 //! done.
 
@@ -10,10 +10,11 @@ mod turns;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 use crate::error::{Error, Result};
-use crate::prefix_cache::{MAX_BYTES, MIN_SHARED, PrefixCache, Shared, common};
+use crate::prefix_cache::{MIN_SHARED, Origin, PrefixCache, Shared, common, max_bytes};
 use crate::prompt::{Alternatives, Prompt, PromptScores};
 use crate::sampler::{self, Draw, Sampling};
 
@@ -32,6 +33,8 @@ pub type StopFactory = Box<dyn Fn() -> Box<dyn StopCheck> + Send>;
 
 /// What to generate.
 pub struct GenerateRequest {
+    /// Whose it is. What a prompt has in common with those of others is computed anew.
+    pub owner: Option<Arc<str>>,
     /// Adapter to sample with; `None` is the base model. Its weights must never change, as what was
     /// computed with them serves later requests: see [`Backend::snapshot_adapter`].
     pub adapter: Option<AdapterId>,
@@ -109,7 +112,8 @@ pub struct Generation {
     pub samples: Vec<Sample>,
     /// What was asked about the prompt.
     pub prompt: PromptScores,
-    /// Tokens of the prompt that an earlier request had computed; depends on who else was there.
+    /// Tokens of the prompt that another request of the owner had computed; depends on what else was
+    /// there.
     pub n_cached: usize,
 }
 
@@ -151,7 +155,7 @@ pub struct Generator {
     active: VecDeque<Active>,
     /// Slots of cancelled requests, closed by the next step.
     orphans: Vec<SlotId>,
-    /// Requests whose first sample has begun, until somebody asks.
+    /// Requests whose first sample began in the last step.
     begun: Vec<GenerationId>,
     cache: PrefixCache,
 }
@@ -198,7 +202,7 @@ impl Generator {
             active: VecDeque::new(),
             orphans: Vec::new(),
             begun: Vec::new(),
-            cache: PrefixCache::new(MAX_BYTES),
+            cache: PrefixCache::new(max_bytes(base)),
         }
     }
 
@@ -207,13 +211,6 @@ impl Generator {
     #[must_use]
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = max_rows.max(1);
-        self
-    }
-
-    /// Keeps at most this much of finished requests for prompts that begin like them; 0 is none.
-    #[must_use]
-    pub fn with_cache_bytes(mut self, max_bytes: usize) -> Self {
-        self.cache = PrefixCache::new(max_bytes);
         self
     }
 
@@ -257,7 +254,7 @@ impl Generator {
         Ok(id)
     }
 
-    /// The requests whose first sample has begun since this was last asked.
+    /// The requests whose first sample began in the last step, once.
     pub fn take_begun(&mut self) -> Vec<GenerationId> {
         std::mem::take(&mut self.begun)
     }
@@ -307,6 +304,7 @@ impl Generator {
         for slot in self.orphans.drain(..) {
             backend.close_slot(slot);
         }
+        self.begun.clear();
         let mut finished = self.start_samples(backend);
         self.decode(backend, &mut finished).inspect_err(|_| {
             for slot in self.active.drain(..).flat_map(|a| a.slots()) {
@@ -364,11 +362,14 @@ impl Generator {
     /// Takes prompts further and starts waiting samples, groups in turn, while there is room.
     fn start_samples(&mut self, backend: &mut dyn Backend) -> Vec<FinishedGeneration> {
         let mut n_running: usize = self.active.iter().map(Active::n_running).sum();
-        if n_running >= self.max_rows + self.max_rows / ROWS_PER_SHORT_ROW {
+        let all_rows = self.max_rows + self.max_rows / ROWS_PER_SHORT_ROW;
+        if n_running >= all_rows {
             return Vec::new();
         }
-        let turns::Order { places, n_groups } =
-            turns::order(self.active.iter().map(Active::share), LOOKAHEAD);
+        let turns::Order { places, n_groups } = turns::order(
+            self.active.iter().map(Active::share),
+            LOOKAHEAD.max(all_rows),
+        );
         let share = self.max_rows.div_ceil(n_groups.max(1));
         let (mut budget, mut looked_at) = (PROMPT_TOKENS_PER_STEP, 0);
         let mut failed = Vec::new();
@@ -452,7 +453,7 @@ impl Generator {
     fn beginning(&mut self, i: usize) -> Beginning {
         let request = &self.active[i].request;
         let wanted = &request.prompt[..request.n_shareable()];
-        let mut best = self.cache.find(request.adapter, wanted);
+        let mut best = self.cache.find(&request.origin(), wanted);
         let mut promised = 0;
         for other in &self.active {
             let Some((slot, done)) = other.held().filter(|_| other.shares(request)) else {
@@ -542,8 +543,8 @@ impl Generator {
                 .all(|s| s.as_ref().is_some_and(|s| s.ended.is_some()))
             {
                 if let Some((slot, tokens)) = active.take_sequence() {
-                    let adapter = active.request.adapter;
-                    self.cache.insert(backend, adapter, tokens, slot);
+                    let origin = active.request.origin();
+                    self.cache.insert(backend, origin, tokens, slot);
                 }
                 finished.push(active.finish());
             } else {
@@ -555,6 +556,13 @@ impl Generator {
 }
 
 impl GenerateRequest {
+    fn origin(&self) -> Origin {
+        Origin {
+            owner: self.owner.clone(),
+            adapter: self.adapter,
+        }
+    }
+
     fn sampling(&self) -> Sampling {
         Sampling {
             temperature: self.temperature,
@@ -599,6 +607,7 @@ impl Active {
             group: self.group,
             n_running: self.n_running(),
             n_waiting: self.samples.iter().filter(|s| s.is_none()).count(),
+            is_short: self.is_short(),
         }
     }
 
@@ -624,9 +633,9 @@ impl Active {
             .map(|slot| (slot, prompt.done))
     }
 
-    /// Whether a request computes the same from the same tokens.
+    /// Whether a request computes the same from the same tokens, and may know that.
     fn shares(&self, request: &GenerateRequest) -> bool {
-        self.request.adapter == request.adapter
+        self.request.adapter == request.adapter && self.request.owner == request.owner
     }
 
     /// The slot of the first sample with the tokens it holds: the last one drawn never went through.

@@ -67,7 +67,7 @@ pub(crate) fn limit_to_avx2() -> bool {
     Isa::limit_to_avx2()
 }
 
-/// Bytes for activations of each thread from which on all but the largest models keep everything.
+/// Bytes for activations that each thread may have, however small the model is.
 const MIN_MEMORY: usize = 192 << 20;
 
 /// What [`BaseInfo::precision`] says.
@@ -218,6 +218,10 @@ impl Backend for Cpu {
         Ok(self.add_adapter(copy))
     }
 
+    fn adapter_bytes(&self, adapter: AdapterId) -> usize {
+        self.adapters.get(&adapter).map_or(0, |a| a.bytes())
+    }
+
     fn drop_adapter(&mut self, adapter: AdapterId) {
         self.adapters.remove(&adapter);
         if self.adapters.is_empty() {
@@ -326,11 +330,11 @@ impl Backend for Cpu {
         };
         let before = held.len;
         let (prompt_logprobs, next_logits) = inference.prefill(held, tokens, prompt_logprobs);
-        if let Some(i) = prompt_logprobs.iter().position(|l| l.is_nan()) {
+        if let Some(i) = prompt_logprobs.iter().position(|l| !l.is_finite()) {
             held.len = before;
-            let (slot, position) = (slot.0, before + i + 1);
+            let (slot, position, logprob) = (slot.0, before + i + 1, prompt_logprobs[i]);
             return Err(Error::NotFinite(format!(
-                "slot {slot}: the log-probability of the token at position {position} is NaN"
+                "slot {slot}: the log-probability of the token at position {position} is {logprob}"
             )));
         }
         Ok(Prefill {

@@ -10,6 +10,8 @@ pub(super) struct Share {
     pub(super) group: u64,
     pub(super) n_running: usize,
     pub(super) n_waiting: usize,
+    /// Whether rows are kept for such requests.
+    pub(super) is_short: bool,
 }
 
 /// The requests that samples may begin of.
@@ -21,25 +23,37 @@ pub(super) struct Order {
     pub(super) n_groups: usize,
 }
 
-/// Orders the requests of which samples wait. At most about `most` of them are looked for: more cannot
-/// begin in one step.
+/// Samples of a group that come before a request of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    n_running: usize,
+    n_waiting: usize,
+}
+
+/// Orders the requests of which samples wait. Of each group only those that fewer than `most` waiting
+/// samples come before, and about `most` groups: more cannot begin in one step. The first `most` short
+/// ones have a place in any case, as what runs or waits before them may not take the rows that are kept
+/// for them.
 pub(super) fn order(requests: impl Iterator<Item = Share> + Clone, most: usize) -> Order {
-    let mut n_before = HashMap::<u64, usize>::new();
+    let mut before = HashMap::<u64, Before>::new();
     for request in requests.clone().filter(|request| request.n_running > 0) {
-        *n_before.entry(request.group).or_default() += request.n_running;
+        before.entry(request.group).or_default().n_running += request.n_running;
     }
-    let (mut keyed, mut n_first) = (Vec::new(), 0);
+    let (mut keyed, mut n_first, mut n_short) = (Vec::new(), 0, 0);
     for (place, request) in requests.enumerate() {
         if request.n_waiting == 0 {
             continue;
         }
-        let before = n_before.entry(request.group).or_default();
-        if *before < most {
-            keyed.push((*before, place, request.group));
+        let before = before.entry(request.group).or_default();
+        let n = before.n_running.saturating_add(before.n_waiting);
+        let may_begin = before.n_waiting < most && n_first < most;
+        if may_begin || request.is_short && n_short < most {
+            keyed.push((n, place, request.group));
         }
-        n_first += usize::from(*before == 0);
-        *before = before.saturating_add(request.n_waiting);
-        if n_first == most {
+        n_first += usize::from(n == 0);
+        n_short += usize::from(request.is_short);
+        before.n_waiting = before.n_waiting.saturating_add(request.n_waiting);
+        if n_first >= most && n_short >= most {
             break;
         }
     }
@@ -60,6 +74,7 @@ mod tests {
             group,
             n_running,
             n_waiting,
+            is_short: false,
         });
         order(shares, 64).places
     }
@@ -101,5 +116,18 @@ mod tests {
         let requests: Vec<_> = (0..1000).map(|group| (group, 0, 1)).collect();
 
         assert_eq!(places(&requests), (0..64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_short_request_has_a_place_behind_any_number_of_samples() {
+        let share = |n_running, n_waiting, is_short| Share {
+            group: 1,
+            n_running,
+            n_waiting,
+            is_short,
+        };
+        let requests = [share(64, 100, false), share(0, 1, false), share(0, 1, true)];
+
+        assert_eq!(order(requests.into_iter(), 64).places, [0, 2]);
     }
 }

@@ -2,13 +2,14 @@
 
 use tinker_engine::{
     AdapterId, Alternatives, Backend, FakeBackend, GenerateRequest, Generation, Generator, Loss,
-    StopCheck, StopReason, TrainSequence, sampler,
+    SlotId, StopCheck, StopReason, TrainSequence, load_cpu, sampler,
 };
 
-use crate::common::{Reference, all_models, all_modules, load};
+use crate::common::{Reference, all_models, all_modules, dir, load};
 
 fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
     GenerateRequest {
+        owner: None,
         adapter: None,
         prompt: prompt.to_vec(),
         max_tokens: Some(20),
@@ -612,6 +613,7 @@ fn a_prompt_taken_from_the_cache_gives_the_bits_of_one_computed_anew() {
 
         for (i, (request, n_cached)) in cases.into_iter().enumerate() {
             let copy = GenerateRequest {
+                owner: None,
                 prompt: request.prompt.clone(),
                 seeds: request.seeds.clone(),
                 prompt_targets: Vec::new(),
@@ -659,6 +661,51 @@ fn a_prompt_in_chunks_has_the_logprobs_of_the_whole() {
     }
 }
 
+/// A model whose configuration allows so many tokens.
+fn with_context(model: &str, n_tokens: usize) -> tempfile::TempDir {
+    let (from, to) = (
+        dir(model),
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
+    );
+    let weights = "model.safetensors";
+    std::fs::copy(from.join(weights), to.path().join(weights)).unwrap();
+    let config = std::fs::read(from.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["max_position_embeddings"] = n_tokens.into();
+    std::fs::write(to.path().join("config.json"), config.to_string()).unwrap();
+    to
+}
+
+#[test]
+fn scored_prompts_that_share_steps_have_the_bits_of_each_alone_with_any_threads() {
+    for model in ["llama", "qwen3-bf16"] {
+        let files = with_context(model, 1024);
+        let mut of_one_thread = None;
+        for threads in [1, 2, 5] {
+            let mut backend = load_cpu(files.path(), threads).unwrap();
+            let adapter = Some(Reference::of(model).import(&mut *backend));
+            let ask = |(n, top)| GenerateRequest {
+                adapter,
+                prompt_logprobs: true,
+                topk_prompt_logprobs: top,
+                max_tokens: Some(4),
+                ..request(&prompt(n), &[1, 2])
+            };
+            let lengths = [13, 470, 900];
+            let asked = || [0, 2].into_iter().flat_map(|top| lengths.map(|n| (n, top)));
+
+            let together = run(&mut *backend, 64, asked().map(ask).collect());
+
+            for (asked, expected) in asked().zip(&together) {
+                let alone = one(&mut *backend, ask(asked));
+                assert_eq!(alone, *expected, "{model}, {threads} threads, {asked:?}");
+            }
+            let first = of_one_thread.get_or_insert_with(|| together.clone());
+            assert_eq!(*first, together, "{model}, {threads} threads");
+        }
+    }
+}
+
 #[test]
 fn prompts_that_arrive_together_are_computed_once() {
     let mut backend = FakeBackend::new(64, 4096);
@@ -674,6 +721,63 @@ fn prompts_that_arrive_together_are_computed_once() {
     assert_eq!(cached, [0, 1999, 1999]);
     assert_eq!(together[0].samples, together[2].samples);
     assert_eq!(backend.n_slots(), 0);
+}
+
+/// Stops a sample at its tenth token.
+struct AtTen(usize);
+
+impl StopCheck for AtTen {
+    fn push(&mut self, _token: u32) -> bool {
+        self.0 += 1;
+        self.0 == 10
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_sample_has_no_room_to_grow() {
+    let mut backend = load("llama", 2);
+    let ask = GenerateRequest {
+        max_tokens: Some(400),
+        stop: Some(Box::new(|| Box::new(AtTen(0)))),
+        ..request(&prompt(40), &[1])
+    };
+    let mut generator = Generator::new(backend.info());
+    generator.admit(ask).unwrap();
+    while !generator.is_idle() {
+        generator.step(&mut *backend).unwrap();
+    }
+    let kept: usize = (0..100).map(|i| backend.slot_bytes(SlotId(i))).sum();
+
+    let exact = backend.open_slot(None, 49).unwrap();
+    backend.prefill(exact, &prompt(49), false).unwrap();
+
+    assert_eq!(kept, backend.slot_bytes(exact));
+}
+
+#[test]
+fn nobody_learns_what_others_asked() {
+    let mut backend = FakeBackend::new(64, 128);
+    let ask = |owner: &str| GenerateRequest {
+        owner: Some(owner.into()),
+        ..request(&[7; 40], &[1])
+    };
+    let mut generator = Generator::new(backend.info());
+    let mut n_cached = |owners: &[&str]| -> Vec<usize> {
+        for owner in owners {
+            generator.admit(ask(owner)).unwrap();
+        }
+        let mut finished = Vec::new();
+        while !generator.is_idle() {
+            finished.extend(generator.step(&mut backend).unwrap());
+        }
+        finished.sort_by_key(|f| f.id);
+        let generations = finished.into_iter().map(|f| f.outcome.unwrap());
+        generations.map(|g| g.n_cached).collect()
+    };
+
+    assert_eq!(n_cached(&["ann", "ben", "ann"]), [0, 0, 39]);
+    assert_eq!(n_cached(&["cid"]), [0]);
+    assert_eq!(n_cached(&["ben", "cid"]), [39, 39]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use tinker_engine::{Backend as _, FakeBackend, GenerateRequest, GenerationId, Ge
 
 fn request(token: u32, n_samples: u64, max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
+        owner: None,
         adapter: None,
         prompt: vec![token],
         max_tokens: Some(max_tokens),
@@ -90,6 +91,23 @@ fn a_short_request_does_not_wait_for_long_ones() {
 }
 
 #[test]
+fn a_short_request_does_not_wait_for_as_many_samples_as_there_are_rows() {
+    for n_samples in [64, 200] {
+        let mut backend = FakeBackend::new(64, 256);
+        let mut generator = Generator::new(backend.info());
+        let long = generator.admit(request(1, n_samples, 200)).unwrap();
+        generator.step(&mut backend).unwrap();
+        assert_eq!(n_begun(&generator, long), 64);
+
+        let short = generator.admit(request(2, 1, 1)).unwrap();
+        let ended = generator.step(&mut backend).unwrap();
+
+        let ended: Vec<_> = ended.iter().map(|finished| finished.id).collect();
+        assert_eq!(ended, [short], "{n_samples}");
+    }
+}
+
+#[test]
 fn what_has_begun_is_told_once() {
     let mut backend = FakeBackend::new(64, 256);
     let mut generator = Generator::new(backend.info()).with_max_rows(1);
@@ -100,6 +118,22 @@ fn what_has_begun_is_told_once() {
     assert_eq!(generator.take_begun(), [first]);
     assert!(generator.take_begun().is_empty());
 
-    finish(&mut generator, &mut backend);
+    while generator.drawn(first).count() > 0 {
+        generator.step(&mut backend).unwrap();
+        assert!(generator.take_begun().is_empty());
+    }
+    generator.step(&mut backend).unwrap();
     assert_eq!(generator.take_begun(), [second]);
+    assert!(generator.take_begun().is_empty());
+}
+
+#[test]
+fn what_has_begun_is_not_kept_for_those_who_do_not_ask() {
+    let mut backend = FakeBackend::new(64, 256);
+    let mut generator = Generator::new(backend.info());
+    generator.admit(request(1, 1, 2)).unwrap();
+    generator.step(&mut backend).unwrap();
+    generator.step(&mut backend).unwrap();
+
+    assert!(generator.take_begun().is_empty());
 }

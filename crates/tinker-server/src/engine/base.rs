@@ -18,7 +18,7 @@ use crate::error::{Error, Result, is_passing_io};
 
 /// Memory of sampler weights that stay loaded, the last ones apart: a loop that samples from every
 /// step's weights would otherwise fill the memory.
-const MAX_SAMPLER_BYTES: u64 = 512 << 20;
+const MAX_SAMPLER_BYTES: usize = 512 << 20;
 
 /// A loaded base model.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Base {
 #[derive(Debug)]
 struct SamplerWeights {
     adapter: AdapterId,
-    bytes: u64,
+    bytes: usize,
     last_used: Instant,
 }
 
@@ -128,6 +128,33 @@ fn load_tokenizer(dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
     }
 }
 
+/// Why an adapter does not fit the base model at `revision`, and what does.
+fn other_base(manifest: &Manifest, revision: &str) -> String {
+    let parts = |revision: &str| match revision.split_once('+') {
+        None => (revision.to_owned(), None),
+        Some((files, weights)) => (files.to_owned(), Some(weights.to_owned())),
+    };
+    let (files, here) = parts(revision);
+    let (files_there, there) = parts(&manifest.base_revision);
+    let model = &manifest.base_model;
+    if files != files_there {
+        return format!(
+            "the adapter was trained on revision {} of {model}, and this is revision {revision}: it fits no other weights",
+            manifest.base_revision
+        );
+    }
+    let named = |weights: Option<&str>| weights.unwrap_or("as in its files").to_owned();
+    let restart = there.as_ref().map_or_else(
+        || "without --weights".to_owned(),
+        |weights| format!("with --weights {weights}"),
+    );
+    format!(
+        "the adapter was trained on {model} with weights {}, and this server holds them {}: restart it {restart}",
+        named(there.as_deref()),
+        named(here.as_deref())
+    )
+}
+
 impl Base {
     /// How many samplers' weights are loaded.
     pub(super) fn n_weights(&self) -> usize {
@@ -146,10 +173,7 @@ impl Base {
         state: &AdapterState,
     ) -> Result<AdapterId> {
         if manifest.base_revision != self.revision {
-            return Err(Error::Invalid(format!(
-                "the adapter was trained on revision {} of {}, and this is revision {}: it fits no other weights",
-                manifest.base_revision, manifest.base_model, self.revision
-            )));
+            return Err(Error::Invalid(other_base(manifest, &self.revision)));
         }
         Ok(self.backend.import_adapter(state)?)
     }
@@ -162,15 +186,15 @@ impl Base {
         }
         let (manifest, state) = bundle::read(disk, dir, false)?;
         let adapter = self.import(&manifest, &state)?;
-        self.keep_weights(dir.to_owned(), adapter, manifest.size_bytes());
+        self.keep_weights(dir.to_owned(), adapter);
         Ok(adapter)
     }
 
-    /// Keeps an adapter as the weights of a directory, which has so many bytes.
-    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId, bytes: u64) {
+    /// Keeps an adapter as the weights of a directory.
+    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId) {
         let weights = SamplerWeights {
             adapter,
-            bytes,
+            bytes: self.backend.adapter_bytes(adapter),
             last_used: Instant::now(),
         };
         self.orphans.extend(self.weights.insert(dir, weights));
@@ -186,7 +210,7 @@ impl Base {
         self.drop_orphans();
     }
 
-    fn weights_bytes(&self) -> u64 {
+    fn weights_bytes(&self) -> usize {
         self.weights.values().map(|weights| weights.bytes).sum()
     }
 

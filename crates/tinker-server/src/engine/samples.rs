@@ -110,11 +110,13 @@ impl Worker {
             )));
         }
         let disk = Arc::clone(&self.core.disk);
+        let owner = self.core.catalog.owner_of(sampler.session_id.as_str());
         let base = self.base(&sampler.base_model)?;
         let adapter = dir
             .map(|dir| base.weights(disk.as_ref(), &dir))
             .transpose()?;
-        let generation = generate_request(base, adapter, request, id)?;
+        let mut generation = generate_request(base, adapter, request, id)?;
+        generation.owner = owner.map(|key| key.as_str().into());
         let n_prompt = generation.prompt.len();
         let group = group_of(sampler.session_id.as_str());
         let number = base.sampling.generator.admit_of(group, generation)?;
@@ -328,6 +330,7 @@ fn generate_request(
     let prompt_targets = prompt_scores::targets(asked_for, prompt.len(), info)?;
     let prompt_alternatives = prompt_scores::alternatives(id, request, prompt.len())?;
     Ok(GenerateRequest {
+        owner: None,
         adapter,
         prompt,
         max_tokens: Some(asked.min(room)),

@@ -447,6 +447,28 @@ async fn whose_things_are_outlives_a_restart_and_the_key() {
 }
 
 #[tokio::test]
+async fn how_much_of_a_prompt_is_cached_tells_nothing_of_another_keys_prompts() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let [ann, ben] = ["ann", "ben"].map(|who| with_key(&server, home.path(), who, &WORK));
+    let tokens: Vec<u32> = (0..30).map(|i| 3 + i % 7).collect();
+    let mut hits = Vec::new();
+
+    for (number, asker) in [&ann, &ben, &ann, &ben].into_iter().enumerate() {
+        let body = json!({"session_id": asker.session().await,
+            "sampling_session_seq_id": number, "base_model": "tinker/nano"});
+        let sampler = asker.post("/create_sampling_session", body).await.json();
+        let body = json!({"sampling_session_id": sampler["sampling_session_id"], "seq_id": 0,
+            "num_samples": 1, "prompt": {"chunks": [{"type": "encoded_text", "tokens": tokens}]},
+            "sampling_params": {"max_tokens": 2, "stop": []}});
+        let sampled = asker.result(asker.post("/asample", body).await).await;
+        hits.push(sampled["prompt_cache_hit_tokens"].as_u64().unwrap_or(0));
+    }
+
+    assert_eq!(hits, [0, 0, 29, 29]);
+}
+
+#[tokio::test]
 async fn the_audit_log_names_the_key() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());
