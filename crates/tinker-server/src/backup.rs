@@ -211,10 +211,8 @@ pub fn place_backup(image: &Path, target: &Path) -> Result<Backup> {
 
 fn place(image: &Path, target: &Path) -> Result<Backup> {
     check_free(target)?;
-    let mut partial = target.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = Path::new(&partial);
-    remove_dir(partial)?;
+    let (target, partial) = whole_and_partial(target)?;
+    let (target, partial) = (target.as_path(), partial.as_path());
     let mut backup = Backup {
         n_files: 0,
         n_bytes: 0,
@@ -231,6 +229,23 @@ fn place(image: &Path, target: &Path) -> Result<Backup> {
         let _ = remove_dir(partial);
     }
     copied.map(|()| backup)
+}
+
+/// The absolute path of a target, and beside it one that nobody has.
+fn whole_and_partial(target: &Path) -> Result<(PathBuf, PathBuf)> {
+    let absolute = std::path::absolute(target).map_err(|e| Error::io("find", target, e))?;
+    // Without a slash at its end, behind which the partial one would be within the target.
+    let whole: PathBuf = absolute.components().collect();
+    let Some(name) = whole.file_name() else {
+        return Err(Error::Invalid(format!(
+            "{} does not end with a name: a backup takes a new directory",
+            target.display()
+        )));
+    };
+    let mut partial = name.to_owned();
+    partial.push(format!(".{}.partial", uuid::Uuid::now_v7()));
+    let partial = whole.with_file_name(partial);
+    Ok((whole, partial))
 }
 
 /// Refuses to write a backup over something.
@@ -292,4 +307,23 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
         .map_err(fault)?
         .map(|entry| entry.map(|entry| entry.path()).map_err(fault))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_absolute_and_their_partials_are_beside_them() {
+        let here = std::env::current_dir().unwrap();
+        for target in ["mine", "./mine/", "mine//"] {
+            let (whole, partial) = whole_and_partial(Path::new(target)).unwrap();
+
+            assert_eq!(whole, here.join("mine"), "{target}");
+            assert_eq!(partial.parent().unwrap(), here, "{target}");
+            let (_, another) = whole_and_partial(Path::new(target)).unwrap();
+            assert_ne!(partial, another, "{target}");
+        }
+        assert!(whole_and_partial(Path::new("..")).is_err());
+    }
 }

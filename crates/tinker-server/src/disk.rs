@@ -129,6 +129,11 @@ pub(crate) fn stamp(path: &Path) -> Stamp {
 
 /// Makes the entries of a directory durable. Windows has no such call and needs none.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    // The parent of a single relative name.
+    let path = match path.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => path,
+    };
     if cfg!(unix) {
         File::open(path)?.sync_all()
     } else {
@@ -195,6 +200,13 @@ pub(crate) fn remove_dir(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_parent_of_a_single_name_is_the_working_directory() {
+        let parent = Path::new("name").parent().unwrap();
+
+        sync_dir(parent).unwrap();
+    }
 
     #[test]
     fn the_directories_that_are_made_are_known_from_the_outermost_on() {

@@ -182,6 +182,23 @@ async fn a_backup_is_not_written_over_anything() {
 }
 
 #[tokio::test]
+async fn a_target_may_end_with_a_slash_and_what_is_beside_it_stays() {
+    let (home, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Harness::open(home.path());
+    save(&server, "kept").await;
+    let mine = place.path().join("backup.partial");
+    std::fs::create_dir(&mine).unwrap();
+    std::fs::write(mine.join("text"), "mine").unwrap();
+
+    back_up(&server, &place.path().join("backup/")).await;
+
+    assert!(place.path().join("backup/server/tinker.db").is_file());
+    assert_eq!(std::fs::read(mine.join("text")).unwrap(), b"mine");
+    let names = std::fs::read_dir(place.path()).unwrap();
+    assert_eq!(names.count(), 2, "something is left");
+}
+
+#[tokio::test]
 async fn a_checkpoint_that_was_damaged_before_is_named_and_copied_as_it_is() {
     let (home, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Harness::open(home.path());
