@@ -151,6 +151,10 @@ fn factors(arch: &Arch, dir: &Path) -> Result<BTreeMap<String, Factor>> {
         let &[rows, columns] = shape else {
             return Err(Error::Invalid(format!("`{name}` has shape {shape:?}")));
         };
+        if rows == 0 || columns == 0 {
+            let message = format!("`{name}` has shape {shape:?}: a factor is not empty");
+            return Err(Error::Invalid(message));
+        }
         let mut values = vec![0.0; rows * columns];
         weights.tensor(name, shape)?.read(0, &mut values)?;
         let factor = Factor {

@@ -224,3 +224,31 @@ fn what_is_no_plain_lora_of_this_model_is_refused_by_name() {
     let error = read_peft(files.path(), &dir("llama")).unwrap_err();
     assert!(error.to_string().contains("adapter_config.json"), "{error}");
 }
+
+#[test]
+fn a_factor_without_elements_is_refused_by_name() {
+    // Of all experts of a block, and of one module.
+    for (model, module, hidden, out) in [
+        ("qwen3_moe", "mlp.experts", 32, 64),
+        ("llama", "self_attn.q_proj", 64, 64),
+    ] {
+        let name = |f: &str| format!("base_model.model.model.layers.0.{module}.lora_{f}.weight");
+        let empty = |shape: [usize; 2]| HostTensor {
+            shape: shape.to_vec(),
+            data: Vec::new(),
+        };
+        let tensors = [
+            (name("A"), empty([0, hidden])),
+            (name("B"), empty([out, 0])),
+        ];
+        let files = tempfile::tempdir().unwrap();
+        let config = json!({ "r": 4, "lora_alpha": 32, "rank_pattern": { "x": 4 } });
+        let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
+        write(files.path(), &config, Dtype::F32, tensors);
+
+        let error = read_peft(files.path(), &dir(model)).unwrap_err();
+
+        let expected = format!("`{}` has shape [0, {hidden}]", name("A"));
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
