@@ -95,13 +95,14 @@ struct Factor {
 
 /// Reads an adapter directory for the base model in `base`.
 ///
-/// The result computes what the adapter computes; its rank is the largest of its modules. There is no
-/// optimizer state.
+/// The result computes what the adapter computes; its rank, the largest of its modules, must be `rank`,
+/// since a module that is left out takes as much memory as one of this rank. There is no optimizer
+/// state.
 ///
 /// # Errors
-/// If a file cannot be read, is no plain LoRA, or has tensors that the base model has no module for
-/// or that have other shapes.
-pub fn read_peft(dir: &Path, base: &Path) -> Result<AdapterState> {
+/// If a file cannot be read, is no plain LoRA, is of another rank, or has tensors that the base model
+/// has no module for or that have other shapes.
+pub fn read_peft(dir: &Path, base: &Path, rank: usize) -> Result<AdapterState> {
     let path = dir.join("adapter_config.json");
     let refuse = |message: String| Error::Model {
         path: path.clone(),
@@ -114,6 +115,13 @@ pub fn read_peft(dir: &Path, base: &Path) -> Result<AdapterState> {
     let mut factors = factors(&arch, dir)?;
     split_experts(&arch, &mut factors)?;
     let spec = spec(&config, &factors)?;
+    if spec.rank != rank {
+        let found = spec.rank;
+        let message = format!(
+            "the adapter has rank {found} and rank {rank} was announced: announce the adapter's own"
+        );
+        return Err(Error::Invalid(message));
+    }
     let places: BTreeMap<_, _> = tensor_shapes(&arch, &spec)?.collect();
     if let Some(name) = factors.keys().find(|name| !places.contains_key(*name)) {
         let message = format!("`{name}` is of no LoRA module of {}", arch.name);

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tinker_engine::AdapterState;
+use tinker_engine::arch::Arch;
 use tinker_engine::peft::read_peft;
 use tinker_types::{
     CheckpointId, CheckpointKind, CreateSessionRequest, LoraConfig, SessionId, StartUploadRequest,
@@ -39,11 +40,9 @@ impl App {
     /// Begins an upload.
     pub(crate) fn start_upload(&self, request: &StartUploadRequest) -> ApiResult<SessionId> {
         self.check_open()?;
-        if request.lora_config.rank == 0 {
-            return Err(ApiError::bad_request("lora_config.rank must be at least 1"));
-        }
         let core = &self.core;
-        core.models.resolve(&request.base_model)?;
+        let base = core.models.resolve(&request.base_model)?;
+        check_rank(&base, request.lora_config.rank)?;
         let text = serde_json::to_vec(request)
             .map_err(|error| ApiError::internal("internal error", error.to_string()))?;
         let session = core
@@ -209,6 +208,19 @@ impl Core {
     }
 }
 
+/// Refuses a rank that no module has a use for: its adapter would be larger than what it changes.
+fn check_rank(base: &BaseModel, rank: u32) -> ApiResult<()> {
+    let refused = |error: tinker_engine::Error| ApiError::bad_request(error.to_string());
+    let most = Arch::load(&base.dir).map_err(refused)?.hidden_size;
+    if (1..=most).contains(&(rank as usize)) {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "lora_config.rank {rank} must be between 1 and {most}, the width of {}",
+        base.name
+    )))
+}
+
 /// The adapter that the files hold.
 ///
 /// # Errors
@@ -220,14 +232,8 @@ fn adapter_in(dir: &Path, base: &BaseModel, announced: &LoraConfig) -> ApiResult
             "{missing} has not been sent: PUT it to its address, then finish the upload"
         )));
     }
-    let state =
-        read_peft(dir, &base.dir).map_err(|error| ApiError::bad_request(error.to_string()))?;
-    if state.spec.rank != announced.rank as usize {
-        return Err(ApiError::bad_request(format!(
-            "the adapter has rank {} and lora_config.rank {} was announced: start an upload with the adapter's rank",
-            state.spec.rank, announced.rank
-        )));
-    }
+    let state = read_peft(dir, &base.dir, announced.rank as usize)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
     for (name, tensor) in &state.weights {
         if let Some(at) = tensor.data.iter().position(|value| !value.is_finite()) {
             let value = tensor.data[at];

@@ -70,7 +70,7 @@ fn an_adapter_as_peft_wrote_it_gives_its_logits() {
         let config = json!({ "r": state.spec.rank, "lora_alpha": 32 });
         write(files.path(), &config, Dtype::F32, state.weights.iter());
 
-        let read = read_peft(files.path(), &dir(model)).unwrap();
+        let read = read_peft(files.path(), &dir(model), state.spec.rank).unwrap();
 
         let theirs = floats(&reference.json["peft"]["logits"]);
         let off = relative(&logits(model, &read), &theirs);
@@ -83,7 +83,7 @@ fn an_adapter_that_peft_made_gives_its_logits() {
     // Experts joined in one module, and the frozen weight of the head beside its LoRA.
     let reference = Reference::of("qwen3_moe");
 
-    let read = read_peft(&dir("qwen3_moe").join("peft"), &dir("qwen3_moe")).unwrap();
+    let read = read_peft(&dir("qwen3_moe").join("peft"), &dir("qwen3_moe"), 4).unwrap();
 
     assert_eq!(read.spec.rank, 4);
     let theirs = floats(&reference.json["peft_own"]["logits"]);
@@ -109,7 +109,7 @@ fn alpha_rank_and_modules_are_the_adapters_own() {
         let files = tempfile::tempdir().unwrap();
         write(files.path(), &config, Dtype::F32, tensors());
 
-        let read = read_peft(files.path(), &dir("llama")).unwrap();
+        let read = read_peft(files.path(), &dir("llama"), 4).unwrap();
 
         assert!(read.spec.train_attn && read.spec.train_mlp && !read.spec.train_unembed);
         assert_eq!(read.weights.len(), 2 * 2 * 7);
@@ -134,7 +134,7 @@ fn a_module_that_an_adapter_leaves_out_is_not_trained() {
         .filter(|(name, _)| name.contains("v_proj"));
     write(files.path(), &config, Dtype::F32, tensors);
     let mut backend = load("llama", 1);
-    let read = read_peft(files.path(), &dir("llama")).unwrap();
+    let read = read_peft(files.path(), &dir("llama"), 4).unwrap();
     let adapter = backend.import_adapter(&read).unwrap();
 
     backend
@@ -167,7 +167,7 @@ fn ranks_of_modules_are_padded_to_the_largest() {
     let config = json!({ "r": 4, "lora_alpha": 16, "rank_pattern": { "layers.0.*q_proj": 2 } });
     write(files.path(), &config, Dtype::F16, state.weights.iter());
 
-    let read = read_peft(files.path(), &dir("llama")).unwrap();
+    let read = read_peft(files.path(), &dir("llama"), 4).unwrap();
 
     let round = |x: f32| half::f16::from_f32(x).to_f32();
     let (a, b) = (&read.weights[&name("A")], &read.weights[&name("B")]);
@@ -208,7 +208,7 @@ fn what_is_no_plain_lora_of_this_model_is_refused_by_name() {
     for (config, expected) in cases {
         let files = tempfile::tempdir().unwrap();
         write(files.path(), &config, Dtype::F32, state.weights.iter());
-        let error = read_peft(files.path(), &dir("llama")).unwrap_err();
+        let error = read_peft(files.path(), &dir("llama"), 4).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
     let files = tempfile::tempdir().unwrap();
@@ -217,12 +217,25 @@ fn what_is_no_plain_lora_of_this_model_is_refused_by_name() {
         ("phi3", "is of no LoRA module of Phi3ForCausalLM"),
         ("mistral", "has shape"),
     ] {
-        let error = read_peft(files.path(), &dir(model)).unwrap_err();
+        let error = read_peft(files.path(), &dir(model), 4).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
     std::fs::remove_file(files.path().join("adapter_config.json")).unwrap();
-    let error = read_peft(files.path(), &dir("llama")).unwrap_err();
+    let error = read_peft(files.path(), &dir("llama"), 4).unwrap_err();
     assert!(error.to_string().contains("adapter_config.json"), "{error}");
+}
+
+#[test]
+fn an_adapter_of_another_rank_than_announced_is_refused() {
+    let state = Reference::of("llama").adapter();
+    let files = tempfile::tempdir().unwrap();
+    let config = json!({ "r": 4, "lora_alpha": 32 });
+    write(files.path(), &config, Dtype::F32, state.weights.iter());
+
+    let error = read_peft(files.path(), &dir("llama"), 2).unwrap_err();
+
+    let expected = "the adapter has rank 4 and rank 2 was announced";
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 #[test]
@@ -246,7 +259,7 @@ fn a_factor_without_elements_is_refused_by_name() {
         let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
         write(files.path(), &config, Dtype::F32, tensors);
 
-        let error = read_peft(files.path(), &dir(model)).unwrap_err();
+        let error = read_peft(files.path(), &dir(model), 4).unwrap_err();
 
         let expected = format!("`{}` has shape [0, {hidden}]", name("A"));
         assert!(error.to_string().contains(&expected), "{error}");

@@ -194,6 +194,14 @@ async fn uploads_that_make_no_sense_are_refused() {
 
     assert_eq!(begin(json!("no/model"), 4).await.status, 404);
     assert_eq!(begin(json!(model()), 0).await.status, 400);
+    let too_large = begin(json!(model()), 65).await;
+    assert_eq!(too_large.status, 400);
+    let reason = "lora_config.rank 65 must be between 1 and 64";
+    assert!(
+        too_large.detail().contains(reason),
+        "{}",
+        too_large.detail()
+    );
     assert_eq!(no_upload.status, 404);
     assert!(no_upload.detail().contains(&session));
     assert_eq!(elsewhere.status, 403);
