@@ -19,7 +19,8 @@ use crate::adapter_files::WEIGHTS_FILE;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::bundle::{self, CONFIG_FILE, FORMAT_VERSION, Manifest};
-use crate::catalog::{Run, SavedCheckpoint};
+use crate::caller;
+use crate::catalog::{Run, SavedCheckpoint, Session};
 use crate::clock::{now, timestamp};
 use crate::core::{Core, lock};
 use crate::disk::{create_dir, read_file, remove_dir, write_private};
@@ -33,6 +34,12 @@ pub(crate) const FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
 /// What was asked for, beside the files.
 const REQUEST_FILE: &str = "upload.json";
 
+/// What the sessions of uploads are tagged with.
+const TAG: &str = "external_weights_upload";
+
+/// Most uploads of a key that are not finished; each may hold as much as its files are long.
+const MAX_UNFINISHED: usize = 16;
+
 /// Name of the checkpoint that an upload becomes.
 const NAME: &str = "uploaded";
 
@@ -45,6 +52,11 @@ impl App {
         check_rank(&base, request.lora_config.rank)?;
         let text = serde_json::to_vec(request)
             .map_err(|error| ApiError::internal("internal error", error.to_string()))?;
+        self.check_sessions()?;
+        core.check_upload_room(text.len() as u64, "an upload")?;
+        // Of two that begin at once, the second counts the first.
+        let _beginning = lock(&core.uploads);
+        core.check_unfinished_uploads()?;
         let session = core
             .catalog
             .create_session(session_of_upload(request), None)?;
@@ -72,6 +84,8 @@ impl App {
         if !dir.is_dir() {
             return Err(no_upload(upload).into());
         }
+        let what = format!("the upload's {file}");
+        self.core.check_upload_room(bytes.len() as u64, &what)?;
         Ok(write_private(
             self.core.disk.as_ref(),
             &dir.join(file),
@@ -93,6 +107,8 @@ impl App {
         let request = core.upload_request(upload, &dir)?;
         let base = core.models.resolve(&request.base_model)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
+        let n_values: usize = state.weights.values().map(|weight| weight.data.len()).sum();
+        core.check_upload_room(4 * n_values as u64, "the uploaded weights")?;
         core.keep_upload(&path, upload, &base, &state)?;
         remove_dir(&dir)?;
         Ok(path)
@@ -100,6 +116,30 @@ impl App {
 }
 
 impl Core {
+    /// Refuses what there is no room for at once: nothing waits for it.
+    fn check_upload_room(&self, n_bytes: u64, what: &str) -> ApiResult<()> {
+        let room = self.quota.check(n_bytes, what);
+        room.map_err(|error| ApiError::bad_request(error.to_string()))
+    }
+
+    /// Refuses an upload of a key that has many under way.
+    fn check_unfinished_uploads(&self) -> ApiResult<()> {
+        let owner = caller::current_key();
+        let is_unfinished = |session: &Session| {
+            session.owner == owner
+                && session.request.tags.iter().any(|tag| tag == TAG)
+                && self.paths.upload(&session.id).is_dir()
+        };
+        let sessions = self.catalog.sessions();
+        let n = sessions.iter().filter(|s| is_unfinished(s)).count();
+        if n < MAX_UNFINISHED {
+            return Ok(());
+        }
+        Err(ApiError::busy(format!(
+            "{n} uploads are not finished, and {MAX_UNFINISHED} may be: finish one, or wait until it is given up an hour after its last file"
+        )))
+    }
+
     fn upload_request(&self, upload: &SessionId, dir: &Path) -> Result<StartUploadRequest> {
         let path = dir.join(REQUEST_FILE);
         let bytes = match read_file(self.disk.as_ref(), &path) {
@@ -256,7 +296,7 @@ fn path_of(upload: &SessionId) -> ApiResult<TinkerPath> {
 
 fn session_of_upload(request: &StartUploadRequest) -> CreateSessionRequest {
     CreateSessionRequest {
-        tags: vec!["external_weights_upload".into()],
+        tags: vec![TAG.into()],
         user_metadata: Default::default(),
         sdk_version: env!("CARGO_PKG_VERSION").into(),
         project_id: request.destination_project_id.clone(),

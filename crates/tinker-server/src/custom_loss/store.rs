@@ -46,12 +46,17 @@ impl CustomLosses {
         }
     }
 
-    /// Checks a loss and keeps it; the same request again changes nothing.
+    /// Checks a loss and keeps it if `room` has room for its bytes; the same request again changes
+    /// nothing.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming what is not understood, [`Error::Conflict`] if the number stands for
-    /// another loss, or the disk refuses.
-    pub(crate) fn create(&self, request: &CreateCustomLossRequest) -> Result<String> {
+    /// another loss, or `room` or the disk refuses.
+    pub(crate) fn create(
+        &self,
+        request: &CreateCustomLossRequest,
+        room: impl FnOnce(u64) -> Result<()>,
+    ) -> Result<String> {
         let number = request.custom_loss_seq_id;
         if number >= MAX_LOSSES {
             return Err(Error::Invalid(format!(
@@ -69,7 +74,7 @@ impl CustomLosses {
                     request.session_id
                 )));
             }
-            None => self.write(&id, request)?,
+            None => self.write(&id, request, room)?,
         }
         self.remember(id.clone(), program);
         Ok(id)
@@ -123,9 +128,15 @@ impl CustomLosses {
         })
     }
 
-    fn write(&self, id: &str, request: &CreateCustomLossRequest) -> Result<()> {
+    fn write(
+        &self,
+        id: &str,
+        request: &CreateCustomLossRequest,
+        room: impl FnOnce(u64) -> Result<()>,
+    ) -> Result<()> {
         let path = self.path(id);
         let bytes = serde_json::to_vec(request).map_err(|e| Error::Invalid(e.to_string()))?;
+        room(bytes.len() as u64)?;
         create_dir(self.disk.as_ref(), &self.dir)?;
         let temp = self.dir.join(format!("{}.tmp", uuid::Uuid::now_v7()));
         let written = self.disk.write_new(&temp, &bytes);
@@ -163,18 +174,22 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
+    fn fits(_: u64) -> Result<()> {
+        Ok(())
+    }
+
     #[test]
     fn a_loss_outlives_the_process_and_belongs_to_its_session() {
         let home = tempfile::tempdir().unwrap();
         let store = || CustomLosses::new(home.path().join("losses"), Arc::new(OsDisk));
         let session: SessionId = "s".parse().unwrap();
-        let id = store().create(&request(3, "torch.sum")).unwrap();
+        let id = store().create(&request(3, "torch.sum"), fits).unwrap();
 
         let again = store();
 
         assert_eq!(id, "s:loss:3");
         assert_eq!(again.get(&session, &id).unwrap().name(), "f");
-        assert_eq!(again.create(&request(3, "torch.sum")).unwrap(), id);
+        assert_eq!(again.create(&request(3, "torch.sum"), fits).unwrap(), id);
         let error = again.get(&"t".parse().unwrap(), &id).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -188,17 +203,17 @@ mod tests {
     fn a_number_stands_for_one_loss() {
         let home = tempfile::tempdir().unwrap();
         let store = CustomLosses::new(home.path().join("losses"), Arc::new(OsDisk));
-        store.create(&request(0, "torch.sum")).unwrap();
+        store.create(&request(0, "torch.sum"), fits).unwrap();
 
-        let error = store.create(&request(0, "torch.mean")).unwrap_err();
+        let error = store.create(&request(0, "torch.mean"), fits).unwrap_err();
 
         assert!(matches!(error, Error::Conflict(_)), "{error}");
-        let unknown = store.create(&request(1, "torch.load")).unwrap_err();
+        let unknown = store.create(&request(1, "torch.load"), fits).unwrap_err();
         let text = unknown.to_string();
         assert!(
             text.starts_with("loss f: node x (torch.load): this function is not among"),
             "{text}"
         );
-        assert!(store.create(&request(1000, "torch.sum")).is_err());
+        assert!(store.create(&request(1000, "torch.sum"), fits).is_err());
     }
 }

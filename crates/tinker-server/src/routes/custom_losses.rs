@@ -33,7 +33,8 @@ fn accept(app: &App, request: &CreateCustomLossRequest) -> ApiResult<UntypedFutu
     let id: RequestId = loss_id(session, request.custom_loss_seq_id)
         .parse()
         .map_err(malformed)?;
-    let outcome = match app.core.custom_losses.create(request) {
+    let room = |n_bytes| app.core.quota.check(n_bytes, "the loss");
+    let outcome = match app.core.custom_losses.create(request, room) {
         Ok(loss_id) => Outcome::json(&CreateCustomLossResponse {
             loss_id,
             tag: Default::default(),

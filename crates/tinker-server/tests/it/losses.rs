@@ -83,7 +83,7 @@ async fn norm(server: &Harness, run: &str, seq: u64) -> f64 {
 }
 
 /// A request to create the reference's loss of this name.
-fn upload(session: &str, number: u64, name: &str) -> Value {
+pub(crate) fn upload(session: &str, number: u64, name: &str) -> Value {
     let text = std::fs::read_to_string(fixtures("losses/graphs.json")).unwrap();
     let reference: Value = serde_json::from_str(&text).unwrap();
     let losses = reference["losses"].as_array().unwrap();

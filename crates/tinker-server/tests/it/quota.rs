@@ -6,6 +6,7 @@ use serde_json::json;
 use tinker_server::{AppOptions, Limits};
 
 use crate::harness::{Harness, create_body, optim, options};
+use crate::losses::upload as loss_body;
 
 fn limited(home: &Path, max_disk_bytes: u64) -> Harness {
     Harness::with(AppOptions {
@@ -93,4 +94,24 @@ async fn requests_without_room_are_refused_before_they_are_logged() {
     let server = Harness::open(home.path());
     let step = server.optim_step(&run, 3).await;
     assert_eq!(server.result(&step).await.json()["metrics"]["step"], 2.0);
+}
+
+#[tokio::test]
+async fn a_loss_without_room_is_refused_and_may_be_sent_again() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    drop(server);
+    let loss = loss_body(&session, 0, "ppo");
+
+    let server = limited(home.path(), 1);
+    let refused = server.post("/create_custom_loss", loss.clone()).await;
+    drop(server);
+
+    assert_eq!(refused.status, 429);
+    let text = refused.detail();
+    assert!(text.contains("there is no room for the loss of"), "{text}");
+    let server = Harness::open(home.path());
+    let id = server.submit("/create_custom_loss", loss).await;
+    assert!(server.result(&id).await.json()["loss_id"].is_string());
 }

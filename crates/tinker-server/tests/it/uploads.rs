@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
-use tinker_server::{ApiToken, AppOptions};
+use tinker_server::{ApiToken, AppOptions, KeyLimits, KeyName, Limits, Scope, add_key};
 
 use crate::harness::{Answer, Harness, TOKEN};
 
@@ -205,4 +205,96 @@ async fn uploads_that_make_no_sense_are_refused() {
     assert_eq!(no_upload.status, 404);
     assert!(no_upload.detail().contains(&session));
     assert_eq!(elsewhere.status, 403);
+}
+
+/// A server that may keep so much.
+fn limited(home: &Path, max_disk_bytes: u64) -> Harness {
+    Harness::with(AppOptions {
+        threads: 1,
+        limits: Limits {
+            max_disk_bytes: Some(max_disk_bytes),
+            ..Limits::default()
+        },
+        ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
+    })
+}
+
+#[tokio::test]
+async fn uploads_without_room_are_refused_and_go_on_once_there_is_room() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let upload = start(&server, 4).await;
+    send(&server, &upload, &files).await;
+    drop(server);
+
+    let server = limited(home.path(), 1);
+    let body = json!({"base_model": model(), "lora_config": {"rank": 4}});
+    let begun = server.post("/external_weights_upload_start", body).await;
+    let url = upload["urls"][WEIGHTS].as_str().unwrap();
+    let sent = put(&server, url, &files[WEIGHTS]).await;
+    let finished = finish(&server, &upload).await;
+    drop(server);
+
+    for (answer, what) in [
+        (begun, "an upload of"),
+        (sent, "the upload's adapter_model.safetensors of"),
+        (finished, "the uploaded weights of"),
+    ] {
+        assert_eq!(answer.status, 400);
+        let (text, expected) = (answer.detail(), format!("there is no room for {what}"));
+        assert!(text.contains(&expected), "{text}");
+    }
+    let server = limited(home.path(), 1 << 30);
+    assert_eq!(finish(&server, &upload).await.status, 200);
+}
+
+#[tokio::test]
+async fn only_so_many_uploads_are_unfinished() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let first = start(&server, 4).await;
+    for _ in 1..16 {
+        start(&server, 4).await;
+    }
+
+    let body = json!({"base_model": model(), "lora_config": {"rank": 4}});
+    let refused = server.post("/external_weights_upload_start", body).await;
+
+    assert_eq!(refused.status, 429);
+    let text = refused.detail();
+    assert!(text.contains("16 uploads are not finished"), "{text}");
+    send(&server, &first, &files).await;
+    assert_eq!(finish(&server, &first).await.status, 200);
+    start(&server, 4).await;
+}
+
+#[tokio::test]
+async fn an_upload_is_a_session_of_its_key() {
+    let home = tempfile::tempdir().unwrap();
+    let limits = KeyLimits {
+        sessions: 1,
+        ..KeyLimits::default()
+    };
+    let name: KeyName = "ann".parse().unwrap();
+    let token = add_key(home.path(), name, [Scope::Train].into(), limits).unwrap();
+    let server = open(home.path());
+    let begin = async || {
+        let body = json!({"base_model": model(), "lora_config": {"rank": 4}}).to_string();
+        let request = Request::post("/api/v1/external_weights_upload_start")
+            .header("host", "127.0.0.1")
+            .header("x-api-key", token.expose())
+            .header("content-type", "application/json");
+        server.send(request.body(Body::from(body)).unwrap()).await
+    };
+
+    assert_eq!(begin().await.status, 200);
+    let refused = begin().await;
+
+    assert_eq!(refused.status, 429);
+    let text = refused.detail();
+    assert!(text.contains("has 1 open sessions"), "{text}");
 }
