@@ -114,11 +114,46 @@ pub(crate) fn write(
     disk: &dyn Disk,
     temp_root: &Path,
     dir: &Path,
-    mut manifest: Manifest,
+    manifest: Manifest,
     state: &AdapterState,
     with_optimizer: bool,
     replace: bool,
 ) -> Result<Manifest> {
+    write_aside(disk, temp_root, manifest, state, with_optimizer)?.install(disk, dir, replace)
+}
+
+/// A bundle that is written and on the disk, and not yet in its place.
+pub(crate) struct Aside {
+    temp: PathBuf,
+    manifest: Manifest,
+}
+
+impl Aside {
+    /// Moves it to its place; with `replace`, a bundle that is there is moved out of the way first.
+    ///
+    /// # Errors
+    /// If the disk refuses; nothing is left behind, and what was there is still there.
+    pub(crate) fn install(self, disk: &dyn Disk, dir: &Path, replace: bool) -> Result<Manifest> {
+        let installed = install(disk, &self.temp, dir, replace);
+        if installed.is_err() {
+            // The error that was first is the one to report.
+            let _ = remove_dir(&self.temp);
+        }
+        installed.map(|()| self.manifest)
+    }
+}
+
+/// Writes a bundle as [`write`] does, for [`Aside::install`] to move it to its place.
+///
+/// # Errors
+/// If the disk refuses; nothing is left behind.
+pub(crate) fn write_aside(
+    disk: &dyn Disk,
+    temp_root: &Path,
+    mut manifest: Manifest,
+    state: &AdapterState,
+    with_optimizer: bool,
+) -> Result<Aside> {
     let mut files: Vec<(&str, Vec<u8>)> = vec![
         (WEIGHTS_FILE, encode_weights(state)?),
         (CONFIG_FILE, peft_config(&manifest, state)?),
@@ -130,7 +165,7 @@ pub(crate) fn write(
         .iter()
         .map(|(name, bytes)| ((*name).to_owned(), file_entry(bytes)))
         .collect();
-    place(disk, temp_root, dir, manifest, files, replace)
+    put_aside(disk, temp_root, manifest, files)
 }
 
 /// Copies a bundle's files, checking every checksum, beside a manifest that `edit` has changed.
@@ -152,28 +187,25 @@ pub(crate) fn copy(
         files.push((name.as_str(), read_checked(disk, from, &manifest, name)?));
     }
     edit(&mut manifest);
-    place(disk, temp_root, to, manifest, files, false)
+    put_aside(disk, temp_root, manifest, files)?.install(disk, to, false)
 }
 
-/// Writes files with their manifest into a new directory and moves it to its place.
-fn place(
+/// Writes files with their manifest into a new directory.
+fn put_aside(
     disk: &dyn Disk,
     temp_root: &Path,
-    dir: &Path,
     manifest: Manifest,
     mut files: Vec<(&str, Vec<u8>)>,
-    replace: bool,
-) -> Result<Manifest> {
+) -> Result<Aside> {
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Invalid(e.to_string()))?;
     files.push((MANIFEST_FILE, text));
     let temp = temp_root.join(uuid::Uuid::now_v7().to_string());
-    let written =
-        write_files(disk, &temp, &files).and_then(|()| install(disk, &temp, dir, replace));
-    if written.is_err() {
+    if let Err(error) = write_files(disk, &temp, &files) {
         // The write error is the one to report.
         let _ = remove_dir(&temp);
+        return Err(error);
     }
-    written.map(|()| manifest)
+    Ok(Aside { temp, manifest })
 }
 
 fn write_files(disk: &dyn Disk, temp: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {

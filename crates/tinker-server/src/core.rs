@@ -1,6 +1,6 @@
 //! What requests and the engine's thread share: catalog, journals, futures and the way to the engine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,8 +58,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
-    /// Held while an upload becomes a checkpoint.
-    pub(crate) uploads: Mutex<()>,
+    /// The uploads, and files of uploads, that requests are at work on; held while one begins.
+    pub(crate) uploads: Mutex<HashSet<PathBuf>>,
     pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,

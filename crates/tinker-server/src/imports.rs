@@ -4,7 +4,7 @@
 //! An upload is named by its session, so only whoever began it can finish it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tinker_engine::AdapterState;
@@ -86,11 +86,9 @@ impl App {
         }
         let what = format!("the upload's {file}");
         self.core.check_upload_room(bytes.len() as u64, &what)?;
-        Ok(write_private(
-            self.core.disk.as_ref(),
-            &dir.join(file),
-            bytes,
-        )?)
+        let path = dir.join(file);
+        let _sending = self.core.claim(upload, path.clone())?;
+        Ok(write_private(self.core.disk.as_ref(), &path, bytes)?)
     }
 
     /// Makes a checkpoint of an upload whose files are all there. Asked again it says the same.
@@ -99,11 +97,11 @@ impl App {
         let core = &self.core;
         core.catalog.session(upload)?;
         let path = path_of(upload)?;
-        let _one_at_a_time = lock(&core.uploads);
+        let dir = core.paths.upload(upload);
+        let _finishing = core.claim(upload, dir.clone())?;
         if core.catalog.find_own_checkpoint(&path).is_some() {
             return Ok(path);
         }
-        let dir = core.paths.upload(upload);
         let request = core.upload_request(upload, &dir)?;
         let base = core.models.resolve(&request.base_model)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
@@ -115,7 +113,32 @@ impl App {
     }
 }
 
+/// Keeps others from an upload, or from a file of one, until it is dropped.
+struct Claim<'a> {
+    core: &'a Core,
+    path: PathBuf,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.core.uploads).remove(&self.path);
+    }
+}
+
 impl Core {
+    /// Takes an upload's directory or a file in it.
+    ///
+    /// # Errors
+    /// 429 if another request has it.
+    fn claim(&self, upload: &SessionId, path: PathBuf) -> ApiResult<Claim<'_>> {
+        if lock(&self.uploads).insert(path.clone()) {
+            return Ok(Claim { core: self, path });
+        }
+        Err(ApiError::busy(format!(
+            "another request is at work on upload {upload}: ask again when it is answered"
+        )))
+    }
+
     /// Refuses what there is no room for at once: nothing waits for it.
     fn check_upload_room(&self, n_bytes: u64, what: &str) -> ApiResult<()> {
         let room = self.quota.check(n_bytes, what);
@@ -155,7 +178,7 @@ impl Core {
         })
     }
 
-    /// Writes the checkpoint, then the rows that show it.
+    /// Writes the checkpoint, then the rows that show it. Others wait for the last step alone.
     fn keep_upload(
         &self,
         path: &TinkerPath,
@@ -163,16 +186,11 @@ impl Core {
         base: &BaseModel,
         state: &AdapterState,
     ) -> Result<()> {
+        let disk = self.disk.as_ref();
+        let manifest = self.manifest_of_upload(path, base, state);
+        let aside = bundle::write_aside(disk, &self.paths.temp(), manifest, state, false)?;
         let _changing = self.change_checkpoints();
-        let manifest = bundle::write(
-            self.disk.as_ref(),
-            &self.paths.temp(),
-            &self.paths.checkpoint(path),
-            self.manifest_of_upload(path, base, state),
-            state,
-            false,
-            true,
-        )?;
+        let manifest = aside.install(disk, &self.paths.checkpoint(path), true)?;
         self.catalog.put_run(Run {
             id: path.run.clone(),
             session_id: session.clone(),

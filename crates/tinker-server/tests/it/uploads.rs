@@ -1,12 +1,19 @@
 //! Weights that are brought in from outside, over the real engine and a tiny model.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
-use tinker_server::{ApiToken, AppOptions, KeyLimits, KeyName, Limits, Scope, add_key};
+use tinker_server::{
+    ApiToken, AppOptions, Disk, KeyLimits, KeyName, Limits, OsDisk, Scope, add_key,
+};
 
 use crate::harness::{Answer, Harness, TOKEN};
 
@@ -297,4 +304,76 @@ async fn an_upload_is_a_session_of_its_key() {
     assert_eq!(refused.status, 429);
     let text = refused.detail();
     assert!(text.contains("has 1 open sessions"), "{text}");
+}
+
+/// A disk that stops at the next file of weights until it is let go.
+#[derive(Debug)]
+struct Gate {
+    is_armed: AtomicBool,
+    reached: Sender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl Disk for Gate {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        OsDisk.create_dir_all(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        if path.ends_with(WEIGHTS) && self.is_armed.swap(false, Ordering::SeqCst) {
+            self.reached.send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+        }
+        OsDisk.write_new(path, bytes)
+    }
+    fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OsDisk.append(file, path, bytes)
+    }
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        OsDisk.truncate(file, len)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsDisk.rename(from, to)
+    }
+}
+
+#[tokio::test]
+async fn saves_and_other_uploads_go_on_while_the_weights_of_one_are_written() {
+    let home = tempfile::tempdir().unwrap();
+    let (reached, at_gate) = channel();
+    let (let_go, go_on) = channel();
+    let gate = Arc::new(Gate {
+        is_armed: AtomicBool::new(false),
+        reached,
+        go_on: Mutex::new(go_on),
+    });
+    let server = Arc::new(Harness::with(AppOptions {
+        threads: 1,
+        disk: gate.clone(),
+        ..AppOptions::new(home.path().to_owned(), ApiToken::new(TOKEN).unwrap())
+    }));
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let (slow, other) = (start(&server, 4).await, start(&server, 4).await);
+    send(&server, &slow, &files).await;
+    send(&server, &other, &files).await;
+    gate.is_armed.store(true, Ordering::SeqCst);
+    let finishing = {
+        let (server, slow) = (Arc::clone(&server), slow.clone());
+        tokio::spawn(async move { finish(&server, &slow).await })
+    };
+    let reached = tokio::task::spawn_blocking(move || at_gate.recv());
+    reached.await.unwrap().unwrap();
+
+    let busy = finish(&server, &slow).await;
+    let saved = json!({"model_id": run, "seq_id": 4, "path": "meanwhile"});
+    let saved = server.submit("/save_weights", saved).await;
+    let saved = server.result(&saved).await.json();
+    let finished = finish(&server, &other).await;
+    let_go.send(()).unwrap();
+
+    assert_eq!(busy.status, 429, "it may be sent again");
+    assert!(saved["path"].is_string());
+    assert_eq!(finished.status, 200);
+    assert_eq!(finishing.await.unwrap().status, 200);
+    assert_eq!(finish(&server, &slow).await.status, 200);
 }
