@@ -223,6 +223,8 @@ impl App {
         let id = run_request_id(run, seq).map_err(malformed)?;
         let journal = self.core.journal(run)?;
         self.core.catalog.touch_run(run);
+        // It may take a look at the disk, for which nobody else is to wait.
+        let room = self.check_room(kind, body);
         let mut journal = lock(&journal);
         if !kind.creates_run() && journal.is_empty() {
             return Err(ApiError::bad_request(format!(
@@ -231,7 +233,7 @@ impl App {
         }
         self.check_load(body.len(), || journal.must_take(&id, seq))?;
         if !journal.knows(&id, seq) {
-            self.check_room(kind, body)?;
+            room?;
         }
         let limit = self.core.limits.max_pending_operations;
         match journal.accept(&id, kind, seq, body, limit)? {
@@ -464,9 +466,10 @@ impl App {
         self.core.live_sampler(sampler)?;
         self.check_load(body.len(), || self.core.samples().must_take(&id, seq))?;
         let limit = self.core.limits.max_pending_samples;
+        let room = self.check_room(OpKind::Sample, body);
         let mut samples = self.core.samples();
         if !samples.knows(&id, seq) {
-            self.check_room(OpKind::Sample, body)?;
+            room?;
         }
         match samples.accept(&id, OpKind::Sample, seq, body, limit)? {
             Accepted::Known => {}

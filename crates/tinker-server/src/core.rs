@@ -543,7 +543,7 @@ impl Core {
             let removed = self.catalog.sampler(&id).and_then(|sampler| {
                 let trash = self.move_to_trash(&self.own_weights(&sampler))?;
                 self.catalog.remove_sampler(&id)?;
-                remove_dir(&trash)
+                self.remove_trash(&trash)
             });
             if let Err(error) = removed {
                 tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove a sampler");
@@ -559,7 +559,7 @@ impl Core {
         let dir = self.own_weights(&sampler);
         let removed = self.move_to_trash(&dir).and_then(|trash| {
             self.send(Command::ForgetWeights(dir));
-            remove_dir(&trash)
+            self.remove_trash(&trash)
         });
         if let Err(error) = removed {
             tracing::warn!(sampler.id = %id, error = error.with_causes(), "cannot remove the weights of a sampler");
@@ -599,7 +599,14 @@ impl Core {
         let trash = self.move_to_trash(&dir)?;
         self.catalog.remove_checkpoint(path)?;
         self.send(Command::ForgetWeights(dir));
-        remove_dir(&trash)
+        self.remove_trash(&trash)
+    }
+
+    /// Removes what was moved to the trash.
+    fn remove_trash(&self, trash: &Path) -> Result<()> {
+        remove_dir(trash)?;
+        self.quota.note_removal();
+        Ok(())
     }
 
     /// Writes what is kept in memory between requests.

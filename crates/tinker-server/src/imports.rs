@@ -109,6 +109,7 @@ impl App {
         core.check_upload_room(4 * n_values as u64, "the uploaded weights")?;
         core.keep_upload(&path, upload, &base, &state)?;
         remove_dir(&dir)?;
+        core.quota.note_removal();
         Ok(path)
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::core::lock;
 use crate::disk::Disk;
@@ -61,9 +62,14 @@ pub(crate) struct Quota {
     temp: PathBuf,
     /// At least the bytes that are there: what was counted last and all that was written since.
     at_most: Arc<AtomicU64>,
-    /// Held while what is there is counted.
-    counting: Mutex<()>,
+    /// When what is there was counted last, and the bytes; held while it is.
+    counted: Mutex<Option<(Instant, u64)>>,
+    /// How long a count that refuses is good for.
+    good_for: Duration,
 }
+
+/// At the limit every request asks, and what is there may be many files. What frees much is noted.
+const GOOD_FOR: Duration = Duration::from_secs(1);
 
 impl Quota {
     /// Holds what is below `root`, but for `temp`, to `limit`; and the disk to write through.
@@ -83,7 +89,8 @@ impl Quota {
             root: root.to_owned(),
             temp,
             at_most,
-            counting: Mutex::default(),
+            counted: Mutex::default(),
+            good_for: GOOD_FOR,
         };
         quota.count();
         (quota, Arc::new(metered))
@@ -102,8 +109,8 @@ impl Quota {
             return Ok(());
         }
         // Much of what was written may be gone by now.
-        let used = self.count();
-        if fits(used) {
+        let (is_room, used) = self.look(fits);
+        if is_room {
             return Ok(());
         }
         Err(Error::OverQuota(format!(
@@ -111,12 +118,31 @@ impl Quota {
         )))
     }
 
-    /// Bytes that are there now, counted anew where there is a limit.
+    /// Notes that something was removed: the next look counts anew.
+    pub(crate) fn note_removal(&self) {
+        *lock(&self.counted) = None;
+    }
+
+    /// Whether so much fits into the limit, and the bytes that are there: counted anew unless they
+    /// were a moment ago and did not leave room.
+    fn look(&self, fits: impl Fn(u64) -> bool) -> (bool, u64) {
+        let mut counted = lock(&self.counted);
+        if let Some((at, used)) = *counted
+            && at.elapsed() < self.good_for
+            && !fits(used)
+        {
+            return (false, used);
+        }
+        let used = self.count();
+        *counted = Some((Instant::now(), used));
+        (fits(used), used)
+    }
+
+    /// Counts the bytes that are there now, where there is a limit.
     fn count(&self) -> u64 {
         if self.limit.is_none() {
             return 0;
         }
-        let _counting = lock(&self.counting);
         let before = self.at_most.load(Ordering::Relaxed);
         let used = size_of(&self.root, &self.temp);
         // What is written meanwhile stays counted, whether it was found or not.
@@ -163,6 +189,7 @@ mod tests {
         quota.check(10, "a save").unwrap();
         let refused = quota.check(11, "a save").unwrap_err().to_string();
         fs::remove_file(root.join("before")).unwrap();
+        quota.note_removal();
 
         assert!(refused.contains("a save of 11 bytes"), "{refused}");
         assert!(
@@ -170,6 +197,25 @@ mod tests {
             "{refused}"
         );
         quota.check(11, "a save").unwrap();
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_until_something_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let (mut quota, disk) = Quota::new(Some(100), root, root.join("tmp"), Arc::new(OsDisk));
+        quota.good_for = Duration::MAX;
+        disk.write_new(&root.join("a"), &[0; 100]).unwrap();
+        quota.note_removal();
+        quota.check(1, "a save").unwrap_err();
+
+        fs::remove_file(root.join("a")).unwrap();
+        quota.check(1, "a save").unwrap_err();
+        quota.note_removal();
+
+        quota.check(100, "a save").unwrap();
+        disk.write_new(&root.join("b"), &[0; 100]).unwrap();
+        quota.check(1, "a save").unwrap_err();
     }
 
     #[test]
