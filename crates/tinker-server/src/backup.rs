@@ -5,10 +5,11 @@
 //! the database by itself. Meanwhile no log grows and no checkpoint changes, which takes moments.
 //! [`place_backup`] copies the image to where the backup is to be, while the server goes on.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::bundle;
 use crate::core::{Core, lock};
@@ -21,6 +22,10 @@ use crate::paths::Paths;
 
 /// What images are called, before a number.
 const IMAGE: &str = "backup-";
+/// A file in each image that is locked while the image is made or copied.
+const HELD: &str = "held";
+/// How long an image waits for somebody to copy it.
+const TIME_TO_BEGIN: Duration = Duration::from_secs(10 * 60);
 /// How often an image is begun again when something was replaced under its feet.
 const TRIES: u32 = 10;
 
@@ -37,15 +42,33 @@ pub struct Backup {
 
 impl Core {
     /// Takes an image of the server's files; the directory that it is in, which is the caller's to
-    /// remove. It holds what was acknowledged before, and nothing half done.
+    /// remove. It holds what was acknowledged before, and nothing half done. Those that were left are
+    /// removed.
     ///
     /// # Errors
     /// If the disk refuses.
     pub(crate) fn stage_backup(&self) -> Result<PathBuf> {
         self.catalog.flush_times()?;
         self.accounts.flush()?;
+        self.discard_stale_images();
         self.with_everything_still(|db| stage(&self.paths, db))
             .and_then(finish_image)
+    }
+
+    /// Removes images that nobody copies: they keep what was deleted since on the disk.
+    pub(crate) fn discard_stale_images(&self) {
+        let Ok(entries) = fs::read_dir(self.paths.temp()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let is_image = entry.file_name().to_string_lossy().starts_with(IMAGE);
+            if is_image
+                && is_stale(&entry.path())
+                && let Err(error) = remove_dir(&entry.path())
+            {
+                tracing::warn!(error = error.with_causes(), "cannot remove an old image");
+            }
+        }
     }
 
     /// Does something while no log grows or shrinks and no checkpoint comes or goes.
@@ -60,11 +83,13 @@ impl Core {
     }
 }
 
-/// Takes an image of a data directory that no server holds.
+/// Copies a data directory that no server holds to `target`, as [`place_backup`] does. No server
+/// starts on it meanwhile.
 ///
 /// # Errors
-/// [`Error::AlreadyRunning`] if one does, [`Error::NotFound`] if none ever did; or the disk refuses.
-pub fn stage_backup(home: &Path) -> Result<PathBuf> {
+/// [`Error::AlreadyRunning`] if one does, [`Error::NotFound`] if none ever did, [`Error::Conflict`] if
+/// there is something at `target`; or the disk refuses.
+pub fn back_up(home: &Path, target: &Path) -> Result<Backup> {
     let paths = Paths::new(home);
     if !paths.database().is_file() {
         let home = home.display();
@@ -73,12 +98,27 @@ pub fn stage_backup(home: &Path) -> Result<PathBuf> {
         )));
     }
     let _lock = HomeLock::take(&OsDisk, home)?;
-    stage(&paths, &Db::open(&paths.database())?).and_then(finish_image)
+    let image = stage(&paths, &Db::open(&paths.database())?).and_then(finish_image)?;
+    place_backup(&image, target)
+}
+
+/// Whether an image was left: it is old, and nobody holds it.
+fn is_stale(image: &Path) -> bool {
+    let modified = fs::metadata(image).and_then(|metadata| metadata.modified());
+    let is_old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TIME_TO_BEGIN));
+    // Without the file it is half removed.
+    let is_held = match File::open(image.join(HELD)) {
+        Ok(file) => file.try_lock().is_err(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    is_old && !is_held
 }
 
 /// An image whose logs are still those of the server, each with its length then.
 struct Image {
     dir: PathBuf,
+    /// While it is locked, nobody takes the image for one that was left.
+    _held: File,
     logs: Vec<(PathBuf, u64)>,
 }
 
@@ -102,12 +142,31 @@ fn stage_once(paths: &Paths, db: &Db) -> Result<Image> {
     let dir = paths
         .temp()
         .join(format!("{IMAGE}{}", uuid::Uuid::now_v7()));
-    let staged = link_all(paths, db, &dir);
+    let staged = hold_new(&dir).and_then(|held| Ok((held, link_all(paths, db, &dir)?)));
     if staged.is_err() {
         // The error that was first is the one to report.
         let _ = remove_dir(&dir);
     }
-    staged.map(|logs| Image { dir, logs })
+    staged.map(|(held, logs)| Image {
+        dir,
+        _held: held,
+        logs,
+    })
+}
+
+/// Makes the directory of an image and holds it.
+fn hold_new(image: &Path) -> Result<File> {
+    create_dir(&OsDisk, image)?;
+    let path = image.join(HELD);
+    create_private(&path).map_err(|e| Error::io("write", &path, e))?;
+    hold(image)
+}
+
+/// Holds an image, with others who copy it.
+fn hold(image: &Path) -> Result<File> {
+    let path = image.join(HELD);
+    let held = File::open(&path).and_then(|file| file.lock_shared().map(|()| file));
+    held.map_err(|e| Error::io("lock", &path, e))
 }
 
 /// The logs among what was linked, each with its length.
@@ -188,7 +247,7 @@ fn finish_image(image: Image) -> Result<PathBuf> {
 
 fn make_own(path: &Path, len: u64) -> Result<()> {
     let copy = path.with_extension("copy");
-    let copied = fs::File::open(path).and_then(|file| {
+    let copied = File::open(path).and_then(|file| {
         let mut to = create_private(&copy)?;
         io::copy(&mut io::Read::take(file, len), &mut to)
     });
@@ -211,6 +270,7 @@ pub fn place_backup(image: &Path, target: &Path) -> Result<Backup> {
 
 fn place(image: &Path, target: &Path) -> Result<Backup> {
     check_free(target)?;
+    let _held = hold(image)?;
     let (target, partial) = whole_and_partial(target)?;
     let (target, partial) = (target.as_path(), partial.as_path());
     let mut backup = Backup {
@@ -218,7 +278,7 @@ fn place(image: &Path, target: &Path) -> Result<Backup> {
         n_bytes: 0,
         damaged: Vec::new(),
     };
-    let copied = copy_tree(image, partial, &mut backup).and_then(|()| {
+    let copied = copy_image(image, partial, &mut backup).and_then(|()| {
         // There may be an empty directory, which not every system renames over.
         let _ = fs::remove_dir(target);
         let renamed = OsDisk.rename(partial, target);
@@ -266,6 +326,12 @@ pub fn check_free(target: &Path) -> Result<()> {
     )))
 }
 
+fn copy_image(image: &Path, to: &Path, backup: &mut Backup) -> Result<()> {
+    create_dir(&OsDisk, to)?;
+    copy_tree(&server_dir(image), &server_dir(to), backup)?;
+    sync_dir(to).map_err(|e| Error::io("write", to, e))
+}
+
 fn copy_tree(from: &Path, to: &Path, backup: &mut Backup) -> Result<()> {
     create_dir(&OsDisk, to)?;
     for entry in list(from)? {
@@ -285,14 +351,14 @@ fn copy_tree(from: &Path, to: &Path, backup: &mut Backup) -> Result<()> {
 
 fn copy_file(from: &Path, to: &Path) -> Result<u64> {
     let copied = create_private(to).and_then(|mut file| {
-        let n_bytes = io::copy(&mut fs::File::open(from)?, &mut file)?;
+        let n_bytes = io::copy(&mut File::open(from)?, &mut file)?;
         file.sync_all()?;
         Ok(n_bytes)
     });
     copied.map_err(|e| Error::io("write", to, e))
 }
 
-fn create_private(path: &Path) -> io::Result<fs::File> {
+fn create_private(path: &Path) -> io::Result<File> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

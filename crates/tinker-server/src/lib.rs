@@ -60,7 +60,7 @@ mod watchers;
 pub use crate::core::LoadBackend;
 pub use access::ACCESS_LOG;
 pub use app::{App, AppOptions};
-pub use backup::{Backup, check_free, place_backup, stage_backup};
+pub use backup::{Backup, back_up, check_free, place_backup};
 pub use caller::Scope;
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};

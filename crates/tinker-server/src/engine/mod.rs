@@ -420,6 +420,7 @@ impl Worker {
         self.core.discard_expired();
         self.core.discard_stale_samplers();
         self.core.discard_stale_uploads();
+        self.core.discard_stale_images();
         if let Err(error) = self.core.accounts.flush() {
             tracing::warn!(error = error.with_causes(), "cannot write the counters");
         }

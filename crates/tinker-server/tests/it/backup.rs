@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(unix)]
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use tinker_server::{Backup, check_free, place_backup, stage_backup};
+use tinker_server::{Backup, back_up as back_up_offline, check_free, place_backup};
 
 use crate::durability::{finals, play};
 use crate::harness::{Harness, create_body, datum, fb};
@@ -146,7 +148,9 @@ async fn what_was_accepted_and_not_done_is_in_the_backup() {
 #[tokio::test]
 async fn a_directory_that_no_server_holds_is_backed_up_as_well() {
     let (home, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let nothing = stage_backup(home.path()).unwrap_err().to_string();
+    let nothing = back_up_offline(home.path(), &place.path().join("none"))
+        .unwrap_err()
+        .to_string();
     assert!(
         nothing.contains("no server ever kept anything"),
         "{nothing}"
@@ -156,7 +160,7 @@ async fn a_directory_that_no_server_holds_is_backed_up_as_well() {
     drop(server);
     let target = place.path().join("backup");
 
-    place_backup(&stage_backup(home.path()).unwrap(), &target).unwrap();
+    back_up_offline(home.path(), &target).unwrap();
 
     let listed = Harness::open(&target).get("/checkpoints").await.json();
     assert_eq!(listed["checkpoints"][0]["tinker_path"], path);
@@ -196,6 +200,39 @@ async fn a_target_may_end_with_a_slash_and_what_is_beside_it_stays() {
     assert_eq!(std::fs::read(mine.join("text")).unwrap(), b"mine");
     let names = std::fs::read_dir(place.path()).unwrap();
     assert_eq!(names.count(), 2, "something is left");
+}
+
+#[cfg(unix)]
+fn make_old(image: &Path) {
+    let yesterday = SystemTime::now() - Duration::from_secs(24 * 60 * 60);
+    let dir = std::fs::File::open(image).unwrap();
+    dir.set_modified(yesterday).unwrap();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_image_that_nobody_copies_goes_when_the_next_is_taken() {
+    let (home, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Harness::open(home.path());
+    save(&server, "kept").await;
+    let (left, copied, new) = (
+        image(&server).await,
+        image(&server).await,
+        image(&server).await,
+    );
+    make_old(&left);
+    make_old(&copied);
+    let held = std::fs::File::open(copied.join("held")).unwrap();
+    held.lock_shared().unwrap();
+
+    let next = image(&server).await;
+
+    assert!(!left.exists(), "it keeps what is deleted");
+    assert!(copied.exists() && new.exists() && next.exists());
+    let target = place.path().join("backup");
+    place_backup(&copied, &target).unwrap();
+    let names = std::fs::read_dir(&target).unwrap();
+    assert_eq!(names.count(), 1, "more than the server's files");
 }
 
 #[tokio::test]

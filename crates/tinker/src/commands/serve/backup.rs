@@ -26,22 +26,22 @@ pub(crate) struct Args {
 pub(super) async fn run(ctx: &Ctx, args: &Args) -> Result<Output> {
     // Before anything is done.
     tinker_server::check_free(&args.dir)?;
-    let image = image(ctx).await?;
-    let backup = tinker_server::place_backup(&image, &args.dir)?;
+    let backup = back_up(ctx, &args.dir).await?;
     for damage in &backup.damaged {
         ctx.ui.note(format_args!("copied as it was: {damage}"));
     }
     Ok(describe(&backup, &args.dir))
 }
 
-/// An image of the data directory, taken by the server if one runs.
-async fn image(ctx: &Ctx) -> Result<PathBuf> {
+/// Copies the data directory, with an image that the server takes if one runs.
+async fn back_up(ctx: &Ctx, dir: &Path) -> Result<Backup> {
     let home = &ctx.settings.home;
     if local::find(home)?.is_some() {
         let connection = Connection::open(ctx, Target::Embedded).await?;
-        return connection.take_backup_image().await;
+        let image = connection.take_backup_image().await?;
+        return Ok(tinker_server::place_backup(&image, dir)?);
     }
-    tinker_server::stage_backup(home).map_err(|error| match error {
+    tinker_server::back_up(home, dir).map_err(|error| match error {
         tinker_server::Error::AlreadyRunning { .. } => {
             let what = "a server is starting or leaving";
             Failure::new(FailureKind::Conflict, what).hint("try again in a moment")
