@@ -41,8 +41,13 @@ fn serve_prints_what_a_client_needs_and_stops_when_asked() {
 #[test]
 fn a_backup_is_a_data_directory_that_a_server_starts_from() {
     let (home, place) = (Home::new(), tempfile::TempDir::new().unwrap());
-    let dirs = ["while it runs", "after it left"].map(|name| place.path().join(name));
-    let back_up = |i: usize| home.run(&["serve", "backup", dirs[i].to_str().unwrap(), "--json"]);
+    // Relative, and with a slash at the end.
+    let dirs = ["while it runs", "after it left/"];
+    let back_up = |i: usize| {
+        let mut command = home.command(&["serve", "backup", dirs[i], "--json"]);
+        command.current_dir(place.path());
+        crate::support::finish(command)
+    };
     let (server, _url, key) = serve(&home, &["--max-disk", "20GB"]);
     let backed_up = back_up(0).ok().json();
     home.run(&["serve", "stop"]).ok();
@@ -56,7 +61,7 @@ fn a_backup_is_a_data_directory_that_a_server_starts_from() {
     assert!(again.stderr.contains("is there already"), "{again:?}");
     for dir in &dirs {
         let mut command = home.command(&["serve", "--port", "0"]);
-        command.env("TINKER_HOME", dir);
+        command.env("TINKER_HOME", place.path().join(dir));
         let mut server = Running::new(command);
         server.stdout_line();
         let expected = format!("export TINKER_API_KEY={key}");
