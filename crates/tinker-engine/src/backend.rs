@@ -100,7 +100,7 @@ pub trait Backend: Send + fmt::Debug {
     ///
     /// # Errors
     /// If a token is outside the vocabulary, a sequence is empty, too long, or its arrays disagree;
-    /// and if a loss is not finite or a log-probability is NaN, naming the sequence.
+    /// and if a loss or a log-probability is not finite, naming the sequence.
     fn forward(
         &mut self,
         adapter: Option<AdapterId>,
@@ -167,7 +167,7 @@ pub trait Backend: Send + fmt::Debug {
     ///
     /// # Errors
     /// If `tokens` is empty, outside the vocabulary, or does not fit the slot; or if a log-probability
-    /// is NaN. The slot is unchanged.
+    /// is not finite. The slot is unchanged.
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill>;
 
     /// Appends `tokens` to a slot, and shows the logits `[vocab]` that follow each of them from number

@@ -94,7 +94,7 @@ pub fn most_likely(logits: &[f32], n: usize) -> Result<Vec<(u32, f32)>> {
 /// Natural-log probability of `token`.
 ///
 /// # Errors
-/// As [`sample`], and if the token is outside the vocabulary.
+/// As [`sample`], and if the token is outside the vocabulary or its logit is not finite.
 pub fn logprob_of(logits: &[f32], token: u32) -> Result<f32> {
     let logit = logit_of(logits, token)?;
     Ok(log_prob(logit, checked_log_sum(logits)?))
@@ -120,12 +120,18 @@ pub fn logprobs_of(
 }
 
 fn logit_of(logits: &[f32], token: u32) -> Result<f32> {
-    logits.get(token as usize).copied().ok_or_else(|| {
+    let logit = logits.get(token as usize).copied().ok_or_else(|| {
         Error::Invalid(format!(
             "token {token} is not below the vocabulary size {}",
             logits.len()
         ))
-    })
+    })?;
+    if logit.is_finite() {
+        return Ok(logit);
+    }
+    Err(Error::NotFinite(format!(
+        "the model's logit of token {token} is {logit}"
+    )))
 }
 
 fn checked_log_sum(logits: &[f32]) -> Result<f32> {
@@ -421,3 +427,6 @@ mod tests {
         }
     }
 }
+        for logits in [[0.0, f32::INFINITY], [f32::NEG_INFINITY, 0.0]] {
+            assert!(logprob_of(&logits, 0).is_err(), "{logits:?}");
+        }

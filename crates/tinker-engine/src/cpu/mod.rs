@@ -326,11 +326,11 @@ impl Backend for Cpu {
         };
         let before = held.len;
         let (prompt_logprobs, next_logits) = inference.prefill(held, tokens, prompt_logprobs);
-        if let Some(i) = prompt_logprobs.iter().position(|l| l.is_nan()) {
+        if let Some(i) = prompt_logprobs.iter().position(|l| !l.is_finite()) {
             held.len = before;
-            let (slot, position) = (slot.0, before + i + 1);
+            let (slot, position, logprob) = (slot.0, before + i + 1, prompt_logprobs[i]);
             return Err(Error::NotFinite(format!(
-                "slot {slot}: the log-probability of the token at position {position} is NaN"
+                "slot {slot}: the log-probability of the token at position {position} is {logprob}"
             )));
         }
         Ok(Prefill {

@@ -362,17 +362,18 @@ impl Training<'_> {
     }
 }
 
-/// Refuses what is no result. A log-probability of minus infinity is one: the target cannot occur.
+/// Refuses what is no result. No finite logits give a target the probability 0, so a log-probability of
+/// minus infinity is none, not even where its weight is 0.
 fn check_output(
     i: usize,
     k: usize,
     output: Result<SequenceOutput, String>,
 ) -> Result<SequenceOutput> {
     let output = output.map_err(|message| Error::Invalid(format!("sequence {i}: {message}")))?;
-    if let Some(at) = output.logprobs.iter().position(|l| l.is_nan()) {
-        let position = at / k.max(1);
+    if let Some(at) = output.logprobs.iter().position(|l| !l.is_finite()) {
+        let (position, logprob) = (at / k.max(1), output.logprobs[at]);
         return Err(Error::NotFinite(format!(
-            "sequence {i}: the log-probability at position {position} is NaN"
+            "sequence {i}: the log-probability at position {position} is {logprob}"
         )));
     }
     if output.loss.is_finite() {
