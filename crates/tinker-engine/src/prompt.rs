@@ -7,7 +7,7 @@ use crate::backend::{Backend, SlotId};
 use crate::error::{Error, Result};
 use crate::generate::{CHUNK, GenerateRequest, TopLogprobs};
 use crate::prefix_cache::Shared;
-use crate::sampler::{self, Sampling};
+use crate::sampler;
 
 /// Tokens to draw at each position of a prompt but the first, in place of the token that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,27 +123,10 @@ impl PromptScores {
         let tokens = rest[..here].iter().map(|(_, token)| *token);
         sampler::logprobs_of(logits, tokens, &mut self.targets)?;
         if let Some(wanted) = request.prompt_alternatives {
-            self.draw(request.temperature, wanted, at, logits)?;
-        }
-        Ok(())
-    }
-
-    fn draw(
-        &mut self,
-        temperature: f32,
-        wanted: Alternatives,
-        at: usize,
-        logits: &[f32],
-    ) -> Result<()> {
-        let sampling = Sampling {
-            temperature,
-            top_k: None,
-            top_p: 1.0,
-        };
-        for i in 0..wanted.k {
-            let step = (at * wanted.k + i) as u64;
-            let draw = sampler::sample(logits, &sampling, wanted.seed, step)?;
-            self.alternatives.push((draw.token, draw.logprob));
+            let first = (at * wanted.k) as u64;
+            let steps = first..first + wanted.k as u64;
+            let draws = &mut self.alternatives;
+            sampler::sample_steps(logits, request.temperature, wanted.seed, steps, draws)?;
         }
         Ok(())
     }

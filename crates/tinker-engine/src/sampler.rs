@@ -75,6 +75,44 @@ pub fn sample(logits: &[f32], sampling: &Sampling, seed: u64, step: u64) -> Resu
     })
 }
 
+/// Appends what [`sample`] draws at each of `steps` with nothing cut off; what does not depend on the
+/// step is computed once.
+///
+/// # Errors
+/// As [`sample`].
+pub(crate) fn sample_steps(
+    logits: &[f32],
+    temperature: f32,
+    seed: u64,
+    steps: impl Iterator<Item = u64>,
+    draws: &mut Vec<(u32, f32)>,
+) -> Result<()> {
+    let log_sum = checked_log_sum(logits)?;
+    let token_of = |i: usize| (i as u32, log_prob(logits[i], log_sum));
+    if temperature == 0.0 {
+        let best = token_of(arg_max(logits));
+        draws.extend(steps.map(|_| best));
+        return Ok(());
+    }
+    let weights = tempered(logits, temperature);
+    let mut sum = 0.0;
+    let sums: Vec<f64> = weights
+        .iter()
+        .map(|weight| {
+            sum += f64::from(*weight);
+            sum
+        })
+        .collect();
+    let last = weights.iter().rposition(|weight| *weight > 0.0);
+    draws.extend(steps.map(|step| {
+        let target = rng::uniform(seed, step) * sum;
+        let i = sums.partition_point(|sum| *sum <= target);
+        // As in `walk`, where rounding keeps the sum from passing.
+        token_of(if i < sums.len() { i } else { last.unwrap_or(0) })
+    }));
+    Ok(())
+}
+
 /// The `n` most likely tokens with their log-probabilities, most likely first, lower ids first among
 /// equals.
 ///
@@ -177,11 +215,16 @@ fn keep_largest(candidates: &mut Vec<Candidate>, n: usize) {
     candidates.truncate(n);
 }
 
+/// Weights that the tokens are drawn by. The most likely one gets 1, so at least one is not 0.
+fn tempered(logits: &[f32], temperature: f32) -> Vec<f32> {
+    let mut weights = logits.to_vec();
+    exp_differences(&mut weights, (1.0 / temperature).min(f32::MAX));
+    weights
+}
+
 /// Index drawn by `uniform`, in `[0, 1)`, from the tempered and truncated distribution.
 fn draw(logits: &[f32], sampling: &Sampling, uniform: f64) -> usize {
-    let mut weights = logits.to_vec();
-    // The most likely token gets weight 1, so at least one weight is not 0.
-    exp_differences(&mut weights, (1.0 / sampling.temperature).min(f32::MAX));
+    let weights = tempered(logits, sampling.temperature);
     let top_k = sampling.top_k.filter(|k| *k < weights.len());
     if top_k.is_none() && sampling.top_p >= 1.0 {
         let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
@@ -386,6 +429,21 @@ mod tests {
     }
 
     #[test]
+    fn many_draws_at_once_have_the_bits_of_single_ones() {
+        let logits = logits();
+        for temperature in [0.0, 1e-9, 0.3, 1.0, 5.0] {
+            let sampling = Sampling { temperature, ..ALL };
+            let mut draws = Vec::new();
+            sample_steps(&logits, temperature, 7, 0..5000, &mut draws).unwrap();
+
+            for (step, (token, logprob)) in (0..).zip(draws) {
+                let alone = sample(&logits, &sampling, 7, step).unwrap();
+                assert_eq!((token, logprob), (alone.token, alone.logprob), "{step}");
+            }
+        }
+    }
+
+    #[test]
     fn the_most_likely_come_first_and_low_ids_before_high() {
         let top = most_likely(&[0.0, 2.0, 1.0, 2.0], 3).unwrap();
         assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 2]);
@@ -395,6 +453,9 @@ mod tests {
     #[test]
     fn what_cannot_be_sampled_is_refused() {
         assert!(sample(&[0.0, f32::NAN], &ALL, 0, 0).is_err());
+        for logits in [[0.0, f32::INFINITY], [f32::NEG_INFINITY, 0.0]] {
+            assert!(logprob_of(&logits, 0).is_err(), "{logits:?}");
+        }
         let cases = [
             (
                 Sampling {
@@ -427,6 +488,3 @@ mod tests {
         }
     }
 }
-        for logits in [[0.0, f32::INFINITY], [f32::NEG_INFINITY, 0.0]] {
-            assert!(logprob_of(&logits, 0).is_err(), "{logits:?}");
-        }
