@@ -2,10 +2,10 @@
 
 use tinker_engine::{
     AdapterId, Alternatives, Backend, FakeBackend, GenerateRequest, Generation, Generator, Loss,
-    StopCheck, StopReason, TrainSequence, sampler,
+    StopCheck, StopReason, TrainSequence, load_cpu, sampler,
 };
 
-use crate::common::{Reference, all_models, all_modules, load};
+use crate::common::{Reference, all_models, all_modules, dir, load};
 
 fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
     GenerateRequest {
@@ -657,6 +657,51 @@ fn a_prompt_in_chunks_has_the_logprobs_of_the_whole() {
                 whole.prompt_logprobs[n_hidden - 1..],
                 "{model}, {from}"
             );
+        }
+    }
+}
+
+/// A model whose configuration allows so many tokens.
+fn with_context(model: &str, n_tokens: usize) -> tempfile::TempDir {
+    let (from, to) = (
+        dir(model),
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
+    );
+    let weights = "model.safetensors";
+    std::fs::copy(from.join(weights), to.path().join(weights)).unwrap();
+    let config = std::fs::read(from.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["max_position_embeddings"] = n_tokens.into();
+    std::fs::write(to.path().join("config.json"), config.to_string()).unwrap();
+    to
+}
+
+#[test]
+fn scored_prompts_that_share_steps_have_the_bits_of_each_alone_with_any_threads() {
+    for model in ["llama", "qwen3-bf16"] {
+        let files = with_context(model, 1024);
+        let mut of_one_thread = None;
+        for threads in [1, 2, 5] {
+            let mut backend = load_cpu(files.path(), threads).unwrap();
+            let adapter = Some(Reference::of(model).import(&mut *backend));
+            let ask = |(n, top)| GenerateRequest {
+                adapter,
+                prompt_logprobs: true,
+                topk_prompt_logprobs: top,
+                max_tokens: Some(4),
+                ..request(&prompt(n), &[1, 2])
+            };
+            let lengths = [13, 470, 900];
+            let asked = || [0, 2].into_iter().flat_map(|top| lengths.map(|n| (n, top)));
+
+            let together = run(&mut *backend, 64, asked().map(ask).collect());
+
+            for (asked, expected) in asked().zip(&together) {
+                let alone = one(&mut *backend, ask(asked));
+                assert_eq!(alone, *expected, "{model}, {threads} threads, {asked:?}");
+            }
+            let first = of_one_thread.get_or_insert_with(|| together.clone());
+            assert_eq!(*first, together, "{model}, {threads} threads");
         }
     }
 }
