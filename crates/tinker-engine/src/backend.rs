@@ -245,8 +245,9 @@ pub fn load_cpu(dir: &Path, threads: usize) -> Result<Box<dyn Backend>> {
 pub enum Quantization {
     /// 8 bits, with a scale for each output of a layer: its largest weight is 127.
     Int8,
-    /// 4 bits, as `QLoRA` has them: 16 values that a normal distribution has equally often, times the
-    /// largest of 64 weights of an output (Dettmers et al. 2023).
+    /// 4 bits, `NF4` (Dettmers et al. 2023): 16 values that a normal distribution has equally often, with a
+    /// float32 scale for each 64 inputs of an output, the largest weight of these. The scales are not
+    /// quantized again.
     Nf4,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A block keeps its input in any case, and everything else follows from it. What follows without a
 //! product is given up first: it costs little to have again. Then blocks, from the first on, are given
-//! up whole: each then costs three quarters of its forward pass. Computing again takes the same steps in
+//! up whole; what that costs is in `docs/benchmarks.md`. Computing again takes the same steps in
 //! the same order, so bits do not change.
 
 use super::block::{Activations, Derived};

@@ -67,7 +67,7 @@ pub(crate) fn limit_to_avx2() -> bool {
     Isa::limit_to_avx2()
 }
 
-/// Bytes for activations of each thread from which on all but the largest models keep everything.
+/// Bytes for activations that each thread may have, however small the model is.
 const MIN_MEMORY: usize = 192 << 20;
 
 /// What [`BaseInfo::precision`] says.

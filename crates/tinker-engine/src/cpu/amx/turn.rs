@@ -1,7 +1,7 @@
 //! Tiles of a transposed matrix, made from those of the matrix when their turn comes.
 //!
 //! The backward pass multiplies with the transpose of every weight. To keep it as well would take as much
-//! memory as the weights; to turn it costs a few in a hundred of the product's time.
+//! memory as the weights; what turning it costs instead is in `docs/benchmarks.md` (held once or twice).
 
 use std::arch::x86_64::{
     __m512i, _mm512_load_si512, _mm512_loadu_si512, _mm512_shuffle_epi8, _mm512_shuffle_i64x2,
