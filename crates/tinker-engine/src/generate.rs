@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 use crate::error::{Error, Result};
-use crate::prefix_cache::{MAX_BYTES, MIN_SHARED, Origin, PrefixCache, Shared, common};
+use crate::prefix_cache::{MIN_SHARED, Origin, PrefixCache, Shared, common, max_bytes};
 use crate::prompt::{Alternatives, Prompt, PromptScores};
 use crate::sampler::{self, Draw, Sampling};
 
@@ -202,7 +202,7 @@ impl Generator {
             active: VecDeque::new(),
             orphans: Vec::new(),
             begun: Vec::new(),
-            cache: PrefixCache::new(MAX_BYTES),
+            cache: PrefixCache::new(max_bytes(base)),
         }
     }
 
@@ -211,13 +211,6 @@ impl Generator {
     #[must_use]
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = max_rows.max(1);
-        self
-    }
-
-    /// Keeps at most this much of finished requests for prompts that begin like them; 0 is none.
-    #[must_use]
-    pub fn with_cache_bytes(mut self, max_bytes: usize) -> Self {
-        self.cache = PrefixCache::new(max_bytes);
         self
     }
 

@@ -8,13 +8,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::backend::{AdapterId, Backend, SlotId};
+use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 
 /// Fewest tokens that are worth copying; shorter beginnings are computed anew.
 pub(crate) const MIN_SHARED: usize = 16;
 
-/// Memory that cached sequences may take, unless set otherwise.
-pub(crate) const MAX_BYTES: usize = 256 << 20;
+/// Memory that cached sequences of a small model may take.
+const MIN_BYTES: usize = 256 << 20;
+
+/// Parameters of a model that allow cached sequences one byte. 2 GB for 8 billion parameters, which
+/// are 7,600 tokens of Llama 3.1 8B: 32 blocks of 8 heads with 128 keys and values of 4 bytes.
+const PARAMETERS_PER_BYTE: u64 = 4;
 
 /// Most cached sequences: each is compared with each new prompt.
 const MAX_ENTRIES: usize = 256;
@@ -49,6 +53,12 @@ pub(crate) struct Shared {
     pub(crate) slot: SlotId,
     /// How many tokens.
     pub(crate) len: usize,
+}
+
+/// Memory that cached sequences of a base model may take: they grow with the model.
+pub(crate) fn max_bytes(base: &BaseInfo) -> usize {
+    let share = base.n_parameters / PARAMETERS_PER_BYTE;
+    usize::try_from(share).unwrap_or(usize::MAX).max(MIN_BYTES)
 }
 
 /// Number of equal tokens at the beginning.
@@ -87,10 +97,14 @@ impl PrefixCache {
         tokens: Vec<u32>,
         slot: SlotId,
     ) {
-        let bytes = backend.slot_bytes(slot);
         let is_known = |entry: &Entry| entry.origin == origin && entry.tokens.starts_with(&tokens);
-        if tokens.len() < MIN_SHARED || bytes > self.max_bytes || self.entries.iter().any(is_known)
-        {
+        if tokens.len() < MIN_SHARED || self.entries.iter().any(is_known) {
+            backend.close_slot(slot);
+            return;
+        }
+        let slot = trimmed(backend, slot, tokens.len());
+        let bytes = backend.slot_bytes(slot);
+        if bytes > self.max_bytes {
             backend.close_slot(slot);
             return;
         }
@@ -136,6 +150,21 @@ impl PrefixCache {
     }
 }
 
+/// A slot with the same tokens and without the room to grow, if that is less memory.
+fn trimmed(backend: &mut dyn Backend, slot: SlotId, len: usize) -> SlotId {
+    let Ok(copy) = backend.fork_prefix(slot, len, len) else {
+        return slot;
+    };
+    let is_smaller = backend.slot_bytes(copy) < backend.slot_bytes(slot);
+    let (kept, closed) = if is_smaller {
+        (copy, slot)
+    } else {
+        (slot, copy)
+    };
+    backend.close_slot(closed);
+    kept
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,7 +186,7 @@ mod tests {
     #[test]
     fn the_longest_beginning_is_found_and_short_ones_are_not() {
         let mut backend = FakeBackend::new(64, 128);
-        let mut cache = PrefixCache::new(MAX_BYTES);
+        let mut cache = PrefixCache::new(MIN_BYTES);
         let tokens: Vec<u32> = (0..60).collect();
         cached(
             &mut cache,
@@ -198,7 +227,7 @@ mod tests {
     #[test]
     fn a_longer_sequence_takes_the_place_of_its_beginning() {
         let mut backend = FakeBackend::new(64, 128);
-        let mut cache = PrefixCache::new(MAX_BYTES);
+        let mut cache = PrefixCache::new(MIN_BYTES);
         for n in [30, 20, 40, 40] {
             cached(&mut cache, &mut backend, &vec![1; n]);
             assert_eq!(backend.n_slots(), 1, "{n}");
@@ -228,5 +257,14 @@ mod tests {
         assert_eq!(backend.n_slots(), 2);
         cached(&mut cache, &mut backend, &[4; 100]);
         assert_eq!(cache.find(&PLAIN, &[4; 20]), None, "larger than the cache");
+    }
+
+    #[test]
+    fn larger_models_may_keep_more() {
+        let mut base = FakeBackend::new(64, 128).info().clone();
+        for (n_parameters, bytes) in [(0, 256 << 20), (8_000_000_000, 2_000_000_000)] {
+            base.n_parameters = n_parameters;
+            assert_eq!(max_bytes(&base), bytes);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use tinker_engine::{
     AdapterId, Alternatives, Backend, FakeBackend, GenerateRequest, Generation, Generator, Loss,
-    StopCheck, StopReason, TrainSequence, load_cpu, sampler,
+    SlotId, StopCheck, StopReason, TrainSequence, load_cpu, sampler,
 };
 
 use crate::common::{Reference, all_models, all_modules, dir, load};
@@ -721,6 +721,37 @@ fn prompts_that_arrive_together_are_computed_once() {
     assert_eq!(cached, [0, 1999, 1999]);
     assert_eq!(together[0].samples, together[2].samples);
     assert_eq!(backend.n_slots(), 0);
+}
+
+/// Stops a sample at its tenth token.
+struct AtTen(usize);
+
+impl StopCheck for AtTen {
+    fn push(&mut self, _token: u32) -> bool {
+        self.0 += 1;
+        self.0 == 10
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_sample_has_no_room_to_grow() {
+    let mut backend = load("llama", 2);
+    let ask = GenerateRequest {
+        max_tokens: Some(400),
+        stop: Some(Box::new(|| Box::new(AtTen(0)))),
+        ..request(&prompt(60), &[1])
+    };
+    let mut generator = Generator::new(backend.info());
+    generator.admit(ask).unwrap();
+    while !generator.is_idle() {
+        generator.step(&mut *backend).unwrap();
+    }
+    let kept: usize = (0..100).map(|i| backend.slot_bytes(SlotId(i))).sum();
+
+    let exact = backend.open_slot(None, 69).unwrap();
+    backend.prefill(exact, &prompt(69), false).unwrap();
+
+    assert_eq!(kept, backend.slot_bytes(exact));
 }
 
 #[test]
