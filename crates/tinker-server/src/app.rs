@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tinker_engine::Family;
+use tinker_engine::{Family, Quantization};
 use tinker_types::{
     ClientConfig, CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig, RequestId,
     SampleRequest, SessionId, TrainingRunId, TypeError, UntypedFuture, UserMetadata,
@@ -49,6 +49,8 @@ pub struct AppOptions {
     pub limits: Limits,
     /// Where everything is written.
     pub disk: Arc<dyn Disk>,
+    /// How `load` holds the weights of base models; `None` as in their files.
+    pub weights: Option<Quantization>,
     /// How base models are loaded.
     pub load: LoadBackend,
 }
@@ -74,6 +76,7 @@ impl AppOptions {
             version: env!("CARGO_PKG_VERSION").into(),
             limits: Limits::default(),
             disk: Arc::new(OsDisk),
+            weights: None,
             load: Arc::new(tinker_engine::load_cpu),
         }
     }
@@ -106,7 +109,8 @@ impl App {
         let (engine, inbox) = mpsc::channel();
         let core = Core::open(
             CoreOptions {
-                models: ModelRegistry::new(options.home.clone(), &options.models)?,
+                models: ModelRegistry::new(options.home.clone(), &options.models)?
+                    .held_as(options.weights),
                 home: options.home,
                 disk: options.disk,
                 limits: options.limits,

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use tinker_engine::Quantization;
+
 use crate::disk::{Disk, OsDisk, create_dir, remove_dir};
 use crate::error::{Error, Result};
 
@@ -67,8 +69,9 @@ pub struct BaseModel {
     pub max_context: Option<u64>,
     /// Architecture, as `config.json` says.
     pub architecture: Option<String>,
-    /// Forty hexadecimal digits that change with the model's files: an adapter belongs to one
-    /// revision. Of directories, `config.json` and the sizes of the safetensors files are looked at.
+    /// Forty hexadecimal digits that change with the model's files, and `+` with the name of a
+    /// [`Quantization`] where a server holds them with fewer bits: an adapter belongs to one revision. Of
+    /// directories, `config.json` and the sizes of the safetensors files are looked at.
     pub revision: String,
 }
 
@@ -95,6 +98,7 @@ pub fn list_models(home: &Path) -> Result<Vec<BaseModel>> {
 pub(crate) struct ModelRegistry {
     home: PathBuf,
     added: Vec<BaseModel>,
+    weights: Option<Quantization>,
 }
 
 impl ModelRegistry {
@@ -107,7 +111,18 @@ impl ModelRegistry {
             .iter()
             .map(|dir| from_dir(dir))
             .collect::<Result<_>>()?;
-        Ok(Self { home, added })
+        Ok(Self {
+            home,
+            added,
+            weights: None,
+        })
+    }
+
+    /// Says in revisions that weights are held with fewer bits: what is trained on these fits no others.
+    #[must_use]
+    pub(crate) fn held_as(mut self, weights: Option<Quantization>) -> Self {
+        self.weights = weights;
+        self
     }
 
     /// A base model by name or absolute path.
@@ -115,6 +130,14 @@ impl ModelRegistry {
     /// # Errors
     /// [`Error::NotFound`] with a list of what exists.
     pub(crate) fn resolve(&self, name: &str) -> Result<BaseModel> {
+        let mut model = self.find(name)?;
+        if let Some(weights) = self.weights {
+            model.revision = format!("{}+{}", model.revision, weights.name());
+        }
+        Ok(model)
+    }
+
+    fn find(&self, name: &str) -> Result<BaseModel> {
         if name == NANO {
             return self.nano();
         }

@@ -189,6 +189,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     };
     let app_options = AppOptions {
         load: Arc::new(load),
+        weights,
         models: options.models.clone(),
         threads: options.threads,
         client_config: options.client_config.clone(),

@@ -128,6 +128,33 @@ fn load_tokenizer(dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
     }
 }
 
+/// Why an adapter does not fit the base model at `revision`, and what does.
+fn other_base(manifest: &Manifest, revision: &str) -> String {
+    let parts = |revision: &str| match revision.split_once('+') {
+        None => (revision.to_owned(), None),
+        Some((files, weights)) => (files.to_owned(), Some(weights.to_owned())),
+    };
+    let (files, here) = parts(revision);
+    let (files_there, there) = parts(&manifest.base_revision);
+    let model = &manifest.base_model;
+    if files != files_there {
+        return format!(
+            "the adapter was trained on revision {} of {model}, and this is revision {revision}: it fits no other weights",
+            manifest.base_revision
+        );
+    }
+    let named = |weights: Option<&str>| weights.unwrap_or("as in its files").to_owned();
+    let restart = there.as_ref().map_or_else(
+        || "without --weights".to_owned(),
+        |weights| format!("with --weights {weights}"),
+    );
+    format!(
+        "the adapter was trained on {model} with weights {}, and this server holds them {}: restart it {restart}",
+        named(there.as_deref()),
+        named(here.as_deref())
+    )
+}
+
 impl Base {
     /// How many samplers' weights are loaded.
     pub(super) fn n_weights(&self) -> usize {
@@ -146,10 +173,7 @@ impl Base {
         state: &AdapterState,
     ) -> Result<AdapterId> {
         if manifest.base_revision != self.revision {
-            return Err(Error::Invalid(format!(
-                "the adapter was trained on revision {} of {}, and this is revision {}: it fits no other weights",
-                manifest.base_revision, manifest.base_model, self.revision
-            )));
+            return Err(Error::Invalid(other_base(manifest, &self.revision)));
         }
         Ok(self.backend.import_adapter(state)?)
     }

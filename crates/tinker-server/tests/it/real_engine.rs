@@ -1,8 +1,10 @@
 //! The same promises over the real engine and a tiny model.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
+use tinker_engine::{CpuOptions, Quantization, load_cpu_with};
 use tinker_server::{ApiToken, AppOptions};
 
 use crate::harness::{Harness, TOKEN};
@@ -202,4 +204,55 @@ async fn an_adapter_is_not_put_on_another_base_model() {
 
     let failure = server.failure(&id).await;
     assert!(failure.contains("it fits no other weights"), "{failure}");
+}
+
+/// A server that holds base models with fewer bits.
+fn open_with(home: &Path, weights: Option<Quantization>) -> Harness {
+    let load = move |dir: &Path, threads: usize| {
+        let options = CpuOptions {
+            threads,
+            weights,
+            ..CpuOptions::default()
+        };
+        load_cpu_with(dir, &options)
+    };
+    Harness::with(AppOptions {
+        threads: 2,
+        weights,
+        load: Arc::new(load),
+        ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
+    })
+}
+
+#[tokio::test]
+async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
+    let nf4 = Some(Quantization::Nf4);
+    for (there, here, restart) in [
+        (None, nf4, "restart it without --weights"),
+        (nf4, None, "restart it with --weights nf4"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let server = open_with(home.path(), there);
+        let session = server.session().await;
+        let run = create(&server, &session, 0).await;
+        step(&server, &run, 1).await;
+        let path = save(&server, &run, 3, "x").await;
+        let id = server.submit("/unload_model", json!({"model_id": run})).await;
+        server.result(&id).await;
+        drop(server);
+
+        let server = open_with(home.path(), here);
+        let body =
+            json!({"session_id": session, "model_seq_id": 1, "path": path, "optimizer": true});
+        let loaded = server.submit("/load_weights", body).await;
+        let continued = server.optim_step(&run, 4).await;
+        for id in [loaded, continued] {
+            let failure = server.failure(&id).await;
+            assert!(failure.contains(restart), "{failure}");
+        }
+        drop(server);
+
+        let server = open_with(home.path(), there);
+        step(&server, &run, 5).await;
+    }
 }
