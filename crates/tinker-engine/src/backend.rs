@@ -91,6 +91,9 @@ pub trait Backend: Send + fmt::Debug {
     /// If the adapter is unknown.
     fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId>;
 
+    /// Bytes of memory that an adapter takes; 0 for unknown ids.
+    fn adapter_bytes(&self, adapter: AdapterId) -> usize;
+
     /// Frees an adapter; unknown ids are ignored.
     fn drop_adapter(&mut self, adapter: AdapterId);
 

@@ -224,6 +224,12 @@ impl Backend for FakeBackend {
         Ok(id)
     }
 
+    fn adapter_bytes(&self, adapter: AdapterId) -> usize {
+        let weights = self.adapters.get(&adapter).map(|state| &state.weights);
+        let tensors = weights.into_iter().flat_map(|weights| weights.values());
+        tensors.map(|tensor| size_of_val(&tensor.data[..])).sum()
+    }
+
     fn drop_adapter(&mut self, adapter: AdapterId) {
         self.adapters.remove(&adapter);
     }

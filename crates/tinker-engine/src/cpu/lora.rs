@@ -52,6 +52,19 @@ impl Adapter {
         Ok(adapter)
     }
 
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let buffers = [
+            &self.weights,
+            &self.turned,
+            &self.gradient,
+            &self.first_moment,
+            &self.second_moment,
+        ];
+        let floats: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        floats * size_of::<f32>()
+    }
+
     fn zeros(arch: &Arch, spec: &LoraSpec) -> Result<Self> {
         let layout = Layout::new(arch, spec)?;
         Ok(Self {

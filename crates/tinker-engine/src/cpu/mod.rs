@@ -218,6 +218,10 @@ impl Backend for Cpu {
         Ok(self.add_adapter(copy))
     }
 
+    fn adapter_bytes(&self, adapter: AdapterId) -> usize {
+        self.adapters.get(&adapter).map_or(0, |a| a.bytes())
+    }
+
     fn drop_adapter(&mut self, adapter: AdapterId) {
         self.adapters.remove(&adapter);
         if self.adapters.is_empty() {

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use tinker_engine::load_cpu;
 
-use crate::common::{ARCHITECTURES, MODELS, dir, tensors, write_tensors};
+use crate::common::{ARCHITECTURES, MODELS, all_modules, dir, load, tensors, write_tensors};
 
 /// Logits and prompt log-probs of a model directory.
 fn answer(dir: &Path) -> tinker_engine::Prefill {
@@ -80,4 +80,18 @@ fn shards_of_16_bits_load_as_their_rounded_values() {
             |x| f16::from_f32(x).to_f32(),
         );
     }
+}
+
+#[test]
+fn an_adapter_takes_the_memory_of_its_weights_in_both_orientations() {
+    let mut backend = load("llama", 1);
+    let adapter = backend.create_adapter(&all_modules(4)).unwrap();
+    let weights = backend.export_adapter(adapter).unwrap().weights;
+    let n: usize = weights.values().map(|tensor| tensor.data.len()).sum();
+
+    let bytes = backend.adapter_bytes(adapter);
+
+    assert!(bytes >= 2 * n * size_of::<f32>(), "{bytes} for {n} weights");
+    backend.drop_adapter(adapter);
+    assert_eq!(backend.adapter_bytes(adapter), 0);
 }

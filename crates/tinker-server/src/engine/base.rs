@@ -18,7 +18,7 @@ use crate::error::{Error, Result, is_passing_io};
 
 /// Memory of sampler weights that stay loaded, the last ones apart: a loop that samples from every
 /// step's weights would otherwise fill the memory.
-const MAX_SAMPLER_BYTES: u64 = 512 << 20;
+const MAX_SAMPLER_BYTES: usize = 512 << 20;
 
 /// A loaded base model.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Base {
 #[derive(Debug)]
 struct SamplerWeights {
     adapter: AdapterId,
-    bytes: u64,
+    bytes: usize,
     last_used: Instant,
 }
 
@@ -186,15 +186,15 @@ impl Base {
         }
         let (manifest, state) = bundle::read(disk, dir, false)?;
         let adapter = self.import(&manifest, &state)?;
-        self.keep_weights(dir.to_owned(), adapter, manifest.size_bytes());
+        self.keep_weights(dir.to_owned(), adapter);
         Ok(adapter)
     }
 
-    /// Keeps an adapter as the weights of a directory, which has so many bytes.
-    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId, bytes: u64) {
+    /// Keeps an adapter as the weights of a directory.
+    pub(super) fn keep_weights(&mut self, dir: PathBuf, adapter: AdapterId) {
         let weights = SamplerWeights {
             adapter,
-            bytes,
+            bytes: self.backend.adapter_bytes(adapter),
             last_used: Instant::now(),
         };
         self.orphans.extend(self.weights.insert(dir, weights));
@@ -210,7 +210,7 @@ impl Base {
         self.drop_orphans();
     }
 
-    fn weights_bytes(&self) -> u64 {
+    fn weights_bytes(&self) -> usize {
         self.weights.values().map(|weights| weights.bytes).sum()
     }
 

@@ -235,19 +235,16 @@ impl Worker {
             .ok()
             .flatten()
             .filter(|m| is_own(m, queued));
-        let written = match own {
-            Some(manifest) => manifest,
-            None => {
-                let (mut manifest, state) = self.exported(run, &row, "sampler")?;
-                manifest.seq_id = seq;
-                manifest.request_id = Some(queued.request_id.to_string());
-                self.write(&dir, manifest, &state, false)?
-            }
-        };
+        if own.is_none() {
+            let (mut manifest, state) = self.exported(run, &row, "sampler")?;
+            manifest.seq_id = seq;
+            manifest.request_id = Some(queued.request_id.to_string());
+            self.write(&dir, manifest, &state, false)?;
+        }
         self.core.catalog.put_sampler(sampler)?;
         let (base, active) = self.active(run)?;
         let copy = base.backend.snapshot_adapter(active.adapter)?;
-        base.keep_weights(dir, copy, written.size_bytes());
+        base.keep_weights(dir, copy);
         self.drop_older_samplers(run, &row.base_model);
         Ok(id)
     }

@@ -21,13 +21,15 @@ pub(crate) fn load(_dir: &Path, _threads: usize) -> Result<Box<dyn Backend>> {
     Ok(Box::new(FakeBackend::new()))
 }
 
-/// What a backend does wrong.
+/// What a backend does wrong or says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
     /// Refuses to train on these tokens.
     pub(crate) refused: Option<Vec<u32>>,
     /// Panics once in exporting an adapter.
     pub(crate) export_panics: Arc<AtomicBool>,
+    /// What each adapter is said to take.
+    pub(crate) adapter_bytes: usize,
 }
 
 /// Loads a backend with faults for any directory.
@@ -184,6 +186,10 @@ impl Backend for FakeBackend {
             ..self.state(adapter)?.clone()
         };
         self.import_adapter(&state)
+    }
+
+    fn adapter_bytes(&self, _adapter: AdapterId) -> usize {
+        self.faults.adapter_bytes
     }
 
     fn drop_adapter(&mut self, adapter: AdapterId) {

@@ -237,7 +237,9 @@ async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
         let run = create(&server, &session, 0).await;
         step(&server, &run, 1).await;
         let path = save(&server, &run, 3, "x").await;
-        let id = server.submit("/unload_model", json!({"model_id": run})).await;
+        let id = server
+            .submit("/unload_model", json!({"model_id": run}))
+            .await;
         server.result(&id).await;
         drop(server);
 

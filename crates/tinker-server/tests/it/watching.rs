@@ -10,6 +10,7 @@ use serde_json::json;
 use tinker_server::{ACCESS_LOG, AppOptions, Limits};
 use tracing_subscriber::EnvFilter;
 
+use crate::fake::{Faults, load_with};
 use crate::harness::{Harness, TOKEN, create_body, options};
 
 async fn metrics(server: &Harness) -> String {
@@ -44,6 +45,32 @@ async fn used(server: &Harness) -> String {
     let id = server.submit("/asample", body).await;
     server.samples(&id).await;
     session
+}
+
+#[tokio::test]
+async fn weights_of_samplers_stay_loaded_by_the_memory_they_take() {
+    let home = tempfile::tempdir().unwrap();
+    // Two of them are above the limit, though their files are small.
+    let large = Faults {
+        adapter_bytes: 300 << 20,
+        ..Faults::default()
+    };
+    let server = Harness::with(AppOptions {
+        load: load_with(large),
+        ..options(home.path())
+    });
+    let session = server.session().await;
+    for number in 0..3 {
+        let run = server.run(&session, number).await;
+        let body = json!({"model_id": run, "seq_id": 1, "sampling_session_seq_id": number});
+        let id = server.submit("/save_weights_for_sampler", body).await;
+        server.result(&id).await;
+    }
+
+    let page = metrics(&server).await;
+
+    let line = "tinker_adapters{use=\"sampling\"} 1";
+    assert!(page.lines().any(|l| l == line), "{page}");
 }
 
 #[tokio::test]
