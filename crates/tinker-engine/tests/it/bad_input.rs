@@ -143,43 +143,40 @@ fn bad_optimizer_settings_are_refused_and_leave_the_adapter() {
 #[test]
 fn infinite_logits_are_refused_in_training_and_in_all_of_a_prompt() {
     let mut backend = load("llama", 2);
-    let mut state = Reference::of("llama").adapter();
-    let (_, head) = state
-        .weights
-        .iter_mut()
-        .find(|(name, _)| name.ends_with("lm_head.lora_A.weight"))
-        .unwrap();
-    head.data.fill(0.0);
-    head.data[0] = 1e10;
-    let (_, head) = state
-        .weights
-        .iter_mut()
-        .find(|(name, _)| name.ends_with("lm_head.lora_B.weight"))
-        .unwrap();
-    // Whatever the sign of what they are multiplied with, one of the two logits overflows upwards.
-    let rank = head.shape[1];
-    head.data.fill(0.0);
-    head.data[0] = 1e38;
-    head.data[rank] = -1e38;
-    let adapter = backend.import_adapter(&state).unwrap();
-    let slot = backend.open_slot(Some(adapter), 16).unwrap();
-    let loss = Loss::CrossEntropy {
-        weights: vec![0.0; 3],
-    };
-    let batch = [TrainSequence {
-        loss,
-        ..sequence(&[5, 6, 7], &[6, 7, 8], 3)
-    }];
+    // What the factor is multiplied with has one sign or the other: both infinities come up.
+    let both = [1e38, -1e38].map(|factor| {
+        let mut state = Reference::of("llama").adapter();
+        let ends = [
+            ("lm_head.lora_A.weight", 1e10),
+            ("lm_head.lora_B.weight", factor),
+        ];
+        for (end, value) in ends {
+            let mut weights = state.weights.iter_mut();
+            let (_, tensor) = weights.find(|(name, _)| name.ends_with(end)).unwrap();
+            tensor.data.fill(0.0);
+            tensor.data[0] = value;
+        }
+        let adapter = backend.import_adapter(&state).unwrap();
+        let slot = backend.open_slot(Some(adapter), 16).unwrap();
+        let loss = Loss::CrossEntropy {
+            weights: vec![0.0; 3],
+        };
+        let batch = [TrainSequence {
+            loss,
+            ..sequence(&[5, 5, 5], &[0, 0, 0], 3)
+        }];
 
-    let logits = backend.prefill(slot, &[5], false).unwrap().next_logits;
-    let of_prompt = backend.prefill(slot, &[6, 7, 8], true).map(|_| ());
-    let of_border = tinker_engine::sampler::logprob_of(&logits, 6).map(|_| ());
-    let of_training = backend.forward(Some(adapter), &batch).map(|_| ());
+        let logits = backend.prefill(slot, &[5], false).unwrap().next_logits;
+        let of_prompt = backend.prefill(slot, &[5, 0], true).map(|_| ());
+        let of_border = tinker_engine::sampler::logprob_of(&logits, 0).map(|_| ());
+        let of_training = backend.forward(Some(adapter), &batch).map(|_| ());
 
-    assert!(logits[..2].contains(&f32::INFINITY), "{:?}", &logits[..2]);
-    for outcome in [of_prompt, of_border, of_training] {
-        assert!(matches!(outcome, Err(Error::NotFinite(_))), "{outcome:?}");
-    }
+        for outcome in [of_prompt, of_border, of_training] {
+            assert!(matches!(outcome, Err(Error::NotFinite(_))), "{outcome:?}");
+        }
+        logits[0]
+    });
+    assert!(both.contains(&f32::INFINITY) && both.contains(&f32::NEG_INFINITY));
 }
 
 const PLAIN: AdamW = AdamW {

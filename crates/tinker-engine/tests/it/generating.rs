@@ -739,7 +739,7 @@ fn what_is_kept_of_a_sample_has_no_room_to_grow() {
     let ask = GenerateRequest {
         max_tokens: Some(400),
         stop: Some(Box::new(|| Box::new(AtTen(0)))),
-        ..request(&prompt(40), &[1])
+        ..request(&prompt(60), &[1])
     };
     let mut generator = Generator::new(backend.info());
     generator.admit(ask).unwrap();
@@ -748,8 +748,8 @@ fn what_is_kept_of_a_sample_has_no_room_to_grow() {
     }
     let kept: usize = (0..100).map(|i| backend.slot_bytes(SlotId(i))).sum();
 
-    let exact = backend.open_slot(None, 49).unwrap();
-    backend.prefill(exact, &prompt(49), false).unwrap();
+    let exact = backend.open_slot(None, 69).unwrap();
+    backend.prefill(exact, &prompt(69), false).unwrap();
 
     assert_eq!(kept, backend.slot_bytes(exact));
 }

@@ -61,7 +61,7 @@ pub(super) struct Args {
 enum Weights {
     /// 8 bits, with a scale for each output of a layer
     Int8,
-    /// 4 bits, NF4 with a float32 scale for each 64 inputs of an output, no double quantization
+    /// 4 bits: NF4, a float32 scale per 64 inputs, not quantized again
     Nf4,
 }
 
