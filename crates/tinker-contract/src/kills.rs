@@ -1,6 +1,6 @@
 //! A server that is killed with signal 9 again and again under the load of several runs.
 //!
-//! [`load`] is what the clients do, [`record`] what the server promised them, [`files`] what is on
+//! `load` is what the clients do, `record` what the server promised them, `files` what is on
 //! its disk; this file kills, restarts and compares with the same load on a server left alone.
 
 mod files;
