@@ -143,7 +143,7 @@ impl Aside {
     }
 }
 
-/// Writes a bundle as [`write`] does, for [`Aside::install`] to move it to its place.
+/// Writes a bundle as [`write`](write()) does, for [`Aside::install`] to move it to its place.
 ///
 /// # Errors
 /// If the disk refuses; nothing is left behind.
