@@ -241,7 +241,7 @@ impl<'a> Load<'a> {
     async fn note_broken_promises(&mut self) {
         let begun = Instant::now();
         let mut owed = record::lock(&self.record).owed();
-        while !owed.is_empty() && begun.elapsed() < Duration::from_secs(5) {
+        while !owed.is_empty() && begun.elapsed() < PATIENCE {
             tokio::time::sleep(Duration::from_millis(5)).await;
             owed = record::lock(&self.record).owed();
         }
