@@ -156,7 +156,9 @@ fn path_of(home: &Path) -> PathBuf {
 fn read(path: &Path) -> Result<Vec<StoredKey>> {
     let corrupt = |message: String| Error::Corrupt {
         path: path.to_owned(),
-        message,
+        message: format!(
+            "{message}; put it back from a backup, or delete it and add the keys again"
+        ),
     };
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -441,10 +443,12 @@ mod tests {
         std::fs::write(path_of(home.path()), "{").unwrap();
 
         assert!(keys.find(ann.expose()).is_some());
-        assert!(matches!(
-            Keys::open(home.path()),
-            Err(Error::Corrupt { .. })
-        ));
+        let error = Keys::open(home.path()).unwrap_err().to_string();
+        assert!(error.contains("keys.json is damaged"), "{error}");
+        assert!(
+            error.ends_with("delete it and add the keys again"),
+            "{error}"
+        );
     }
 
     #[test]
