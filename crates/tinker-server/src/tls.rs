@@ -62,7 +62,8 @@ impl TlsFiles {
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::io("read", path, source))
+    // Not part of the data directory, which an error of reading would point to.
+    std::fs::read(path).map_err(|e| unusable(path, e))
 }
 
 fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {

@@ -193,7 +193,7 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
             tls: Some(TlsFiles { cert, key }),
             ..ServeOptions::new(home.path())
         };
-        let error = Server::bind(options).await.unwrap_err();
-        assert!(error.to_string().contains(named), "{error}");
+        let error = Server::bind(options).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot use ") && error.contains(named), "{error}");
     }
 }
