@@ -24,6 +24,7 @@ mod copies;
 mod core;
 mod custom_loss;
 mod db;
+mod deletions;
 mod disk;
 mod engine;
 mod error;
