@@ -194,6 +194,9 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
             ..ServeOptions::new(home.path())
         };
         let error = Server::bind(options).await.unwrap_err().to_string();
-        assert!(error.starts_with("cannot use ") && error.contains(named), "{error}");
+        assert!(
+            error.starts_with("cannot use ") && error.contains(named),
+            "{error}"
+        );
     }
 }
