@@ -5,6 +5,7 @@
     reason = "a command-line tool reports by printing"
 )]
 
+mod arm;
 mod bench;
 mod chaos;
 mod ci;
@@ -37,6 +38,8 @@ enum Task {
     Chaos(chaos::Args),
     /// Kills the server at random moments under load and looks for broken promises.
     Kill(kill::Args),
+    /// Tests the CPU kernels for 64-bit ARM, emulated where this machine is none.
+    Arm,
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -66,6 +69,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Test(args) => test::run(&root, &args),
         Task::Chaos(args) => chaos::run(&root, &args),
         Task::Kill(args) => kill::run(&root, &args),
+        Task::Arm => arm::run(&root),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

@@ -16,6 +16,9 @@ pub(crate) enum Isa {
     /// 256-bit vectors with fused multiply-add (x86-64-v3).
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// 128-bit vectors with fused multiply-add, which every 64-bit ARM has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// What the compiler assumes of every machine of this architecture.
     Baseline,
 }
@@ -53,6 +56,8 @@ impl Isa {
                 found.push(Self::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        found.push(Self::Neon);
         found.push(Self::Baseline);
         found
     }
@@ -64,6 +69,8 @@ impl Isa {
             Self::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
             Self::Baseline => "baseline",
         }
     }
@@ -107,6 +114,9 @@ macro_rules! kernels {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 crate::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // The compiler's baseline of this architecture has NEON and makes use of it.
+                #[cfg(target_arch = "aarch64")]
+                crate::cpu::simd::Isa::Neon => body::<true>($($arg),*),
                 crate::cpu::simd::Isa::Baseline => {
                     body::<{ crate::cpu::simd::BASELINE_FMA }>($($arg),*)
                 }
