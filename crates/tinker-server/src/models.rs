@@ -1,5 +1,6 @@
 //! Base models on offer: the embedded one, directories that were added, and directories by path.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -61,7 +62,8 @@ const ABSENT_FILES: &[&str] = &[
 /// A base model that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseModel {
-    /// The name runs are created with: `tinker/nano`, or the canonical path of its directory.
+    /// The name runs are created with: `tinker/nano`, one that the server was given for a directory, or
+    /// the canonical path of the directory.
     pub name: String,
     /// Its Hugging Face directory, which is also where its tokenizer is loaded from.
     pub dir: PathBuf,
@@ -93,6 +95,29 @@ pub fn list_models(home: &Path) -> Result<Vec<BaseModel>> {
     ModelRegistry::new(home.to_owned(), &[])?.list()
 }
 
+/// Whether a server can offer a directory under this name: the kind that hubs have, `owner/model`, not
+/// one that means something else already.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_model_name(name: &str) -> std::result::Result<(), String> {
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c))
+    };
+    if name == NANO {
+        return Err(format!("`{NANO}` is the model inside this program"));
+    }
+    if name.contains("://") || !name.split('/').all(is_part) || name.split('/').count() > 2 {
+        return Err(format!(
+            "`{name}` is no name for a model: write one such as `owner/model`, of letters, digits and -_.:"
+        ));
+    }
+    Ok(())
+}
+
 /// The base models a server offers.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelRegistry {
@@ -116,6 +141,21 @@ impl ModelRegistry {
             added,
             weights: None,
         })
+    }
+
+    /// Offers more directories, under names: programs that are written for a model of that name find it.
+    ///
+    /// # Errors
+    /// If a directory is not a model's, or a name cannot be given (see [`check_model_name`]).
+    pub(crate) fn with_names(mut self, named: &BTreeMap<String, PathBuf>) -> Result<Self> {
+        for (name, dir) in named {
+            check_model_name(name).map_err(Error::Invalid)?;
+            self.added.push(BaseModel {
+                name: name.clone(),
+                ..from_dir(dir)?
+            });
+        }
+        Ok(self)
     }
 
     /// Says in revisions that weights are held with fewer bits: what is trained on these fits no others.
@@ -334,6 +374,45 @@ mod tests {
         assert_eq!(model.dir, dir.canonicalize().unwrap());
         assert_eq!(model.name, model.dir.display().to_string());
         assert_eq!(model.max_context, Some(64));
+    }
+
+    #[test]
+    fn a_directory_is_found_by_the_name_it_was_given() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("m");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("config.json"), "{}").unwrap();
+        let named = BTreeMap::from([("Qwen/Qwen3-8B".to_owned(), dir.clone())]);
+
+        let registry = ModelRegistry::new(home.path().to_owned(), &[]).unwrap();
+        let registry = registry.with_names(&named).unwrap();
+
+        let by_name = registry.resolve("Qwen/Qwen3-8B").unwrap();
+        assert_eq!(by_name.name, "Qwen/Qwen3-8B");
+        let by_path = registry.resolve(dir.to_str().unwrap()).unwrap();
+        assert_eq!(by_name.revision, by_path.revision);
+        assert_eq!(registry.list().unwrap().last(), Some(&by_name));
+    }
+
+    #[test]
+    fn names_that_mean_something_else_are_refused() {
+        for name in ["a", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-35B-A3B:peft:262144"] {
+            assert_eq!(check_model_name(name), Ok(()), "{name}");
+        }
+        for name in [
+            "",
+            "tinker/nano",
+            "/a/b",
+            "./a",
+            "../a",
+            "a/b/c",
+            "a//b",
+            "a/",
+            "tinker://a",
+            "a b",
+        ] {
+            assert!(check_model_name(name).is_err(), "{name}");
+        }
     }
 
     #[test]
