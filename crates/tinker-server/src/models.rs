@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use tinker_engine::Quantization;
 
@@ -12,7 +11,7 @@ use crate::error::{Error, Result};
 /// Name of the model inside this program.
 const NANO: &str = "tinker/nano";
 
-/// The files of the model inside this program.
+/// The files of the model inside this program but its weights.
 /// A static, since a constant would be copied into every unit of code that reads it.
 static NANO_FILES: &[(&str, &[u8])] = &[
     (
@@ -28,10 +27,6 @@ static NANO_FILES: &[(&str, &[u8])] = &[
         include_bytes!("../../../models/nano/chat_template.jinja"),
     ),
     (
-        "model.safetensors",
-        include_bytes!("../../../models/nano/model.safetensors"),
-    ),
-    (
         "tokenizer.json",
         include_bytes!("../../../models/nano/tokenizer.json"),
     ),
@@ -40,6 +35,14 @@ static NANO_FILES: &[(&str, &[u8])] = &[
         include_bytes!("../../../models/nano/tokenizer_config.json"),
     ),
 ];
+
+/// Its weights, packed by `build.rs`.
+static NANO_WEIGHTS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nano.zst"));
+const NANO_WEIGHTS_FILE: &str = "model.safetensors";
+
+/// Forty hexadecimal digits over its files, like a hub commit: adapters belong to it. Written down, so that
+/// weights are unpacked once and not whenever a server starts.
+const NANO_REVISION: &str = "21c38f90d1d2fd1c94940f3b851a9349eab45273";
 
 /// What a tokenizer is loaded from; the rest of a model stays out of the hub cache.
 const TOKENIZER_FILES: &[&str] = &[
@@ -210,10 +213,11 @@ impl ModelRegistry {
     /// The embedded model, unpacked to `<home>/models/tinker/nano/<hash>`.
     fn nano(&self) -> Result<BaseModel> {
         let root = self.home.join("models").join(NANO);
-        let dir = root.join(nano_revision());
+        let dir = root.join(NANO_REVISION);
         if !dir.is_dir() {
             let temp = root.join(format!("{}.tmp", uuid::Uuid::now_v7()));
             let unpacked = unpack(NANO_FILES.iter().copied(), &temp)
+                .and_then(|()| write(&temp, NANO_WEIGHTS_FILE, &nano_weights()?))
                 .and_then(|()| move_into_place(&temp, &dir));
             if unpacked.is_err() {
                 // The unpacking error is the one to report.
@@ -224,7 +228,7 @@ impl ModelRegistry {
         let described = from_dir(&dir)?;
         Ok(BaseModel {
             name: NANO.into(),
-            revision: nano_revision().to_owned(),
+            revision: NANO_REVISION.to_owned(),
             ..described
         })
     }
@@ -236,7 +240,7 @@ impl ModelRegistry {
     /// If the cache cannot be written.
     pub(crate) fn fill_hub_cache(&self, cache: &Path) -> Result<()> {
         let repository = cache.join("models--tinker--nano");
-        let revision = nano_revision();
+        let revision = NANO_REVISION;
         let snapshot = repository.join("snapshots").join(revision);
         let reference = repository.join("refs").join("main");
         if !snapshot.is_dir() {
@@ -258,29 +262,33 @@ impl ModelRegistry {
     }
 }
 
-/// Forty hexadecimal digits over the embedded files, like a hub commit.
-fn nano_revision() -> &'static str {
-    static REVISION: OnceLock<String> = OnceLock::new();
-    REVISION.get_or_init(|| {
-        let mut hasher = blake3::Hasher::new();
-        for (name, bytes) in NANO_FILES {
-            hasher.update(name.as_bytes());
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
+/// The weights of the embedded model as their file has them; `build.rs` says how they are packed.
+fn nano_weights() -> Result<Vec<u8>> {
+    let unreadable = |source| Error::io("unpack", Path::new(NANO_WEIGHTS_FILE), source);
+    let halves = zstd::decode_all(NANO_WEIGHTS).map_err(unreadable)?;
+    let (even, odd) = halves.split_at(halves.len().div_ceil(2));
+    let mut weights = vec![0; halves.len()];
+    for (pair, i) in weights.chunks_mut(2).zip(0..) {
+        for (to, from) in pair.iter_mut().zip([even, odd]) {
+            *to = from[i];
         }
-        hasher.finalize().to_hex().chars().take(40).collect()
-    })
+    }
+    Ok(weights)
 }
 
 fn unpack<'a>(files: impl Iterator<Item = (&'a str, &'a [u8])>, dir: &Path) -> Result<()> {
     create_dir(&OsDisk, dir)?;
     for (name, bytes) in files {
-        let path = dir.join(name);
-        OsDisk
-            .write_new(&path, bytes)
-            .map_err(|e| Error::io("write", &path, e))?;
+        write(dir, name, bytes)?;
     }
     Ok(())
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    OsDisk
+        .write_new(&path, bytes)
+        .map_err(|e| Error::io("write", &path, e))
 }
 
 /// Renames a directory; another process that was quicker is fine.
@@ -333,6 +341,24 @@ fn dir_revision(dir: &Path, config: &[u8]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_embedded_model_is_that_of_the_repository_and_its_revision_that_of_the_files() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+        let weights = nano_weights().unwrap();
+        assert!(weights == std::fs::read(repository.join(NANO_WEIGHTS_FILE)).unwrap());
+
+        let mut hasher = blake3::Hasher::new();
+        let mut files = NANO_FILES.to_vec();
+        files.insert(3, (NANO_WEIGHTS_FILE, &weights));
+        for (name, bytes) in files {
+            hasher.update(name.as_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+        let revision = hasher.finalize().to_hex();
+        assert_eq!(&revision[..40], NANO_REVISION);
+    }
 
     #[test]
     fn the_embedded_model_is_unpacked_once() {
