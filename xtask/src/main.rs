@@ -9,6 +9,7 @@ mod arm;
 mod bench;
 mod chaos;
 mod ci;
+mod cookbook;
 mod dist;
 mod kill;
 mod models;
@@ -40,6 +41,8 @@ enum Task {
     Kill(kill::Args),
     /// Tests the CPU kernels for 64-bit ARM, emulated where this machine is none.
     Arm,
+    /// Runs training loops of the Python cookbook against our server.
+    Cookbook(cookbook::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -70,6 +73,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Chaos(args) => chaos::run(&root, &args),
         Task::Kill(args) => kill::run(&root, &args),
         Task::Arm => arm::run(&root),
+        Task::Cookbook(args) => cookbook::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

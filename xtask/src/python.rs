@@ -1,6 +1,7 @@
 //! Python environments under `target/`: made once, remade when their requirements change.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -14,6 +15,19 @@ const MIN_MINOR: u32 = 11;
 /// # Errors
 /// If there is no Python 3.11 or newer, or a requirement cannot be installed.
 pub(crate) fn environment(root: &Path, name: &str, requirements: &Path) -> Result<PathBuf> {
+    environment_and(root, name, requirements, &[])
+}
+
+/// The same, with packages whose own requirements are left out.
+///
+/// # Errors
+/// Likewise.
+pub(crate) fn environment_and(
+    root: &Path,
+    name: &str,
+    requirements: &Path,
+    bare: &[&str],
+) -> Result<PathBuf> {
     let dir = target_dir(root).join(name);
     let python = dir.join(if cfg!(windows) {
         "Scripts/python.exe"
@@ -21,14 +35,26 @@ pub(crate) fn environment(root: &Path, name: &str, requirements: &Path) -> Resul
         "bin/python"
     });
     let stamp = dir.join("requirements.txt");
-    let wanted = std::fs::read_to_string(requirements)
+    let mut wanted = std::fs::read_to_string(requirements)
         .with_context(|| format!("cannot read {}", requirements.display()))?;
+    for package in bare {
+        wanted += &format!("{package} without requirements\n");
+    }
     if python.exists() && std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
         return Ok(python);
     }
     let system = system_python(root)?;
     let flags = ["-m", "venv", "--clear"].map(PathBuf::from);
     check(&mut command(root, system, flags.iter().chain([&dir])))?;
+    check(install(root, &python).arg("-r").arg(requirements))?;
+    if !bare.is_empty() {
+        check(install(root, &python).arg("--no-deps").args(bare))?;
+    }
+    std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(python)
+}
+
+fn install(root: &Path, python: &Path) -> Command {
     let flags = [
         "-m",
         "pip",
@@ -37,16 +63,8 @@ pub(crate) fn environment(root: &Path, name: &str, requirements: &Path) -> Resul
         "--no-compile",
         "--quiet",
         "--disable-pip-version-check",
-        "-r",
     ];
-    let requirements = requirements.to_path_buf();
-    check(&mut command(
-        root,
-        &python,
-        flags.map(PathBuf::from).iter().chain([&requirements]),
-    ))?;
-    std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(python)
+    command(root, python, flags)
 }
 
 /// The first of the usual names that is new enough; `PYTHON` goes first.

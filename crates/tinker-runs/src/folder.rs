@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::checkpoints::CheckpointRow;
 use crate::error::{Error, Result};
 use crate::jsonl::{read_rows, reason_of};
-use crate::metrics::{AnyRow, MetricsRow, last_per_step};
+use crate::metrics::{AnyRow, MetricsRow, one_per_step};
 
 /// Every resolved setting of the run.
 pub(crate) const CONFIG: &str = "config.json";
@@ -100,9 +100,7 @@ impl RunFolder {
     /// # Errors
     /// A line before the last is not a metrics row.
     pub fn read_metrics(&self) -> Result<Vec<MetricsRow>> {
-        Ok(last_per_step(read_rows::<AnyRow>(
-            &self.path.join(METRICS),
-        )?))
+        Ok(one_per_step(read_rows::<AnyRow>(&self.path.join(METRICS))?))
     }
 
     /// The checkpoints, oldest first.

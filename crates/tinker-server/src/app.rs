@@ -1,5 +1,6 @@
 //! The state of the HTTP layer, and the way of a request into the log and to the engine.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -39,6 +40,8 @@ pub struct AppOptions {
     pub token: ApiToken,
     /// Model directories on offer beside the embedded model.
     pub models: Vec<PathBuf>,
+    /// More of them, by the names under which they are on offer; see [`crate::check_model_name`].
+    pub named_models: BTreeMap<String, PathBuf>,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Settings handed to clients.
@@ -71,6 +74,7 @@ impl AppOptions {
             home,
             token,
             models: Vec::new(),
+            named_models: BTreeMap::new(),
             threads: 0,
             client_config: default_client_config(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -110,6 +114,7 @@ impl App {
         let core = Core::open(
             CoreOptions {
                 models: ModelRegistry::new(options.home.clone(), &options.models)?
+                    .with_names(&options.named_models)?
                     .held_as(options.weights),
                 home: options.home,
                 disk: options.disk,

@@ -68,7 +68,7 @@ pub use error::{Error, Result};
 pub use keys::{KeyLimits, KeyName, StoredKey, add_key, list_keys, remove_key};
 pub use limits::Limits;
 pub use lock::{LockInfo, Outside, create_server_dir, is_running, read_lock, server_dir};
-pub use models::{BaseModel, list_models, resolve_model};
+pub use models::{BaseModel, check_model_name, list_models, resolve_model};
 pub use options::ServeOptions;
 pub use router::router;
 pub use server::{Server, serve};

@@ -1,5 +1,6 @@
 //! One server per data directory: an advisory file lock, and a private file that says where it is.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,9 @@ pub struct LockInfo {
     /// Model directories it was told to offer: whoever starts it again passes them on.
     #[serde(default)]
     pub models: Vec<PathBuf>,
+    /// Those it was told to offer under names, likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub named_models: BTreeMap<String, PathBuf>,
     /// Bytes it was told to take for the activations of training; absent if it was to choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training_memory: Option<u64>,
@@ -78,6 +82,7 @@ impl std::fmt::Debug for LockInfo {
             .field("version", &self.version)
             .field("started", &self.started)
             .field("models", &self.models)
+            .field("named_models", &self.named_models)
             .field("training_memory", &self.training_memory)
             .field("weights", &self.weights)
             .field("threads", &self.threads)
@@ -239,6 +244,7 @@ mod tests {
             version: "0".into(),
             started: "now".into(),
             models: Vec::new(),
+            named_models: BTreeMap::new(),
             training_memory: None,
             weights: None,
             threads: 0,

@@ -1,7 +1,7 @@
 //! Base models on offer: the embedded one, directories that were added, and directories by path.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use tinker_engine::Quantization;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Name of the model inside this program.
 const NANO: &str = "tinker/nano";
 
-/// The files of the model inside this program.
+/// The files of the model inside this program but its weights.
 /// A static, since a constant would be copied into every unit of code that reads it.
 static NANO_FILES: &[(&str, &[u8])] = &[
     (
@@ -27,10 +27,6 @@ static NANO_FILES: &[(&str, &[u8])] = &[
         include_bytes!("../../../models/nano/chat_template.jinja"),
     ),
     (
-        "model.safetensors",
-        include_bytes!("../../../models/nano/model.safetensors"),
-    ),
-    (
         "tokenizer.json",
         include_bytes!("../../../models/nano/tokenizer.json"),
     ),
@@ -39,6 +35,14 @@ static NANO_FILES: &[(&str, &[u8])] = &[
         include_bytes!("../../../models/nano/tokenizer_config.json"),
     ),
 ];
+
+/// Its weights, packed by `build.rs`.
+static NANO_WEIGHTS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nano.zst"));
+const NANO_WEIGHTS_FILE: &str = "model.safetensors";
+
+/// Forty hexadecimal digits over its files, like a hub commit: adapters belong to it. Written down, so that
+/// weights are unpacked once and not whenever a server starts.
+const NANO_REVISION: &str = "21c38f90d1d2fd1c94940f3b851a9349eab45273";
 
 /// What a tokenizer is loaded from; the rest of a model stays out of the hub cache.
 const TOKENIZER_FILES: &[&str] = &[
@@ -61,7 +65,8 @@ const ABSENT_FILES: &[&str] = &[
 /// A base model that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseModel {
-    /// The name runs are created with: `tinker/nano`, or the canonical path of its directory.
+    /// The name runs are created with: `tinker/nano`, one that the server was given for a directory, or
+    /// the canonical path of the directory.
     pub name: String,
     /// Its Hugging Face directory, which is also where its tokenizer is loaded from.
     pub dir: PathBuf,
@@ -93,6 +98,29 @@ pub fn list_models(home: &Path) -> Result<Vec<BaseModel>> {
     ModelRegistry::new(home.to_owned(), &[])?.list()
 }
 
+/// Whether a server can offer a directory under this name: the kind that hubs have, `owner/model`, not
+/// one that means something else already.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_model_name(name: &str) -> std::result::Result<(), String> {
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c))
+    };
+    if name == NANO {
+        return Err(format!("`{NANO}` is the model inside this program"));
+    }
+    if name.contains("://") || !name.split('/').all(is_part) || name.split('/').count() > 2 {
+        return Err(format!(
+            "`{name}` is no name for a model: write one such as `owner/model`, of letters, digits and -_.:"
+        ));
+    }
+    Ok(())
+}
+
 /// The base models a server offers.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelRegistry {
@@ -116,6 +144,21 @@ impl ModelRegistry {
             added,
             weights: None,
         })
+    }
+
+    /// Offers more directories, under names: programs that are written for a model of that name find it.
+    ///
+    /// # Errors
+    /// If a directory is not a model's, or a name cannot be given (see [`check_model_name`]).
+    pub(crate) fn with_names(mut self, named: &BTreeMap<String, PathBuf>) -> Result<Self> {
+        for (name, dir) in named {
+            check_model_name(name).map_err(Error::Invalid)?;
+            self.added.push(BaseModel {
+                name: name.clone(),
+                ..from_dir(dir)?
+            });
+        }
+        Ok(self)
     }
 
     /// Says in revisions that weights are held with fewer bits: what is trained on these fits no others.
@@ -170,10 +213,11 @@ impl ModelRegistry {
     /// The embedded model, unpacked to `<home>/models/tinker/nano/<hash>`.
     fn nano(&self) -> Result<BaseModel> {
         let root = self.home.join("models").join(NANO);
-        let dir = root.join(nano_revision());
+        let dir = root.join(NANO_REVISION);
         if !dir.is_dir() {
             let temp = root.join(format!("{}.tmp", uuid::Uuid::now_v7()));
             let unpacked = unpack(NANO_FILES.iter().copied(), &temp)
+                .and_then(|()| write(&temp, NANO_WEIGHTS_FILE, &nano_weights()?))
                 .and_then(|()| move_into_place(&temp, &dir));
             if unpacked.is_err() {
                 // The unpacking error is the one to report.
@@ -184,7 +228,7 @@ impl ModelRegistry {
         let described = from_dir(&dir)?;
         Ok(BaseModel {
             name: NANO.into(),
-            revision: nano_revision().to_owned(),
+            revision: NANO_REVISION.to_owned(),
             ..described
         })
     }
@@ -196,7 +240,7 @@ impl ModelRegistry {
     /// If the cache cannot be written.
     pub(crate) fn fill_hub_cache(&self, cache: &Path) -> Result<()> {
         let repository = cache.join("models--tinker--nano");
-        let revision = nano_revision();
+        let revision = NANO_REVISION;
         let snapshot = repository.join("snapshots").join(revision);
         let reference = repository.join("refs").join("main");
         if !snapshot.is_dir() {
@@ -218,29 +262,33 @@ impl ModelRegistry {
     }
 }
 
-/// Forty hexadecimal digits over the embedded files, like a hub commit.
-fn nano_revision() -> &'static str {
-    static REVISION: OnceLock<String> = OnceLock::new();
-    REVISION.get_or_init(|| {
-        let mut hasher = blake3::Hasher::new();
-        for (name, bytes) in NANO_FILES {
-            hasher.update(name.as_bytes());
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
+/// The weights of the embedded model as their file has them; `build.rs` says how they are packed.
+fn nano_weights() -> Result<Vec<u8>> {
+    let unreadable = |source| Error::io("unpack", Path::new(NANO_WEIGHTS_FILE), source);
+    let halves = zstd::decode_all(NANO_WEIGHTS).map_err(unreadable)?;
+    let (even, odd) = halves.split_at(halves.len().div_ceil(2));
+    let mut weights = vec![0; halves.len()];
+    for (pair, i) in weights.chunks_mut(2).zip(0..) {
+        for (to, from) in pair.iter_mut().zip([even, odd]) {
+            *to = from[i];
         }
-        hasher.finalize().to_hex().chars().take(40).collect()
-    })
+    }
+    Ok(weights)
 }
 
 fn unpack<'a>(files: impl Iterator<Item = (&'a str, &'a [u8])>, dir: &Path) -> Result<()> {
     create_dir(&OsDisk, dir)?;
     for (name, bytes) in files {
-        let path = dir.join(name);
-        OsDisk
-            .write_new(&path, bytes)
-            .map_err(|e| Error::io("write", &path, e))?;
+        write(dir, name, bytes)?;
     }
     Ok(())
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    OsDisk
+        .write_new(&path, bytes)
+        .map_err(|e| Error::io("write", &path, e))
 }
 
 /// Renames a directory; another process that was quicker is fine.
@@ -295,6 +343,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_embedded_model_is_that_of_the_repository_and_its_revision_that_of_the_files() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+        let weights = nano_weights().unwrap();
+        assert!(weights == std::fs::read(repository.join(NANO_WEIGHTS_FILE)).unwrap());
+
+        let mut hasher = blake3::Hasher::new();
+        let mut files = NANO_FILES.to_vec();
+        files.insert(3, (NANO_WEIGHTS_FILE, &weights));
+        for (name, bytes) in files {
+            hasher.update(name.as_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+        let revision = hasher.finalize().to_hex();
+        assert_eq!(&revision[..40], NANO_REVISION);
+    }
+
+    #[test]
     fn the_embedded_model_is_unpacked_once() {
         let home = tempfile::tempdir().unwrap();
 
@@ -334,6 +400,45 @@ mod tests {
         assert_eq!(model.dir, dir.canonicalize().unwrap());
         assert_eq!(model.name, model.dir.display().to_string());
         assert_eq!(model.max_context, Some(64));
+    }
+
+    #[test]
+    fn a_directory_is_found_by_the_name_it_was_given() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("m");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("config.json"), "{}").unwrap();
+        let named = BTreeMap::from([("Qwen/Qwen3-8B".to_owned(), dir.clone())]);
+
+        let registry = ModelRegistry::new(home.path().to_owned(), &[]).unwrap();
+        let registry = registry.with_names(&named).unwrap();
+
+        let by_name = registry.resolve("Qwen/Qwen3-8B").unwrap();
+        assert_eq!(by_name.name, "Qwen/Qwen3-8B");
+        let by_path = registry.resolve(dir.to_str().unwrap()).unwrap();
+        assert_eq!(by_name.revision, by_path.revision);
+        assert_eq!(registry.list().unwrap().last(), Some(&by_name));
+    }
+
+    #[test]
+    fn names_that_mean_something_else_are_refused() {
+        for name in ["a", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-35B-A3B:peft:262144"] {
+            assert_eq!(check_model_name(name), Ok(()), "{name}");
+        }
+        for name in [
+            "",
+            "tinker/nano",
+            "/a/b",
+            "./a",
+            "../a",
+            "a/b/c",
+            "a//b",
+            "a/",
+            "tinker://a",
+            "a b",
+        ] {
+            assert!(check_model_name(name).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How to serve.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct ServeOptions {
     pub token: Option<ApiToken>,
     /// Model directories on offer beside the embedded model.
     pub models: Vec<PathBuf>,
+    /// More of them, by the names under which they are on offer; see [`crate::check_model_name`].
+    pub named_models: BTreeMap<String, PathBuf>,
     /// Bytes that each base model may take in training for what its backward passes read; `None` lets
     /// the engine choose. What does not fit is computed again.
     pub training_memory: Option<u64>,
@@ -66,6 +69,7 @@ impl ServeOptions {
             tls: None,
             token: None,
             models: Vec::new(),
+            named_models: BTreeMap::new(),
             training_memory: None,
             weights: None,
             threads: 0,

@@ -120,6 +120,9 @@ fn model_dir(home: &Path, name: &str, target: &Target) -> Result<PathBuf> {
         Err(error @ tinker_server::Error::NotFound(_)) => Failure::from(error),
         Err(error) => return Err(error.into()),
     };
+    if let Some(dir) = offered_dir(home, name, target) {
+        return Ok(dir);
+    }
     match target {
         Target::Embedded => Err(unknown.hint(
             "give a model directory; or set TINKER_API_KEY or --base-url for a server that has it",
@@ -133,6 +136,17 @@ fn model_dir(home: &Path, name: &str, target: &Target) -> Result<PathBuf> {
             )
         }),
     }
+}
+
+/// The directory that the server on this machine offers under `name`, where that server is the target:
+/// another one means another model by that name, perhaps.
+fn offered_dir(home: &Path, name: &str, target: &Target) -> Option<PathBuf> {
+    let server = tinker_server::read_lock(home).ok().flatten()?;
+    let is_target = match target {
+        Target::Embedded => true,
+        Target::Remote { base_url, .. } => base_url.trim_end_matches('/') == server.base_url(),
+    };
+    server.named_models.get(name).filter(|_| is_target).cloned()
 }
 
 /// The newest snapshot of `name` in the Hugging Face cache that has a tokenizer.

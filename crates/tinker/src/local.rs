@@ -168,6 +168,11 @@ fn arguments(earlier: &LockInfo) -> Vec<OsString> {
     for model in &earlier.models {
         add("--model", model.clone().into());
     }
+    for (name, dir) in &earlier.named_models {
+        let mut model = OsString::from(format!("{name}="));
+        model.push(dir);
+        add("--model", model);
+    }
     arguments
 }
 
@@ -311,6 +316,7 @@ mod tests {
             version: "0".into(),
             started: "now".into(),
             models: vec!["/models/a".into()],
+            named_models: [("b/c".to_owned(), "/models/b".into())].into(),
             training_memory: Some(1 << 30),
             weights: Some("nf4".into()),
             threads: 3,
@@ -366,6 +372,7 @@ mod tests {
             ["--training-memory", "1073741824"],
             ["--weights", "nf4"],
             ["--model", "/models/a"],
+            ["--model", "b/c=/models/b"],
         ] {
             assert!(
                 arguments.windows(2).any(|pair| pair == wanted),

@@ -1,7 +1,7 @@
 //! What `-m` may name: a base model, a checkpoint by its path, or one by its run folder.
 
+use serde::Deserialize;
 use tinker_chat::RendererName;
-use tinker_recipes::sft::SftConfig;
 use tinker_runs::{CheckpointRow, RunFolder, Runs};
 use tinker_types::{CheckpointKind, TinkerPath};
 
@@ -132,8 +132,14 @@ fn origin_of(runs: &Runs, path: &TinkerPath) -> Option<Origin> {
     read_origin(&entry.folder)
 }
 
+/// Every recipe's configuration has the two, also those of Python's cookbook.
 fn read_origin(folder: &RunFolder) -> Option<Origin> {
-    let config: SftConfig = folder.read_config().ok()?;
+    #[derive(Deserialize)]
+    struct Config {
+        model_name: String,
+        renderer_name: RendererName,
+    }
+    let config: Config = folder.read_config().ok()?;
     Some(Origin {
         base_model: config.model_name,
         renderer: config.renderer_name,
@@ -199,6 +205,26 @@ mod tests {
             "error: tinker://r/weights/final holds training state, not weights to sample from\n\
              hint: sample from its twin: tinker://r/sampler_weights/final"
         );
+    }
+
+    #[test]
+    fn a_run_of_the_python_cookbook_says_its_model_and_chat_format() {
+        let runs = tempfile::tempdir().unwrap();
+        let folder = runs.path().join("sl");
+        std::fs::create_dir(&folder).unwrap();
+        let config = r#"{"model_name": "tinker/nano", "renderer_name": "qwen3_instruct", "lr_schedule": "linear"}"#;
+        std::fs::write(folder.join("config.json"), config).unwrap();
+        let row = r#"{"name": "final", "batch": 0, "sampler_path": "tinker://r:train:0/sampler_weights/final"}"#;
+        std::fs::write(folder.join("checkpoints.jsonl"), row).unwrap();
+
+        let found = Weights::find(&Runs::new(runs.path()), "sl@final").unwrap();
+
+        let Weights::Checkpoint { origin, .. } = found else {
+            panic!("a checkpoint");
+        };
+        let origin = origin.unwrap();
+        assert_eq!(origin.base_model, "tinker/nano");
+        assert_eq!(origin.renderer, RendererName::Qwen3Instruct);
     }
 
     #[test]

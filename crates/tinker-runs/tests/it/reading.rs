@@ -16,7 +16,7 @@ fn folder_with(name: &str, content: impl AsRef<[u8]>) -> (TempDir, RunFolder) {
 }
 
 #[test]
-fn the_last_row_of_a_step_wins_and_rows_without_a_step_are_skipped() {
+fn the_last_value_of_a_step_wins_and_rows_without_a_step_are_skipped() {
     let (_dir, folder) = folder_with(
         "metrics.jsonl",
         "{\"step\":0,\"a\":1}\n{\"step\":1,\"a\":2}\n\n{\"note\":1}\n{\"step\":1,\"a\":3}\n",
@@ -29,6 +29,33 @@ fn the_last_row_of_a_step_wins_and_rows_without_a_step_are_skipped() {
         .map(|row| (row.step(), row.get("a").unwrap()))
         .collect();
     assert_eq!(seen, [(0, 1.0), (1, 3.0)]);
+}
+
+#[test]
+fn values_that_a_step_has_once_stay() {
+    let (_dir, folder) = folder_with(
+        "metrics.jsonl",
+        "{\"step\":8.0,\"reward\":0.5,\"n\":1}\n{\"step\":8,\"n\":2}\n",
+    );
+
+    let rows = folder.read_metrics().unwrap();
+
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].get("reward"), Some(0.5));
+    assert_eq!(rows[0].get("n"), Some(2.0));
+}
+
+#[test]
+fn steps_that_python_writes_as_floats_are_steps() {
+    let (_dir, folder) = folder_with(
+        "metrics.jsonl",
+        "{\"step\":1.0,\"a\":1}\n{\"step\":2,\"a\":2}\n{\"step\":2.5,\"a\":3}\n{\"step\":-1.0,\"a\":4}\n{\"step\":null}\n",
+    );
+
+    let rows = folder.read_metrics().unwrap();
+
+    let steps: Vec<u64> = rows.iter().map(MetricsRow::step).collect();
+    assert_eq!(steps, [1, 2]);
 }
 
 #[test]

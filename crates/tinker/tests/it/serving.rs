@@ -39,6 +39,37 @@ fn serve_prints_what_a_client_needs_and_stops_when_asked() {
 }
 
 #[test]
+fn a_model_directory_is_offered_and_trained_under_the_name_it_is_given() {
+    let home = Home::new();
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nano");
+    let offer = format!("Qwen/Qwen3-8B={dir}");
+
+    let twice = home.run(&["serve", "--model", &offer, "--model", &offer]);
+    let (server, url, key) = serve(&home, &["--model", &offer]);
+    let mut command = home.command(&["model", "list", "--json"]);
+    command
+        .env("TINKER_BASE_URL", &url)
+        .env("TINKER_API_KEY", &key);
+    let models = crate::support::finish(command).ok().json();
+    let (data, model) = (pirate(), ["--local", "--model", "Qwen/Qwen3-8B"]);
+    let flags = ["--max-steps", "1", "--lr", "1e-3", "--eval-every", "0"];
+    let train = ["train", "sft", &data, "--json"];
+    let trained = home.run(&[train.as_slice(), &model, &flags].concat());
+    home.run(&["serve", "stop"]).ok();
+
+    assert_eq!(twice.code, 2, "{twice:?}");
+    assert!(
+        twice
+            .stderr
+            .contains("two models are named `Qwen/Qwen3-8B`"),
+        "{twice:?}"
+    );
+    assert_eq!(models["models"][1]["model_name"], "Qwen/Qwen3-8B");
+    assert!(trained.ok().json()["sampler_path"].is_string());
+    assert_eq!(server.finish().code, 0);
+}
+
+#[test]
 fn a_backup_is_a_data_directory_that_a_server_starts_from() {
     let (home, place) = (Home::new(), tempfile::TempDir::new().unwrap());
     // Relative, and with a slash at the end.

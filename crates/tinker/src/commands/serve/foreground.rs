@@ -1,12 +1,15 @@
 //! `tinker serve`: runs the server until it is told to stop or nobody needs it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
-use tinker_server::{ApiToken, Quantization, ServeOptions, Server, TlsFiles, list_keys};
+use tinker_server::{
+    ApiToken, Quantization, ServeOptions, Server, TlsFiles, check_model_name, list_keys,
+};
 
 use super::live;
 use crate::base_model;
@@ -33,9 +36,9 @@ pub(super) struct Args {
     /// Private key of the certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Model directory to offer, in the Hugging Face layout; may be repeated
-    #[arg(long = "model", value_name = "DIR")]
-    models: Vec<PathBuf>,
+    /// Model directory to offer, in the Hugging Face layout, by its path or under NAME; may be repeated
+    #[arg(long = "model", value_name = "[NAME=]DIR", value_parser = parse_model)]
+    models: Vec<Offer>,
     /// Bits for the weights of base models; those of their files if absent
     #[arg(long, value_enum)]
     weights: Option<Weights>,
@@ -124,17 +127,14 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         ))
         .hint("make one with `tinker serve keys add NAME` and start it again"));
     }
-    let models: Result<Vec<PathBuf>> = args
-        .models
-        .iter()
-        .map(|dir| base_model::full_path(dir))
-        .collect();
+    let (models, named_models) = offers(&args.models)?;
     Ok(ServeOptions {
         host: args.host,
         tls: tls(args),
         port: args.port,
         token: key.map(|key| ApiToken::new(key.expose())).transpose()?,
-        models: models?,
+        models,
+        named_models,
         training_memory: args.training_memory,
         weights: args.weights.map(Weights::quantization),
         threads: args.threads,
@@ -153,6 +153,45 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
 fn tls(args: &Args) -> Option<TlsFiles> {
     let (cert, key) = (args.tls_cert.clone()?, args.tls_key.clone()?);
     Some(TlsFiles { cert, key })
+}
+
+/// A model directory on offer, and the name for it if not its path.
+#[derive(Debug, Clone)]
+struct Offer {
+    name: Option<String>,
+    dir: PathBuf,
+}
+
+/// Reads `NAME=DIR` or `DIR`. A directory whose own path has a `=` is one.
+fn parse_model(text: &str) -> std::result::Result<Offer, String> {
+    let (name, dir) = match text.split_once('=') {
+        Some((name, dir)) if !Path::new(text).is_dir() => (Some(name.to_owned()), dir),
+        _ => (None, text),
+    };
+    if let Some(name) = &name {
+        check_model_name(name)?;
+    }
+    Ok(Offer {
+        name,
+        dir: dir.into(),
+    })
+}
+
+/// The full paths of model directories: those without and those with names.
+fn offers(offers: &[Offer]) -> Result<(Vec<PathBuf>, BTreeMap<String, PathBuf>)> {
+    let (mut models, mut named) = (Vec::new(), BTreeMap::new());
+    for Offer { name, dir } in offers {
+        let dir = base_model::full_path(dir)?;
+        match name {
+            None => models.push(dir),
+            Some(name) => {
+                if named.insert(name.clone(), dir).is_some() {
+                    return Err(Failure::usage(format!("two models are named `{name}`")));
+                }
+            }
+        }
+    }
+    Ok((models, named))
 }
 
 fn parse_port(text: &str) -> std::result::Result<u16, String> {
