@@ -13,6 +13,7 @@ mod kill;
 mod models;
 mod process;
 mod python;
+mod soak;
 mod test;
 mod tidy;
 
@@ -37,6 +38,8 @@ enum Task {
     Chaos(chaos::Args),
     /// Kills the server at random moments under load and looks for broken promises.
     Kill(kill::Args),
+    /// Loads the server for hours and fails if its memory or open files grow.
+    Soak(soak::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -66,6 +69,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Test(args) => test::run(&root, &args),
         Task::Chaos(args) => chaos::run(&root, &args),
         Task::Kill(args) => kill::run(&root, &args),
+        Task::Soak(args) => soak::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

@@ -34,6 +34,7 @@ mod python_sharing;
 mod recording;
 mod resuming;
 mod sharing;
+mod soak;
 mod suite_vs_server;
 mod suite_vs_url;
 mod support;
