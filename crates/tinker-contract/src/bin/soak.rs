@@ -115,9 +115,9 @@ async fn watch(
 ) -> Vec<Sight> {
     let mut file = File::create(dir.join("sights.jsonl")).expect("a file");
     println!(
-        "| min | RSS MB | fds | threads | disk MB | CPU | futures | requests | sample ms, median / longest | errors |"
+        "| min | RSS MB | fds | threads | disk MB | CPU | adapters | futures | requests | sample ms, median / longest | errors |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     let mut sights: Vec<Sight> = Vec::new();
     while begun.elapsed() < length {
         tokio::time::sleep(EVERY.min(length.saturating_sub(begun.elapsed()))).await;
@@ -135,13 +135,14 @@ async fn watch(
 fn row(sight: &Sight) -> String {
     let mb = |bytes: u64| bytes as f64 / 1e6;
     format!(
-        "| {:.1} | {:.1} | {} | {} | {:.1} | {:.2} | {} | {} | {:.1} / {:.0} | {} |",
+        "| {:.1} | {:.1} | {} | {} | {:.1} | {:.2} | {} | {} | {} | {:.1} / {:.0} | {} |",
         sight.at / 60.0,
         mb(sight.rss),
         sight.fds,
         sight.threads,
         mb(sight.disk),
         sight.cpu / sight.at,
+        sight.adapters,
         sight.futures,
         sight.requests,
         sight.median_ms,

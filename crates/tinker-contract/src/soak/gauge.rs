@@ -24,6 +24,8 @@ pub struct Sight {
     pub disk: u64,
     /// Processor time so far, seconds.
     pub cpu: f64,
+    /// Adapters in memory, of runs and of samplers.
+    pub adapters: u64,
     /// Futures that can be asked for.
     pub futures: u64,
     /// Requests that were answered so far.
@@ -63,6 +65,7 @@ pub async fn look(
         fds: fs::read_dir(proc.join("fd")).map_err(text)?.count() as u64,
         disk: size_of(home),
         cpu: cpu_seconds(&read(&proc.join("stat"))?).ok_or("no processor time")?,
+        adapters: sum_of(&page, "tinker_adapters") as u64,
         futures: sum_of(&page, "tinker_futures") as u64,
         requests: sum_of(&page, "tinker_http_requests_total") as u64,
         median_ms: times.get(times.len() / 2).copied().unwrap_or_default(),

@@ -20,6 +20,7 @@ mod client_sessions;
 mod client_skyrl;
 mod client_training;
 mod client_weights;
+mod crowd;
 mod custom_losses;
 mod durability;
 mod kills;

@@ -11,7 +11,7 @@ use super::{Client, demand, text};
 const MAX_POLLS: u32 = 100;
 
 /// What a server said.
-struct Answer {
+pub(super) struct Answer {
     status: u16,
     body: String,
 }
@@ -22,7 +22,7 @@ impl Answer {
     }
 
     /// The body of a success.
-    fn success(self) -> Result<Self, String> {
+    pub(super) fn success(self) -> Result<Self, String> {
         let is_success = self.status == 200;
         demand(is_success, || format!("{}: {}", self.status, self.body))?;
         Ok(self)
@@ -59,7 +59,7 @@ async fn receive(mut stream: TcpStream) -> Result<Answer, String> {
     })
 }
 
-async fn call(place: &Place, path: &str, body: &Value) -> Result<Answer, String> {
+pub(super) async fn call(place: &Place, path: &str, body: &Value) -> Result<Answer, String> {
     receive(send(place, "POST", path, &body.to_string()).await?).await
 }
 

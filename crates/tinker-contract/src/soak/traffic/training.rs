@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tinker_api::{
-    AdamParams, Datum, FinishReason, LoraConfig, LossFn, ModelInput, SampleOptions, SamplerKind,
-    SamplingClient, SaveOptions, ServiceClient, StateOptions, TrainingClient,
+    AdamParams, Datum, LoraConfig, LossFn, ModelInput, SampleOptions, SamplerKind, SamplingClient,
+    SaveOptions, ServiceClient, StateOptions, TrainingClient,
 };
 
-use super::sampling::params;
+use super::plain::call;
+use super::sampling::{end, params};
 use super::{Client, demand, text};
 
 /// Rounds of a run.
 const RUN_LEN: u64 = 48;
+/// Of so many runs one is left silent at its end, the others are unloaded and their sessions ended.
+const LEFT_ONE_IN: u64 = 8;
 /// Data of a step.
 const N_DATA: u64 = 3;
 
@@ -39,17 +43,40 @@ impl Client {
                 let sampler = client.save_weights_and_get_sampling_client(SamplerKind::Snapshot);
                 self.sample_from(&sampler.await.map_err(text)?).await?;
             }
-            14 => load_latest(&trainer).await?,
+            14 => self.load_latest(&trainer).await?,
             _ => {}
         }
         if !self.n_done.is_multiple_of(RUN_LEN) {
             self.trainer = Some(trainer);
-        } else if self.draws.below(2) == 0 {
-            // The others are left silent.
-            let ended = trainer.service.close(FinishReason::Success, None);
-            ended.await.map_err(text)?;
+        } else if self.draws.below(LEFT_ONE_IN) > 0 {
+            self.unload(&trainer.client).await?;
+            end(&trainer.service).await;
         }
         Ok(())
+    }
+
+    /// Lets the server free the memory of a run, as those do who need it no longer.
+    async fn unload(&self, client: &TrainingClient) -> Result<(), String> {
+        let request = json!({"model_id": client.training_run_id(), "type": "unload_model"});
+        let asked = call(&self.place, "/api/v1/unload_model", &request).await?;
+        asked.success().map(drop)
+    }
+
+    /// A second run from what the first one saved last, in the same session; it is not trained.
+    async fn load_latest(&self, trainer: &Trainer) -> Result<(), String> {
+        save_latest(&trainer.client).await?;
+        let checkpoints = trainer.service.rest_client();
+        let run = trainer.client.training_run_id();
+        let found = checkpoints.list_checkpoints(run).await.map_err(text)?;
+        let latest = found
+            .into_iter()
+            .map(|checkpoint| checkpoint.tinker_path)
+            .find(|path| path.checkpoint.name() == "latest")
+            .ok_or("the list has no checkpoint `latest`")?;
+        let created = trainer
+            .service
+            .create_training_client_from_state_with_optimizer(&latest, StateOptions::default());
+        self.unload(&created.await.map_err(text)?).await
     }
 
     async fn begin_run(&mut self, rank: u32) -> Result<Trainer, String> {
@@ -128,21 +155,4 @@ async fn save_latest(client: &TrainingClient) -> Result<(), String> {
     };
     let saved = client.save_state("latest", options).await;
     saved.map(drop).map_err(text)
-}
-
-/// A second run from what the first one saved last, in the same session; it is not trained.
-async fn load_latest(trainer: &Trainer) -> Result<(), String> {
-    save_latest(&trainer.client).await?;
-    let checkpoints = trainer.service.rest_client();
-    let run = trainer.client.training_run_id();
-    let found = checkpoints.list_checkpoints(run).await.map_err(text)?;
-    let latest = found
-        .into_iter()
-        .map(|checkpoint| checkpoint.tinker_path)
-        .find(|path| path.checkpoint.name() == "latest")
-        .ok_or("the list has no checkpoint `latest`")?;
-    let created = trainer
-        .service
-        .create_training_client_from_state_with_optimizer(&latest, StateOptions::default());
-    created.await.map(drop).map_err(text)
 }
