@@ -15,6 +15,7 @@ mod kill;
 mod models;
 mod process;
 mod python;
+mod soak;
 mod test;
 mod tidy;
 
@@ -43,6 +44,8 @@ enum Task {
     Arm,
     /// Runs training loops of the Python cookbook against our server.
     Cookbook(cookbook::Args),
+    /// Loads the server for hours and fails if its memory or open files grow.
+    Soak(soak::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
     Ci,
     /// Checks the rules that the compiler does not know: layers, purity, file length, test files.
@@ -74,6 +77,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Kill(args) => kill::run(&root, &args),
         Task::Arm => arm::run(&root),
         Task::Cookbook(args) => cookbook::run(&root, &args),
+        Task::Soak(args) => soak::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),

@@ -3,8 +3,9 @@
 //! [`mock`] is a scripted double of the service for tests of the client and [`skyrl`] one that speaks
 //! as SkyRL's server; [`faults`] is a wire that breaks before any server; [`target`] starts our own
 //! server, in this process or in one that can be killed; [`chaos`] breaks and kills all of them at
-//! once; [`kills`] kills the server under load; [`suite`] is what every server must do for our client; [`python`] runs the official SDK
-//! against a server.
+//! once; [`kills`] kills the server under load; [`soak`] loads it for hours; [`crowd`] is thousands of
+//! samplers at once; [`suite`] is what every server must do for our client; [`python`] runs the
+//! official SDK against a server.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,11 +16,13 @@
 
 pub mod cases;
 pub mod chaos;
+pub mod crowd;
 pub mod endpoints;
 pub mod faults;
 pub mod kills;
 pub mod mock;
 pub mod python;
 pub mod skyrl;
+pub mod soak;
 pub mod suite;
 pub mod target;

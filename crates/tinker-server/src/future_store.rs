@@ -93,6 +93,11 @@ impl FutureStore {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many are known.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Adds an unfinished future; one that is known stays as it is.
     pub(crate) fn insert_pending(&self, id: RequestId, scope: Scope) {
         self.lock()

@@ -100,6 +100,8 @@ pub(crate) struct Journal {
     floor: Option<u64>,
     /// Bytes of the current segment that are copies of older ones.
     n_carried_bytes: u64,
+    /// Operations that were left when the log was last shortened.
+    n_carried: usize,
 }
 
 impl Journal {
@@ -139,6 +141,7 @@ impl Journal {
             unlogged: BTreeMap::new(),
             floor: None,
             n_carried_bytes: 0,
+            n_carried: 0,
         })
     }
 
@@ -376,10 +379,12 @@ impl Journal {
         self.log.rotate()
     }
 
-    /// Whether the segment that is written to has more than `limit` bytes, and more new ones than
-    /// were carried over: what nobody fetches is not to be copied again for every record.
-    pub(crate) fn is_long(&self, limit: u64) -> bool {
-        self.log.segment_bytes() > limit.max(self.n_carried_bytes.saturating_mul(2))
+    /// Whether the segment that is written to has more than `max_bytes`, or more than `max_entries`
+    /// operations are known, and more of them are new than were carried over: what nobody fetches is
+    /// not to be copied again for every record.
+    pub(crate) fn is_long(&self, max_bytes: u64, max_entries: usize) -> bool {
+        self.log.segment_bytes() > max_bytes.max(self.n_carried_bytes.saturating_mul(2))
+            || self.entries.len() > max_entries.max(self.n_carried.saturating_mul(2))
     }
 
     /// Starts a new segment, and forgets all samples that nobody will ask for.
@@ -390,6 +395,7 @@ impl Journal {
         self.rotate()?;
         let pruned = self.prune(0);
         self.n_carried_bytes = self.log.segment_bytes();
+        self.n_carried = self.entries.len();
         pruned
     }
 
@@ -605,7 +611,7 @@ mod tests {
             let id: RequestId = format!("s:op:{seq}").parse().unwrap();
             journal.accept(&id, OpKind::Sample, seq, b"{}", 1).unwrap();
             journal.finish(&id, Outcome::json(&"result"));
-            if journal.is_long(1000) {
+            if journal.is_long(1000, usize::MAX) {
                 journal.shorten().unwrap();
                 n_shortened += 1;
             }
@@ -613,6 +619,35 @@ mod tests {
 
         assert!((3..=10).contains(&n_shortened), "{n_shortened} times");
         assert_eq!(journal.found().len(), 200);
+    }
+
+    #[test]
+    fn samples_that_were_fetched_are_forgotten_by_number_however_short_their_records_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let futures: Arc<FutureStore> = Arc::default();
+        let mut journal = Journal::open(
+            Arc::new(OsDisk),
+            Syncer::start(),
+            dir.path(),
+            Scope::Samples,
+            Arc::clone(&futures),
+        )
+        .unwrap();
+
+        let mut most = 0;
+        for seq in 0..200 {
+            let id: RequestId = format!("s:op:{seq}").parse().unwrap();
+            journal.accept(&id, OpKind::Sample, seq, b"{}", 1).unwrap();
+            journal.finish(&id, Outcome::json(&1));
+            journal.result(&id).unwrap();
+            most = most.max(futures.len());
+            if journal.is_long(u64::MAX, 20) {
+                journal.shorten().unwrap();
+            }
+        }
+
+        assert_eq!(most, 21);
+        assert!(journal.found().len() <= 21);
     }
 
     #[tokio::test]

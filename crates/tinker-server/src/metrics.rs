@@ -133,13 +133,22 @@ impl Metrics {
         latencies.entry(route.to_owned()).or_default().observe(took);
     }
 
-    /// All counters as text. `queue` has the operations without a result by kind.
-    pub(crate) fn render(&self, version: &str, queue: &BTreeMap<&'static str, Count>) -> String {
+    /// All counters as text. `queue` has the operations without a result by kind; `n_futures` are all
+    /// that can be asked for.
+    pub(crate) fn render(
+        &self,
+        version: &str,
+        queue: &BTreeMap<&'static str, Count>,
+        n_futures: usize,
+    ) -> String {
         let mut page = Page::default();
         page.family("tinker_build_info", "gauge", "Version of the server.");
         page.value("tinker_build_info", &[("version", version)], 1.0);
         self.render_loaded(&mut page);
         render_queue(&mut page, queue);
+        let name = "tinker_futures";
+        page.family(name, "gauge", "Futures, finished or not, that are known.");
+        page.value(name, &[], n_futures as f64);
         self.render_tokens(&mut page);
         self.render_operations(&mut page);
         self.render_requests(&mut page);
@@ -301,7 +310,7 @@ mod tests {
     use super::*;
 
     fn page(metrics: &Metrics) -> Vec<String> {
-        let text = metrics.render("1.2", &BTreeMap::new());
+        let text = metrics.render("1.2", &BTreeMap::new(), 0);
         text.lines().map(str::to_owned).collect()
     }
 

@@ -30,6 +30,8 @@ use crate::watchers::DrawnToken;
 
 /// A log of samples longer than this is started anew, and what is done is dropped from it.
 const LOG_SEGMENT_BYTES: u64 = 32 << 20;
+/// So is one that knows more samples than this: each takes about a kilobyte of memory.
+const LOG_ENTRIES: usize = 20_000;
 /// Most alternatives per token: a table of all of a large vocabulary would fill the memory.
 pub(super) const MAX_TOPK: u32 = 100;
 
@@ -277,7 +279,7 @@ fn publish(core: &Core, base: &mut Base, finished: FinishedGeneration) {
     };
     core.finish_sample(&running.request_id, outcome);
     let mut journal = core.samples();
-    if journal.is_long(LOG_SEGMENT_BYTES)
+    if journal.is_long(LOG_SEGMENT_BYTES, LOG_ENTRIES)
         && let Err(error) = journal.shorten()
     {
         tracing::warn!(

@@ -30,7 +30,9 @@ pub(crate) async fn healthz(State(app): State<Arc<App>>) -> ApiResult<Json<Healt
 /// The counters in the text format of Prometheus.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let core = &app.core;
-    let page = core.metrics.render(&core.version, &core.queue());
+    let page = core
+        .metrics
+        .render(&core.version, &core.queue(), core.futures.len());
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], page).into_response()
 }
