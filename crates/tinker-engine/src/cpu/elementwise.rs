@@ -212,6 +212,15 @@ kernels! {
         }
     }
 
+    /// Rounds each value to the nearest bf16 number, of two the even one. A NaN stays one.
+    fn round_to_bf16 / round_to_bf16_at(x: &mut [f32]) {
+        for x in x {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            *x = f32::from_bits(if x.is_nan() { 0x7fc0_0000 } else { rounded });
+        }
+    }
+
     /// `sum x^2` in double precision.
     fn sum_of_squares / sum_of_squares_at(x: &[f32]) -> f64 {
         let mut lanes = [0.0f64; LANES];

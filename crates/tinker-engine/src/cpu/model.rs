@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 use super::amx::Tiles;
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::{Cols, Panels};
+use super::gemm::{Cols, Panels, Rows};
 use super::lora::Group;
 use super::quant::Quantized;
 use crate::arch::{Arch, Moe};
-use crate::backend::Quantization;
+use crate::backend::{Precision, Quantization};
 use crate::error::{Error, Result};
 use crate::load::{Tensor, Weights};
 
@@ -97,6 +97,27 @@ impl Units {
     }
 }
 
+/// In what form a model is held, and what computes with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    pub(crate) units: Units,
+    /// What the layers of blocks are turned into.
+    pub(crate) quantization: Option<Quantization>,
+    pub(crate) precision: Precision,
+}
+
+impl Form {
+    /// That of the model's file.
+    #[cfg(test)]
+    pub(crate) fn of_file(units: Units) -> Self {
+        Self {
+            units,
+            quantization: None,
+            precision: Precision::F32,
+        }
+    }
+}
+
 /// A frozen linear layer `y = x W^T + b`, `W [out, in]`.
 ///
 /// A weight of bf16 is one number to the matrix unit, which then always takes it. A weight of `f32` has
@@ -113,10 +134,11 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Vec<f32>>,
     /// What training computes with.
     pub(crate) units: Units,
+    precision: Precision,
 }
 
 impl Linear {
-    fn load(source: &Source<'_>, units: Units, part: Part<'_>) -> Result<Self> {
+    fn load(source: &Source<'_>, part: Part<'_>) -> Result<Self> {
         let Part {
             name,
             rows,
@@ -126,14 +148,27 @@ impl Linear {
             quantization,
         } = part;
         let (weights, out) = (source.weights, rows.len());
+        let Form {
+            units, precision, ..
+        } = source.form;
         let tensor = weights.tensor(&format!("{name}.weight"), &[of, inner])?;
-        let column = |j: usize, row: &mut [f32]| tensor.read((rows.start + j) * inner, row);
+        let column = |j: usize, row: &mut [f32]| {
+            tensor.read((rows.start + j) * inner, row)?;
+            if precision == Precision::Bf16 && quantization.is_none() {
+                elementwise::round_to_bf16(row);
+            }
+            Ok(())
+        };
         let forward = match (quantization, units) {
             (Some(quantization), _) => {
                 Factor::Quantized(Quantized::from_columns(quantization, inner, out, column)?)
             }
             #[cfg(target_arch = "x86_64")]
-            (None, Units::Matrix) if tensor.is_bf16() || is_bf16(out, inner, column)? => {
+            (None, Units::Matrix)
+                if tensor.is_bf16()
+                    || precision == Precision::Bf16
+                    || is_bf16(out, inner, column)? =>
+            {
                 Factor::Tiles(Tiles::from_columns(inner, out, column)?)
             }
             (None, _) => Factor::Panels(Panels::from_columns(inner, out, column)?),
@@ -147,7 +182,16 @@ impl Linear {
             backward: OnceLock::new(),
             bias,
             units,
+            precision,
         })
+    }
+
+    /// The input, or the gradient of the output, as left factor: rows of `width`.
+    pub(crate) fn rows<'a>(&self, data: &'a [f32], width: usize) -> Rows<'a> {
+        match self.precision {
+            Precision::F32 => Rows::row_major(data, width),
+            Precision::Bf16 => Rows::rounded(data, width),
+        }
     }
 
     /// `W^T` as right factor, to sample or score prompts with.
@@ -333,8 +377,7 @@ pub(crate) struct Model {
 struct Source<'a> {
     arch: &'a Arch,
     weights: &'a Weights,
-    /// What the layers of blocks are turned into.
-    quantization: Option<Quantization>,
+    form: Form,
 }
 
 /// Rows of a linear layer's weight `[of, inner]` in the file.
@@ -362,32 +405,21 @@ impl<'a> Part<'a> {
 }
 
 impl Model {
-    /// Loads and packs a model directory, with the weights of the file.
-    #[cfg(test)]
-    pub(crate) fn load(dir: &Path, units: Units) -> Result<Self> {
-        Self::load_as(dir, units, None)
-    }
-
     /// Loads and packs a model directory. What is quantized are the layers of blocks: head, embedding,
     /// norms and routers stay what they are.
-    pub(crate) fn load_as(
-        dir: &Path,
-        units: Units,
-        quantization: Option<Quantization>,
-    ) -> Result<Self> {
+    pub(crate) fn load_as(dir: &Path, form: Form) -> Result<Self> {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
         let source = Source {
             arch: &arch,
             weights: &weights,
-            quantization,
+            form,
         };
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
         let layers = (0..arch.n_layers)
-            .map(|i| source.layer(units, i))
+            .map(|i| source.layer(i))
             .collect::<Result<Vec<_>>>()?;
-        let linear =
-            |name: &str| Linear::load(&source, units, Part::whole(name, [vocab, hidden], false));
+        let linear = |name: &str| Linear::load(&source, Part::whole(name, [vocab, hidden], false));
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
             (linear(embedding)?, None)
@@ -473,7 +505,7 @@ impl Source<'_> {
         Ok(weight)
     }
 
-    fn layer(&self, units: Units, i: usize) -> Result<Layer> {
+    fn layer(&self, i: usize) -> Result<Layer> {
         let arch = self.arch;
         let name = |part: &str| format!("model.layers.{i}.{part}");
         let norm = |part: &str| self.norm(&name(part), arch.hidden_size);
@@ -492,13 +524,11 @@ impl Source<'_> {
         } else {
             (norm("post_attention_layernorm.weight")?, (None, None))
         };
-        let block = (units, i, None);
+        let block = (i, None);
         let [q, k, v] = self.split(block, Group::Qkv, arch.qkv_bias)?;
         let [o] = self.split(block, Group::O, arch.o_bias)?;
         let mlp = match &arch.moe {
-            Some(moe) if arch.layers[i].sparse => {
-                Mlp::Sparse(Box::new(self.experts(units, i, moe)?))
-            }
+            Some(moe) if arch.layers[i].sparse => Mlp::Sparse(Box::new(self.experts(i, moe)?)),
             _ => Mlp::Dense(Box::new(self.gated(block)?)),
         };
         Ok(Layer {
@@ -516,20 +546,20 @@ impl Source<'_> {
     }
 
     /// The MLP of a block, or one of its experts.
-    fn gated(&self, of: (Units, usize, Option<usize>)) -> Result<Gated> {
+    fn gated(&self, of: (usize, Option<usize>)) -> Result<Gated> {
         let bias = self.arch.mlp_bias;
         let [gate, up] = self.split(of, Group::GateUp, bias)?;
         let [down] = self.split(of, Group::Down, bias)?;
         Ok(Gated { gate, up, down })
     }
 
-    fn experts(&self, units: Units, i: usize, moe: &Moe) -> Result<Experts> {
+    fn experts(&self, i: usize, moe: &Moe) -> Result<Experts> {
         let name = format!("model.layers.{i}.mlp.gate");
         let router = Part::whole(&name, [moe.n_experts, self.arch.hidden_size], false);
-        let experts = (0..moe.n_experts).map(|expert| self.gated((units, i, Some(expert))));
+        let experts = (0..moe.n_experts).map(|expert| self.gated((i, Some(expert))));
         Ok(Experts {
             moe: *moe,
-            router: Linear::load(self, units, router)?,
+            router: Linear::load(self, router)?,
             experts: experts.collect::<Result<_>>()?,
         })
     }
@@ -537,7 +567,7 @@ impl Source<'_> {
     /// The `N` layers of a group of a block or of one of its experts, whatever the file joins of them.
     fn split<const N: usize>(
         &self,
-        (units, i, expert): (Units, usize, Option<usize>),
+        (i, expert): (usize, Option<usize>),
         group: Group,
         bias: bool,
     ) -> Result<[Linear; N]> {
@@ -554,10 +584,10 @@ impl Source<'_> {
                     of,
                     inner,
                     bias,
-                    quantization: self.quantization,
+                    quantization: self.form.quantization,
                 };
                 start = part.rows.end;
-                layers.push(Linear::load(self, units, part)?);
+                layers.push(Linear::load(self, part)?);
             }
         }
         let n = layers.len();

@@ -6,8 +6,9 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16,
-    _mm512_set1_epi32, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_cvtne2ps_pbh, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps,
+    _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_srli_epi32, _mm512_store_si512,
+    _mm512_storeu_si512, _mm512_sub_ps,
 };
 
 use super::{DEPTH, PARTS, SIDE, TILE};
@@ -53,6 +54,31 @@ pub(super) fn split_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &
                     let words = _mm512_permutex2var_epi16(of_low, odd_words, of_top);
                     _mm512_storeu_si512(target.wrapping_add(i * TILE).cast(), words);
                 }
+            }
+        }
+    }
+}
+
+/// As [`split_rows`] with one part, each value rounded to the nearest bf16 number: of two the even one.
+/// A NaN stays one.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn round_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &mut [f32]) {
+    let tiles = k.div_ceil(DEPTH);
+    assert!((rows - 1) * stride + k <= a.len() && tiles * TILE <= out.len());
+    for row in 0..rows {
+        let source = a.as_ptr().wrapping_add(row * stride);
+        let target = out.as_mut_ptr().wrapping_add(row * SIDE);
+        for tile in 0..tiles {
+            let left = k - tile * DEPTH;
+            let mask = |n: usize| if n >= SIDE { u16::MAX } else { (1 << n) - 1 };
+            let source = source.wrapping_add(tile * DEPTH);
+            // SAFETY: only the `left` values of the row are read, and the assertion covers the tiles.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(mask(left), source);
+                let upper = left.saturating_sub(SIDE);
+                let top = _mm512_maskz_loadu_ps(mask(upper), source.wrapping_add(SIDE));
+                let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(top, low));
+                _mm512_storeu_si512(target.wrapping_add(tile * TILE).cast(), pairs);
             }
         }
     }
