@@ -15,6 +15,9 @@
 //! blocks of 32, and in a block the pairs of parts in the order of [`Block::step`].
 
 mod block;
+mod dots;
+#[cfg(test)]
+mod emulated;
 mod parts;
 mod tiles;
 mod turn;
@@ -23,13 +26,13 @@ use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
 use self::block::{Ahead, Block, NextTiles, configure, release};
-use self::parts::{Strip, round_rows, split_rows};
+use self::parts::Strip;
 pub(crate) use self::tiles::{Tiles, is_bf16};
 use self::turn::Turned;
 use super::buffer::{Buffer, round_up};
 use super::gemm::PANEL;
 use super::simd::Isa;
-use super::tile::{Job, Unit};
+use super::tile::{Job, TileUnit, Unit};
 
 /// Rows of a left tile, and columns of a right one.
 const SIDE: usize = 16;
@@ -43,10 +46,12 @@ const TILE: usize = 256;
 /// Parts of an activation.
 const PARTS: usize = 3;
 
-/// Rows that are split into `parts` at a time, and the tiles of inner dimension: 1 MiB of parts, which
-/// stays in the second-level cache.
-const fn blocks(parts: usize) -> (usize, usize) {
-    if parts == 1 { (512, 32) } else { (256, 22) }
+/// Rows that are split into parts at a time.
+const ROW_BLOCK: usize = 256;
+
+/// Tiles of inner dimension that they are split for: up to 1 MiB, which stays in the second-level cache.
+const fn inner_tiles(parts: usize) -> usize {
+    if parts == 1 { 32 } else { 22 }
 }
 
 /// Tiles of inner dimension of 32 rows or columns of some parts that stay in the first-level cache,
@@ -59,14 +64,19 @@ const fn inner_block(parts: usize) -> usize {
 /// then weights are read once for all rows, instead of once for each 32.
 const MANY_ROWS: usize = 96;
 
-/// Whether this machine has the unit and the system lets this process use it.
+/// Whether this machine multiplies pairs of bf16 numbers on its vectors.
+pub(crate) fn has_dots() -> bool {
+    Isa::best() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Whether this machine has the matrix unit and the system lets this process use it.
 pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
         let has_leaf = __cpuid(0).eax >= 7;
         has_leaf
-            && Isa::best() == Isa::Avx512
+            && has_dots()
             && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
             && is_permitted()
     })
@@ -98,6 +108,72 @@ fn is_permitted() -> bool {
     false
 }
 
+impl TileUnit {
+    /// Makes ready for blocks whose groups have `height` rows.
+    unsafe fn configure(self, height: usize) {
+        if self == Self::Amx {
+            // SAFETY: passed on to the caller.
+            unsafe { configure(height) };
+        }
+    }
+
+    unsafe fn release(self) {
+        if self == Self::Amx {
+            // SAFETY: passed on to the caller.
+            unsafe { release() };
+        }
+    }
+
+    /// Splits up to 16 rows of `k` values into `L` parts, [`parts::split_rows`].
+    unsafe fn split_rows<const L: usize>(
+        self,
+        a: &[f32],
+        stride: usize,
+        rows: usize,
+        k: usize,
+        out: &mut [f32],
+    ) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            return emulated::split_rows::<L>(a, stride, rows, k, out);
+        }
+        // SAFETY: both units are on machines with these instructions.
+        unsafe {
+            match L {
+                1 => parts::round_rows(a, stride, rows, k, out),
+                _ => parts::split_rows(a, stride, rows, k, out),
+            }
+        }
+    }
+
+    /// Splits columns into `P` parts, [`Strip::split`].
+    unsafe fn split<const P: usize>(self, strip: Strip, depth: usize, out: &mut [f32]) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            // SAFETY: passed on to the caller.
+            return unsafe { emulated::split::<P>(strip, depth, out) };
+        }
+        // SAFETY: as in `split_rows`.
+        unsafe {
+            match P {
+                1 => strip.round(depth, out),
+                _ => strip.split(depth, out),
+            }
+        }
+    }
+
+    /// [`Turned::turn`].
+    unsafe fn turn(self, turned: Turned, first: usize, depth: usize, out: &mut [f32]) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            // SAFETY: passed on to the caller.
+            return unsafe { emulated::turn(turned, first, depth, out) };
+        }
+        // SAFETY: as in `split_rows`.
+        unsafe { turned.turn(first, depth, out) };
+    }
+}
+
 /// Where the parts of both factors are kept.
 #[derive(Debug)]
 pub(super) struct Scratch {
@@ -118,7 +194,7 @@ impl Scratch {
 /// the number, 1 is the number rounded to bf16.
 ///
 /// # Safety
-/// [`is_available`]; `a` holds the rows; each job's `b` holds [`Tiles`] or panels of `[k, n]`, and its
+/// The machine has the unit that all jobs name; `a` holds the rows; each job's `b` holds [`Tiles`] or panels of `[k, n]`, and its
 /// `c` is valid for writes of `[m, n]` and aliases nothing else.
 pub(super) unsafe fn run<const L: usize>(
     m: usize,
@@ -128,15 +204,18 @@ pub(super) unsafe fn run<const L: usize>(
     jobs: &[Job],
     scratch: &mut Scratch,
 ) {
+    let Some(unit) = jobs.first().map(|job| job.tiles) else {
+        return;
+    };
     let tiles = k.div_ceil(DEPTH);
-    let (row_block, inner_tiles) = const { blocks(L) };
-    let room = round_up(row_block.min(m), SIDE) * inner_tiles.min(tiles);
+    let inner_tiles = const { inner_tiles(L) };
+    let room = round_up(ROW_BLOCK.min(m), SIDE) * inner_tiles.min(tiles);
     scratch.rows.reserve(room * DEPTH / 2 * L);
     scratch
         .columns
         .reserve(2 * TILE * inner_block(1).max(inner_block(PARTS) * PARTS));
-    for row in (0..m).step_by(row_block) {
-        let rows = row_block.min(m - row);
+    for row in (0..m).step_by(ROW_BLOCK) {
+        let rows = ROW_BLOCK.min(m - row);
         for first in (0..tiles).step_by(inner_tiles) {
             let depth = inner_tiles.min(tiles - first);
             let columns = first * DEPTH..k.min((first + depth) * DEPTH);
@@ -144,15 +223,11 @@ pub(super) unsafe fn run<const L: usize>(
                 let source = &a[(row + group) * stride + columns.start..];
                 let target = &mut scratch.rows[i * depth * L * TILE..];
                 let rows = SIDE.min(rows - group);
-                // SAFETY: AVX-512 is part of being available; sizes are checked inside.
-                unsafe {
-                    match L {
-                        1 => round_rows(source, stride, rows, columns.len(), target),
-                        _ => split_rows(source, stride, rows, columns.len(), target),
-                    }
-                }
+                // SAFETY: passed on to the caller; sizes are checked inside.
+                unsafe { unit.split_rows::<L>(source, stride, rows, columns.len(), target) };
             }
             let left = Left::<L> {
+                unit,
                 data: scratch.rows.as_ptr(),
                 rows,
                 depth,
@@ -176,6 +251,7 @@ pub(super) unsafe fn run<const L: usize>(
 /// A block of the left factor, in `L` parts.
 #[derive(Clone, Copy)]
 struct Left<const L: usize> {
+    unit: TileUnit,
     data: *const f32,
     rows: usize,
     /// Tiles of inner dimension, and the first of them in the whole factor.
@@ -194,14 +270,15 @@ impl<const L: usize> Left<L> {
         // SAFETY: passed on to the caller.
         unsafe {
             match job.unit {
-                Unit::MatrixSplit => self.multiply_split(job, scratch),
+                Unit::MatrixSplit => self.multiply_split::<PARTS>(job, scratch),
+                Unit::MatrixRounded => self.multiply_split::<1>(job, scratch),
                 Unit::MatrixTurned => self.multiply_turned(job, scratch),
                 Unit::Matrix | Unit::Vector if L == 1 && self.rows >= MANY_ROWS => {
                     self.multiply_strips(job);
                 }
                 Unit::Matrix | Unit::Vector => self.multiply_tiles(job),
             }
-            release();
+            self.unit.release();
         }
     }
 
@@ -218,6 +295,7 @@ impl<const L: usize> Left<L> {
     /// The product from inner tile `from` on, `depth` of them, for the columns from `column` on.
     fn block(&self, job: &Job, column: usize, from: usize, depth: usize) -> Block {
         Block {
+            unit: self.unit,
             depth,
             a: self.data.wrapping_add(from * L * TILE),
             a_stride: self.depth * L * TILE,
@@ -245,7 +323,7 @@ impl<const L: usize> Left<L> {
     unsafe fn multiply_tiles(&self, job: &Job) {
         for (row, rows) in self.groups() {
             // SAFETY: passed on to the caller.
-            unsafe { configure(rows.min(SIDE)) };
+            unsafe { self.unit.configure(rows.min(SIDE)) };
             // Few rows are a small left factor: then tiles pass by in the order they lie in.
             let step = if rows < SIDE {
                 self.depth
@@ -267,7 +345,7 @@ impl<const L: usize> Left<L> {
     /// 32 columns stay in the first-level cache while all rows pass by.
     unsafe fn multiply_strips(&self, job: &Job) {
         // SAFETY: passed on to the caller.
-        unsafe { configure(self.rows.min(SIDE)) };
+        unsafe { self.unit.configure(self.rows.min(SIDE)) };
         for column in (0..job.n).step_by(PANEL) {
             let step = const { inner_block(1) };
             for from in (0..self.depth).step_by(step) {
@@ -292,11 +370,11 @@ impl<const L: usize> Left<L> {
         }
     }
 
-    /// The right parts of 32 columns stay in the first-level cache while all rows pass by.
-    unsafe fn multiply_split(&self, job: &Job, scratch: &mut [f32]) {
+    /// The `P` right parts of 32 columns stay in the first-level cache while all rows pass by.
+    unsafe fn multiply_split<const P: usize>(&self, job: &Job, scratch: &mut [f32]) {
         // SAFETY: passed on to the caller.
-        unsafe { configure(self.rows.min(SIDE)) };
-        let step = const { inner_block(PARTS) };
+        unsafe { self.unit.configure(self.rows.min(SIDE)) };
+        let step = const { inner_block(P) };
         for column in (0..job.n).step_by(PANEL) {
             let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
             let columns = PANEL.min(job.n - column);
@@ -310,7 +388,7 @@ impl<const L: usize> Left<L> {
                     k: self.k,
                 };
                 // SAFETY: the job's panels hold `k` rows.
-                unsafe { strip.split(depth, scratch) };
+                unsafe { self.unit.split::<P>(strip, depth, scratch) };
                 let last = from + depth == self.depth;
                 let next = if last {
                     panel.wrapping_add(job.panel_stride + self.first * DEPTH * job.row_stride)
@@ -319,7 +397,7 @@ impl<const L: usize> Left<L> {
                 };
                 let block = Block {
                     b: scratch.as_ptr(),
-                    b_stride: depth * PARTS * TILE,
+                    b_stride: depth * P * TILE,
                     ahead: if job.row_stride == PANEL {
                         Ahead::Rows(next, self.rows)
                     } else {
@@ -328,7 +406,7 @@ impl<const L: usize> Left<L> {
                     ..self.block(job, column, from, depth)
                 };
                 // SAFETY: passed on to the caller.
-                unsafe { self.all_rows::<PARTS>(block, columns) };
+                unsafe { self.all_rows::<P>(block, columns) };
             }
         }
     }
@@ -336,7 +414,7 @@ impl<const L: usize> Left<L> {
     /// As [`Left::multiply_split`], with columns that are turned instead of split.
     unsafe fn multiply_turned(&self, job: &Job, scratch: &mut [f32]) {
         // SAFETY: passed on to the caller.
-        unsafe { configure(self.rows.min(SIDE)) };
+        unsafe { self.unit.configure(self.rows.min(SIDE)) };
         let step = const { inner_block(1) };
         for column in (0..job.n).step_by(PANEL) {
             let turned = Turned {
@@ -346,7 +424,7 @@ impl<const L: usize> Left<L> {
             for from in (0..self.depth).step_by(step) {
                 let depth = step.min(self.depth - from);
                 // SAFETY: the job's tiles hold `k` rows of the whole factor.
-                unsafe { turned.turn(self.first + from, depth, scratch) };
+                unsafe { self.unit.turn(turned, self.first + from, depth, scratch) };
                 let block = Block {
                     b: scratch.as_ptr(),
                     b_stride: depth * TILE,
@@ -366,11 +444,11 @@ impl<const L: usize> Left<L> {
             // SAFETY: passed on to the caller.
             unsafe {
                 if partial {
-                    configure(rows);
+                    self.unit.configure(rows);
                 }
                 block.at_row(row).run::<L, P>(rows, columns);
                 if partial {
-                    configure(SIDE);
+                    self.unit.configure(SIDE);
                 }
             }
         }

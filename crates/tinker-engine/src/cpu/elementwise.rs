@@ -484,6 +484,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rounding_to_bf16_is_to_nearest_and_of_two_to_even() {
+        let mut values: Vec<f32> = (0..2000).map(|i| (i as f32 - 999.5) * 0.37).collect();
+        let ties = [
+            0x3f80_8000,
+            0x3f81_8000,
+            0x3f80_7fff,
+            0x3f80_8001,
+            0x7f7f_ffff,
+        ];
+        values.extend(ties.map(f32::from_bits));
+        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-42]);
+        let wanted: Vec<f32> = values
+            .iter()
+            .map(|x| half::bf16::from_f32(*x).to_f32())
+            .collect();
+        for isa in Isa::available() {
+            let mut found = values.clone();
+            round_to_bf16_at(isa, &mut found);
+            assert_eq!(found, wanted, "{isa:?}");
+            let mut bad = [
+                f32::NAN,
+                f32::from_bits(0x7fff_ffff),
+                f32::from_bits(0xff80_0001),
+            ];
+            round_to_bf16_at(isa, &mut bad);
+            assert!(bad.iter().all(|x| x.is_nan()), "{isa:?}");
+        }
+    }
+
+    #[test]
     fn exp_is_accurate_over_its_range() {
         for i in -8700..8800 {
             let x = i as f32 / 100.0;

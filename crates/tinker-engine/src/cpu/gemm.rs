@@ -19,7 +19,7 @@ use super::elementwise;
 use super::pool::{Pool, SharedMut};
 use super::quant::Quantized;
 use super::simd::Isa;
-use super::tile::{self, Job, Left, Unit, Wide};
+use super::tile::{self, Job, Left, TileUnit, Unit, Wide};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -128,6 +128,8 @@ pub(crate) struct Cols<'a> {
     /// Columns that may be read in the last panel: 32 where it is padded.
     readable: usize,
     unit: Unit,
+    /// What multiplies tiles.
+    tiles: TileUnit,
     /// Quantized weights, and whether the factor is their transpose; then there is no data.
     quantized: Option<(&'a Quantized, bool)>,
 }
@@ -144,6 +146,7 @@ impl<'a> Cols<'a> {
             panel_stride: PANEL,
             readable,
             unit: Unit::Vector,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -158,6 +161,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::Vector,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -189,6 +193,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::Matrix,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -211,6 +216,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::MatrixTurned,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -221,6 +227,21 @@ impl<'a> Cols<'a> {
             unit: Unit::MatrixSplit,
             ..self
         }
+    }
+
+    /// The same factor, rounded to bf16 for a unit that multiplies tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn round(self) -> Self {
+        Self {
+            unit: Unit::MatrixRounded,
+            ..self
+        }
+    }
+
+    /// The same factor, for another unit of those that multiply tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn on(self, tiles: TileUnit) -> Self {
+        Self { tiles, ..self }
     }
 
     /// The numbers as they lie in memory.
@@ -250,7 +271,7 @@ impl<'a> Cols<'a> {
                 let groups = self.k.div_ceil(PANEL) * PANEL / 16;
                 return (groups - 1) * self.row_stride + (last_panel + 1) * self.panel_stride;
             }
-            Unit::Vector | Unit::MatrixSplit => {}
+            Unit::Vector | Unit::MatrixSplit | Unit::MatrixRounded => {}
         }
         last_panel * self.panel_stride + (self.k - 1) * self.row_stride + self.readable
     }
@@ -649,6 +670,10 @@ unsafe fn run_wide(
             } else {
                 weights.widen(panel, target);
             }
+            // The units of tiles round as they read.
+            if a.is_rounded() && job.unit == Unit::Vector {
+                elementwise::round_to_bf16(target);
+            }
         }
         let part = Job {
             b: buffer.as_ptr(),
@@ -817,6 +842,7 @@ fn jobs(
             stride: product.stride,
             add: product.store == Store::Add,
             unit: b.unit,
+            tiles: b.tiles,
             wide: b.quantized.map(|(weights, turned)| Wide {
                 weights,
                 turned,

@@ -49,7 +49,7 @@ pub(crate) fn load(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>>
     let units = if options.vectors_only {
         Units::Vectors
     } else {
-        Units::best()
+        Units::best(options.precision)
     };
     let form = Form {
         units,
@@ -74,10 +74,10 @@ const MIN_MEMORY: usize = 192 << 20;
 
 /// What [`BaseInfo::precision`] says.
 fn precision(form: Form) -> String {
-    let unit = if form.units == Units::Matrix {
-        "amx+"
-    } else {
-        ""
+    let unit = match form.units {
+        Units::Matrix => "amx+",
+        Units::Dots => "bf16+",
+        Units::Vectors => "",
     };
     let weights = form.quantization.map(|w| format!(", weights {}", w.name()));
     format!(
@@ -412,13 +412,14 @@ impl Backend for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Precision;
     use crate::loss::Loss;
 
     #[test]
     fn gradients_are_kept_for_reuse_up_to_one_per_thread_and_while_there_are_adapters() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = root.join("../../fixtures/numerics/llama");
-        let form = Form::of_file(Units::best());
+        let form = Form::of_file(Units::best(Precision::F32));
         let mut cpu = Cpu::new(Model::load_as(&dir, form).unwrap(), 2, form);
         let spec = LoraSpec {
             rank: 2,

@@ -11,6 +11,8 @@ use super::elementwise;
 use super::gemm::{Cols, Panels, Rows};
 use super::lora::Group;
 use super::quant::Quantized;
+#[cfg(target_arch = "x86_64")]
+use super::tile::TileUnit;
 use crate::arch::{Arch, Moe};
 use crate::backend::{Precision, Quantization};
 use crate::error::{Error, Result};
@@ -74,25 +76,55 @@ impl Factor {
 pub(crate) enum Units {
     /// Vectors alone.
     Vectors,
+    /// Vectors that multiply bf16 numbers, for rounded inputs and weights; made only for a machine that has
+    /// them.
+    Dots,
     /// The matrix unit where it is faster; made only for a machine that has it.
     Matrix,
 }
 
 impl Units {
     /// The best of this machine.
-    pub(crate) fn best() -> Self {
+    pub(crate) fn best(precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if super::amx::is_available() {
-            return Self::Matrix;
+        {
+            if super::amx::is_available() {
+                return Self::Matrix;
+            }
+            if precision == Precision::Bf16 && super::amx::has_dots() {
+                return Self::Dots;
+            }
         }
+        let _ = precision;
         Self::Vectors
+    }
+
+    /// A right factor of `f32` that is rounded to bf16, to be multiplied on these units with rounded rows.
+    fn on_rounded(self, factor: Cols<'_>) -> Cols<'_> {
+        match self {
+            Self::Vectors => factor,
+            #[cfg(target_arch = "x86_64")]
+            Self::Dots | Self::Matrix => factor.round().on(self.tiles()),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Dots | Self::Matrix => factor,
+        }
+    }
+
+    /// What multiplies tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(self) -> TileUnit {
+        match self {
+            Self::Dots => TileUnit::Dots,
+            Self::Matrix | Self::Vectors => TileUnit::Amx,
+        }
     }
 
     /// A right factor of `f32`, to be multiplied on these units.
     pub(crate) fn on(self, factor: Cols<'_>) -> Cols<'_> {
         match self {
             Self::Matrix => factor.split(),
-            Self::Vectors => factor,
+            // Three parts of each number would take longer than its product with the other.
+            Self::Vectors | Self::Dots => factor,
         }
     }
 }
@@ -164,7 +196,7 @@ impl Linear {
                 Factor::Quantized(Quantized::from_columns(quantization, inner, out, column)?)
             }
             #[cfg(target_arch = "x86_64")]
-            (None, Units::Matrix)
+            (None, Units::Matrix | Units::Dots)
                 if tensor.is_bf16()
                     || precision == Precision::Bf16
                     || is_bf16(out, inner, column)? =>
@@ -196,7 +228,14 @@ impl Linear {
 
     /// `W^T` as right factor, to sample or score prompts with.
     pub(crate) fn inference(&self) -> Cols<'_> {
-        self.forward.cols()
+        match &self.forward {
+            #[cfg(target_arch = "x86_64")]
+            Factor::Tiles(tiles) => tiles.cols().on(self.units.tiles()),
+            Factor::Quantized(weights) if self.precision == Precision::Bf16 => {
+                self.units.on_rounded(Cols::quantized(weights))
+            }
+            other => other.cols(),
+        }
     }
 
     /// `W^T` as right factor, to train with.
@@ -204,8 +243,8 @@ impl Linear {
         match &self.forward {
             Factor::Panels(panels) => self.units.on(panels.cols()),
             #[cfg(target_arch = "x86_64")]
-            Factor::Tiles(tiles) => tiles.cols(),
-            Factor::Quantized(weights) => self.units.on(Cols::quantized(weights)),
+            Factor::Tiles(tiles) => tiles.cols().on(self.units.tiles()),
+            Factor::Quantized(weights) => self.widened(Cols::quantized(weights)),
         }
     }
 
@@ -217,8 +256,16 @@ impl Linear {
                 self.units.on(turned.cols())
             }
             #[cfg(target_arch = "x86_64")]
-            Factor::Tiles(tiles) => tiles.turned(),
-            Factor::Quantized(weights) => self.units.on(Cols::turned_quantized(weights)),
+            Factor::Tiles(tiles) => tiles.turned().on(self.units.tiles()),
+            Factor::Quantized(weights) => self.widened(Cols::turned_quantized(weights)),
+        }
+    }
+
+    /// Quantized weights, or their transpose, to train with.
+    fn widened<'a>(&self, factor: Cols<'a>) -> Cols<'a> {
+        match self.precision {
+            Precision::F32 => self.units.on(factor),
+            Precision::Bf16 => self.units.on_rounded(factor),
         }
     }
 

@@ -522,6 +522,7 @@ mod tests {
     use super::super::model::{Form, Units};
     use super::*;
     use crate::adapter::LoraSpec;
+    use crate::backend::Precision;
     use crate::loss::Loss;
     use crate::optim::{AdamW, Optimizer};
 
@@ -530,7 +531,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let model = Model::load_as(
             &root.join("../../fixtures/numerics/llama"),
-            Form::of_file(Units::best()),
+            Form::of_file(Units::best(Precision::F32)),
         )
         .unwrap();
         let spec = LoraSpec {
@@ -634,7 +635,7 @@ mod tests {
         ];
         for (name, units) in models
             .iter()
-            .flat_map(|name| [(name, Units::best()), (name, Units::Vectors)])
+            .flat_map(|name| [(name, Units::best(Precision::F32)), (name, Units::Vectors)])
         {
             let model = Model::load_as(&root.join(name), Form::of_file(units)).unwrap();
             let mut workspaces = [Workspace::new(), Workspace::new()];
@@ -656,7 +657,7 @@ mod tests {
     fn workspaces_hold_what_is_kept_and_no_more() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = root.join("../../fixtures/numerics/gemma2");
-        let model = Model::load_as(&dir, Form::of_file(Units::best())).unwrap();
+        let model = Model::load_as(&dir, Form::of_file(Units::best(Precision::F32))).unwrap();
         let mut workspaces = [Workspace::new()];
         let floats = |workspace: &Workspace| -> usize {
             let sets = workspace.acts.iter().map(|a| a.len() + a.derived.len());

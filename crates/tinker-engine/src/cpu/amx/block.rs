@@ -6,6 +6,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use super::{DEPTH, PARTS, SIDE, TILE};
 use crate::cpu::buffer::{LINE, round_up};
 use crate::cpu::gemm::PANEL;
+use crate::cpu::tile::TileUnit;
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -76,6 +77,7 @@ macro_rules! zero {
 /// Up to 32 rows and 32 columns, and the output of their product.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
+    pub(super) unit: TileUnit,
     /// Tiles of inner dimension.
     pub(super) depth: usize,
     pub(super) a: *const f32,
@@ -88,6 +90,17 @@ pub(super) struct Block {
     pub(super) stride: usize,
     pub(super) add: bool,
     pub(super) ahead: Ahead,
+}
+
+/// The parts of both factors that are multiplied, in their order. Neighbours share a part, which is then
+/// not loaded again.
+pub(super) const fn order(of_a: usize, of_b: usize) -> &'static [(usize, usize)] {
+    match (of_a, of_b) {
+        (1, 1) => &[(0, 0)],
+        (1, _) => &[(0, 2), (0, 1), (0, 0)],
+        (_, 1) => &[(2, 0), (1, 0), (0, 0)],
+        _ => &[(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
+    }
 }
 
 /// What to ask memory for while a block is computed.
@@ -171,6 +184,12 @@ impl Block {
     unsafe fn run_whole<const L: usize, const P: usize>(&self, rows: usize, columns: usize) {
         // SAFETY: passed on to the caller.
         unsafe {
+            match self.unit {
+                TileUnit::Amx => {}
+                TileUnit::Dots => return super::dots::run(self, rows, columns),
+                #[cfg(test)]
+                TileUnit::Emulated => return super::emulated::run(self, L, P, rows, columns),
+            }
             match (rows > SIDE, columns > SIDE) {
                 (true, true) => self.tiles::<2, 2, L, P>(),
                 (true, false) => self.tiles::<2, 1, L, P>(),
@@ -199,7 +218,7 @@ impl Block {
 
     /// Asks for the share of tile `tile`.
     #[inline(always)]
-    fn fetch(&self, tile: usize) {
+    pub(super) fn fetch(&self, tile: usize) {
         match self.ahead {
             Ahead::Nothing => {}
             Ahead::Columns(distance) => {
@@ -278,13 +297,7 @@ impl Block {
         tile: usize,
     ) {
         const ROW_BYTES: usize = 64;
-        // Neighbours share a part, which is then not loaded again.
-        let order: &[(usize, usize)] = match (L, P) {
-            (1, 1) => &[(0, 0)],
-            (1, _) => &[(0, 2), (0, 1), (0, 0)],
-            (_, 1) => &[(2, 0), (1, 0), (0, 0)],
-            _ => &[(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
-        };
+        let order = const { order(L, P) };
         let a = self.a.wrapping_add(tile * L * TILE);
         let b = self.b.wrapping_add(tile * P * TILE);
         let mut loaded = (PARTS, PARTS);
