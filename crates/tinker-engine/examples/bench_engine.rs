@@ -1,7 +1,7 @@
 //! Times the CPU engine on a model directory; `cargo xtask bench engine` runs it beside PyTorch.
 //!
 //! `bench_engine train|decode DIR --sequences N --threads N --repeats N [--avx2]
-//! [--training-memory MIB] [--weights int8|nf4]`, where `DIR` also
+//! [--training-memory MIB] [--weights int8|nf4] [--precision f32|bf16]`, where `DIR` also
 //! holds an `adapter.safetensors` of rank 16 and a `tokens.json` with `train`, `prompts` and
 //! `new_tokens`. Prints one JSON object: seconds of each repeat after one to warm up, and the losses
 //! or the tokens of all sequences, one after the other.
@@ -14,8 +14,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tinker_engine::sampler::{Sampling, sample};
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, CpuOptions, HostTensor, LoraSpec, Loss, Quantization,
-    SlotId, TrainSequence, limit_to_avx2, load_cpu_with,
+    AdamW, AdapterId, AdapterState, Backend, CpuOptions, HostTensor, LoraSpec, Loss, Precision,
+    Quantization, SlotId, TrainSequence, limit_to_avx2, load_cpu_with,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -51,7 +51,9 @@ fn main() -> Result<(), Failure> {
     let memory = option("--training-memory", usize::MAX)?;
     let cpu = CpuOptions {
         threads: option("--threads", 1)?,
-        weights: weights(options)?,
+        weights: choice(options, "--weights", Quantization::ALL, Quantization::name)?,
+        precision: choice(options, "--precision", Precision::ALL, Precision::name)?
+            .unwrap_or_default(),
         training_memory: (memory < usize::MAX).then_some(memory << 20),
         ..CpuOptions::default()
     };
@@ -73,14 +75,21 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the weights are turned into, if anything.
-fn weights(options: &[String]) -> Result<Option<Quantization>, Failure> {
-    let Some(at) = options.iter().position(|o| o == "--weights") else {
+/// The one of `all` that an option names, if it is given.
+fn choice<T: Copy, const N: usize>(
+    options: &[String],
+    option: &str,
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> Result<Option<T>, Failure> {
+    let Some(at) = options.iter().position(|o| o == option) else {
         return Ok(None);
     };
-    let name = options.get(at + 1).ok_or("an option has no value")?;
-    let known = Quantization::ALL.into_iter().find(|w| w.name() == name);
-    Ok(Some(known.ok_or("weights are int8 or nf4")?))
+    let given = options.get(at + 1).ok_or("an option has no value")?;
+    let known = all.into_iter().find(|one| name(*one) == given);
+    Ok(Some(known.ok_or_else(|| {
+        format!("{option} is one of {:?}", all.map(name))
+    })?))
 }
 
 fn import(backend: &mut dyn Backend, dir: &Path) -> Result<AdapterId, Failure> {

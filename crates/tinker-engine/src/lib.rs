@@ -21,8 +21,8 @@ pub mod sampler;
 
 pub use adapter::{AdapterState, HostTensor, LoraSpec};
 pub use backend::{
-    AdapterId, Backend, BaseInfo, CpuOptions, Prefill, Quantization, SequenceOutput, SlotId,
-    limit_to_avx2, load_cpu, load_cpu_on_vectors, load_cpu_with,
+    AdapterId, Backend, BaseInfo, CpuOptions, Precision, Prefill, Quantization, SequenceOutput,
+    SlotId, limit_to_avx2, load_cpu, load_cpu_on_vectors, load_cpu_with,
 };
 pub use error::{Error, Result};
 pub use fake::{FakeBackend, load_fake};

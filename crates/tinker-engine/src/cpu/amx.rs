@@ -15,6 +15,9 @@
 //! blocks of 32, and in a block the pairs of parts in the order of [`Block::step`].
 
 mod block;
+mod dots;
+#[cfg(test)]
+mod emulated;
 mod parts;
 mod tiles;
 mod turn;
@@ -22,14 +25,14 @@ mod turn;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-use self::block::{Ahead, Block, configure, release};
-use self::parts::{Strip, split_rows};
+use self::block::{Ahead, Block, NextTiles, configure, release};
+use self::parts::Strip;
 pub(crate) use self::tiles::{Tiles, is_bf16};
 use self::turn::Turned;
 use super::buffer::{Buffer, round_up};
 use super::gemm::PANEL;
 use super::simd::Isa;
-use super::tile::{Job, Unit};
+use super::tile::{Job, TileUnit, Unit};
 
 /// Rows of a left tile, and columns of a right one.
 const SIDE: usize = 16;
@@ -43,26 +46,37 @@ const TILE: usize = 256;
 /// Parts of an activation.
 const PARTS: usize = 3;
 
-/// Rows that are split into parts at a time, and the tiles of inner dimension: 1 MiB of parts, which
-/// stays in the second-level cache.
+/// Rows that are split into parts at a time.
 const ROW_BLOCK: usize = 256;
-const INNER_TILES: usize = 22;
 
-/// Tiles of inner dimension of 32 rows or columns that stay in the first-level cache, 24 KiB of parts,
-/// while those of the other factor pass by.
-const INNER_BLOCK: usize = 4;
+/// Tiles of inner dimension that they are split for: up to 1 MiB, which stays in the second-level cache.
+const fn inner_tiles(parts: usize) -> usize {
+    if parts == 1 { 32 } else { 22 }
+}
 
-/// As [`INNER_BLOCK`], where the columns are one part.
-const TURNED_BLOCK: usize = 11;
+/// Tiles of inner dimension of 32 rows or columns of some parts that stay in the first-level cache,
+/// 24 KiB of them, while those of the other factor pass by.
+const fn inner_block(parts: usize) -> usize {
+    if parts == 1 { 12 } else { 4 }
+}
 
-/// Whether this machine has the unit and the system lets this process use it.
+/// Rows from which on the columns stay in the first-level cache, not the rows, where both are one part:
+/// then weights are read once for all rows, instead of once for each 32.
+const MANY_ROWS: usize = 96;
+
+/// Whether this machine multiplies pairs of bf16 numbers on its vectors.
+pub(crate) fn has_dots() -> bool {
+    Isa::best() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Whether this machine has the matrix unit and the system lets this process use it.
 pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
         let has_leaf = __cpuid(0).eax >= 7;
         has_leaf
-            && Isa::best() == Isa::Avx512
+            && has_dots()
             && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
             && is_permitted()
     })
@@ -94,6 +108,72 @@ fn is_permitted() -> bool {
     false
 }
 
+impl TileUnit {
+    /// Makes ready for blocks whose groups have `height` rows.
+    unsafe fn configure(self, height: usize) {
+        if self == Self::Amx {
+            // SAFETY: passed on to the caller.
+            unsafe { configure(height) };
+        }
+    }
+
+    unsafe fn release(self) {
+        if self == Self::Amx {
+            // SAFETY: passed on to the caller.
+            unsafe { release() };
+        }
+    }
+
+    /// Splits up to 16 rows of `k` values into `L` parts, [`parts::split_rows`].
+    unsafe fn split_rows<const L: usize>(
+        self,
+        a: &[f32],
+        stride: usize,
+        rows: usize,
+        k: usize,
+        out: &mut [f32],
+    ) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            return emulated::split_rows::<L>(a, stride, rows, k, out);
+        }
+        // SAFETY: both units are on machines with these instructions.
+        unsafe {
+            match L {
+                1 => parts::round_rows(a, stride, rows, k, out),
+                _ => parts::split_rows(a, stride, rows, k, out),
+            }
+        }
+    }
+
+    /// Splits columns into `P` parts, [`Strip::split`].
+    unsafe fn split<const P: usize>(self, strip: Strip, depth: usize, out: &mut [f32]) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            // SAFETY: passed on to the caller.
+            return unsafe { emulated::split::<P>(strip, depth, out) };
+        }
+        // SAFETY: as in `split_rows`.
+        unsafe {
+            match P {
+                1 => strip.round(depth, out),
+                _ => strip.split(depth, out),
+            }
+        }
+    }
+
+    /// [`Turned::turn`].
+    unsafe fn turn(self, turned: Turned, first: usize, depth: usize, out: &mut [f32]) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            // SAFETY: passed on to the caller.
+            return unsafe { emulated::turn(turned, first, depth, out) };
+        }
+        // SAFETY: as in `split_rows`.
+        unsafe { turned.turn(first, depth, out) };
+    }
+}
+
 /// Where the parts of both factors are kept.
 #[derive(Debug)]
 pub(super) struct Scratch {
@@ -110,12 +190,13 @@ impl Scratch {
     }
 }
 
-/// Computes each job, `A [m, k]` row-major with rows `stride` apart.
+/// Computes each job, `A [m, k]` row-major with rows `stride` apart, of which `L` parts are taken: 3 are
+/// the number, 1 is the number rounded to bf16.
 ///
 /// # Safety
-/// [`is_available`]; `a` holds the rows; each job's `b` holds [`Tiles`] or panels of `[k, n]`, and its
+/// The machine has the unit that all jobs name; `a` holds the rows; each job's `b` holds [`Tiles`] or panels of `[k, n]`, and its
 /// `c` is valid for writes of `[m, n]` and aliases nothing else.
-pub(super) unsafe fn run(
+pub(super) unsafe fn run<const L: usize>(
     m: usize,
     k: usize,
     a: &[f32],
@@ -123,28 +204,30 @@ pub(super) unsafe fn run(
     jobs: &[Job],
     scratch: &mut Scratch,
 ) {
+    let Some(unit) = jobs.first().map(|job| job.tiles) else {
+        return;
+    };
     let tiles = k.div_ceil(DEPTH);
-    scratch
-        .rows
-        .reserve(ROW_BLOCK * INNER_TILES * DEPTH / 2 * PARTS);
+    let inner_tiles = const { inner_tiles(L) };
+    let room = round_up(ROW_BLOCK.min(m), SIDE) * inner_tiles.min(tiles);
+    scratch.rows.reserve(room * DEPTH / 2 * L);
     scratch
         .columns
-        .reserve(2 * TILE * TURNED_BLOCK.max(INNER_BLOCK * PARTS));
+        .reserve(2 * TILE * inner_block(1).max(inner_block(PARTS) * PARTS));
     for row in (0..m).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(m - row);
-        for first in (0..tiles).step_by(INNER_TILES) {
-            let depth = INNER_TILES.min(tiles - first);
+        for first in (0..tiles).step_by(inner_tiles) {
+            let depth = inner_tiles.min(tiles - first);
             let columns = first * DEPTH..k.min((first + depth) * DEPTH);
             for (i, group) in (0..rows).step_by(SIDE).enumerate() {
                 let source = &a[(row + group) * stride + columns.start..];
-                let target = &mut scratch.rows[i * depth * PARTS * TILE..];
-                // SAFETY: AVX-512 is part of being available; sizes are checked in `split_rows`.
-                unsafe {
-                    let rows = SIDE.min(rows - group);
-                    split_rows(source, stride, rows, columns.len(), target);
-                }
+                let target = &mut scratch.rows[i * depth * L * TILE..];
+                let rows = SIDE.min(rows - group);
+                // SAFETY: passed on to the caller; sizes are checked inside.
+                unsafe { unit.split_rows::<L>(source, stride, rows, columns.len(), target) };
             }
-            let left = Left {
+            let left = Left::<L> {
+                unit,
                 data: scratch.rows.as_ptr(),
                 rows,
                 depth,
@@ -165,9 +248,10 @@ pub(super) unsafe fn run(
     }
 }
 
-/// A block of the left factor, split into parts.
+/// A block of the left factor, in `L` parts.
 #[derive(Clone, Copy)]
-struct Left {
+struct Left<const L: usize> {
+    unit: TileUnit,
     data: *const f32,
     rows: usize,
     /// Tiles of inner dimension, and the first of them in the whole factor.
@@ -177,7 +261,7 @@ struct Left {
     k: usize,
 }
 
-impl Left {
+impl<const L: usize> Left<L> {
     /// Multiplies with one right factor, two groups of columns at a time.
     ///
     /// # Safety
@@ -186,11 +270,15 @@ impl Left {
         // SAFETY: passed on to the caller.
         unsafe {
             match job.unit {
-                Unit::MatrixSplit => self.multiply_split(job, scratch),
+                Unit::MatrixSplit => self.multiply_split::<PARTS>(job, scratch),
+                Unit::MatrixRounded => self.multiply_split::<1>(job, scratch),
                 Unit::MatrixTurned => self.multiply_turned(job, scratch),
+                Unit::Matrix | Unit::Vector if L == 1 && self.rows >= MANY_ROWS => {
+                    self.multiply_strips(job);
+                }
                 Unit::Matrix | Unit::Vector => self.multiply_tiles(job),
             }
-            release();
+            self.unit.release();
         }
     }
 
@@ -204,46 +292,94 @@ impl Left {
             .chain(rest)
     }
 
+    /// The product from inner tile `from` on, `depth` of them, for the columns from `column` on.
+    fn block(&self, job: &Job, column: usize, from: usize, depth: usize) -> Block {
+        Block {
+            unit: self.unit,
+            depth,
+            a: self.data.wrapping_add(from * L * TILE),
+            a_stride: self.depth * L * TILE,
+            b: std::ptr::null(),
+            b_stride: 0,
+            c: job.c.wrapping_add(column),
+            stride: job.stride,
+            add: job.add || from > 0,
+            ahead: Ahead::Nothing,
+        }
+    }
+
+    /// As [`Left::block`], of a factor that is kept as tiles.
+    fn block_of_tiles(&self, job: &Job, column: usize, from: usize, depth: usize) -> Block {
+        let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
+        Block {
+            b: panel.wrapping_add((self.first + from) * TILE),
+            b_stride: self.k.div_ceil(DEPTH) * TILE,
+            ahead: Ahead::Columns(job.panel_stride),
+            ..self.block(job, column, from, depth)
+        }
+    }
+
     /// The left parts of 32 rows stay in the first-level cache while all columns pass by.
     unsafe fn multiply_tiles(&self, job: &Job) {
-        let group_stride = self.k.div_ceil(DEPTH) * TILE;
         for (row, rows) in self.groups() {
             // SAFETY: passed on to the caller.
-            unsafe { configure(rows.min(SIDE)) };
+            unsafe { self.unit.configure(rows.min(SIDE)) };
             // Few rows are a small left factor: then tiles pass by in the order they lie in.
-            let step = if rows < SIDE { self.depth } else { INNER_BLOCK };
+            let step = if rows < SIDE {
+                self.depth
+            } else {
+                const { inner_block(L) }
+            };
             for from in (0..self.depth).step_by(step) {
+                let depth = step.min(self.depth - from);
                 for column in (0..job.n).step_by(PANEL) {
-                    let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
-                    let b = panel.wrapping_add((self.first + from) * TILE);
-                    let block = Block {
-                        depth: step.min(self.depth - from),
-                        a: self.data.wrapping_add(from * PARTS * TILE),
-                        a_stride: self.depth * PARTS * TILE,
-                        b,
-                        b_stride: group_stride,
-                        c: job.c.wrapping_add(column),
-                        stride: job.stride,
-                        add: job.add || from > 0,
-                        ahead: Ahead::Columns(job.panel_stride),
-                    };
+                    let block = self.block_of_tiles(job, column, from, depth);
                     let columns = PANEL.min(job.n - column);
                     // SAFETY: passed on to the caller.
-                    unsafe { block.at_row(row).run::<1>(rows, columns) };
+                    unsafe { block.at_row(row).run::<L, 1>(rows, columns) };
                 }
             }
         }
     }
 
-    /// The right parts of 32 columns stay in the first-level cache while all rows pass by.
-    unsafe fn multiply_split(&self, job: &Job, scratch: &mut [f32]) {
+    /// 32 columns stay in the first-level cache while all rows pass by.
+    unsafe fn multiply_strips(&self, job: &Job) {
         // SAFETY: passed on to the caller.
-        unsafe { configure(self.rows.min(SIDE)) };
+        unsafe { self.unit.configure(self.rows.min(SIDE)) };
+        for column in (0..job.n).step_by(PANEL) {
+            let step = const { inner_block(1) };
+            for from in (0..self.depth).step_by(step) {
+                let depth = step.min(self.depth - from);
+                let next = if from + depth < self.depth {
+                    self.block_of_tiles(job, column, from + depth, 0)
+                } else {
+                    self.block_of_tiles(job, column + PANEL, 0, 0)
+                };
+                let next = NextTiles {
+                    data: next.b,
+                    row: 0,
+                    rows: self.rows,
+                };
+                let block = Block {
+                    ahead: Ahead::Strip(next),
+                    ..self.block_of_tiles(job, column, from, depth)
+                };
+                // SAFETY: passed on to the caller.
+                unsafe { self.all_rows::<1>(block, PANEL.min(job.n - column)) };
+            }
+        }
+    }
+
+    /// The `P` right parts of 32 columns stay in the first-level cache while all rows pass by.
+    unsafe fn multiply_split<const P: usize>(&self, job: &Job, scratch: &mut [f32]) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.unit.configure(self.rows.min(SIDE)) };
+        let step = const { inner_block(P) };
         for column in (0..job.n).step_by(PANEL) {
             let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
             let columns = PANEL.min(job.n - column);
-            for from in (0..self.depth).step_by(INNER_BLOCK) {
-                let depth = INNER_BLOCK.min(self.depth - from);
+            for from in (0..self.depth).step_by(step) {
+                let depth = step.min(self.depth - from);
                 let strip = Strip {
                     data: panel,
                     stride: job.row_stride,
@@ -252,7 +388,7 @@ impl Left {
                     k: self.k,
                 };
                 // SAFETY: the job's panels hold `k` rows.
-                unsafe { strip.split(depth, scratch) };
+                unsafe { self.unit.split::<P>(strip, depth, scratch) };
                 let last = from + depth == self.depth;
                 let next = if last {
                     panel.wrapping_add(job.panel_stride + self.first * DEPTH * job.row_stride)
@@ -260,22 +396,17 @@ impl Left {
                     panel.wrapping_add((self.first + from + depth) * DEPTH * job.row_stride)
                 };
                 let block = Block {
-                    depth,
-                    a: self.data.wrapping_add(from * PARTS * TILE),
-                    a_stride: self.depth * PARTS * TILE,
                     b: scratch.as_ptr(),
-                    b_stride: depth * PARTS * TILE,
-                    c: job.c.wrapping_add(column),
-                    stride: job.stride,
-                    add: job.add || from > 0,
+                    b_stride: depth * P * TILE,
                     ahead: if job.row_stride == PANEL {
                         Ahead::Rows(next, self.rows)
                     } else {
                         Ahead::Nothing
                     },
+                    ..self.block(job, column, from, depth)
                 };
                 // SAFETY: passed on to the caller.
-                unsafe { self.all_rows::<PARTS>(block, columns) };
+                unsafe { self.all_rows::<P>(block, columns) };
             }
         }
     }
@@ -283,26 +414,21 @@ impl Left {
     /// As [`Left::multiply_split`], with columns that are turned instead of split.
     unsafe fn multiply_turned(&self, job: &Job, scratch: &mut [f32]) {
         // SAFETY: passed on to the caller.
-        unsafe { configure(self.rows.min(SIDE)) };
+        unsafe { self.unit.configure(self.rows.min(SIDE)) };
+        let step = const { inner_block(1) };
         for column in (0..job.n).step_by(PANEL) {
             let turned = Turned {
                 data: job.b.wrapping_add(column / PANEL * job.panel_stride),
                 stride: job.row_stride,
             };
-            for from in (0..self.depth).step_by(TURNED_BLOCK) {
-                let depth = TURNED_BLOCK.min(self.depth - from);
+            for from in (0..self.depth).step_by(step) {
+                let depth = step.min(self.depth - from);
                 // SAFETY: the job's tiles hold `k` rows of the whole factor.
-                unsafe { turned.turn(self.first + from, depth, scratch) };
+                unsafe { self.unit.turn(turned, self.first + from, depth, scratch) };
                 let block = Block {
-                    depth,
-                    a: self.data.wrapping_add(from * PARTS * TILE),
-                    a_stride: self.depth * PARTS * TILE,
                     b: scratch.as_ptr(),
                     b_stride: depth * TILE,
-                    c: job.c.wrapping_add(column),
-                    stride: job.stride,
-                    add: job.add || from > 0,
-                    ahead: Ahead::Nothing,
+                    ..self.block(job, column, from, depth)
                 };
                 // SAFETY: passed on to the caller.
                 unsafe { self.all_rows::<1>(block, PANEL.min(job.n - column)) };
@@ -310,19 +436,19 @@ impl Left {
         }
     }
 
-    /// Multiplies all rows with up to 32 columns. The registers are configured for the first rows,
-    /// before and after.
+    /// Multiplies all rows with up to 32 columns of `P` parts. The registers are configured for the first
+    /// rows, before and after.
     unsafe fn all_rows<const P: usize>(&self, block: Block, columns: usize) {
         for (row, rows) in self.groups() {
             let partial = row > 0 && rows < SIDE;
             // SAFETY: passed on to the caller.
             unsafe {
                 if partial {
-                    configure(rows);
+                    self.unit.configure(rows);
                 }
-                block.at_row(row).run::<P>(rows, columns);
+                block.at_row(row).run::<L, P>(rows, columns);
                 if partial {
-                    configure(SIDE);
+                    self.unit.configure(SIDE);
                 }
             }
         }

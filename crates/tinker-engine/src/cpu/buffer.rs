@@ -40,7 +40,25 @@ static CHUNK: Mutex<Option<(Arc<MmapMut>, usize)>> = Mutex::new(None);
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Maps zeros, on huge pages where the system has them.
+fn map(bytes: usize) -> Option<MmapMut> {
+    let pages = MmapOptions::new().len(bytes).map_anon().ok()?;
+    // Advice only: without huge pages the buffer works all the same.
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Some(pages)
+}
+
 impl Pages {
+    /// `len` zeros that share their pages with nobody.
+    fn own(len: usize) -> Option<Self> {
+        let pages = map(len * size_of::<f32>())?;
+        Some(Self {
+            start: pages.as_ptr().cast::<f32>().cast_mut(),
+            _chunk: Arc::new(pages),
+        })
+    }
+
     /// `len` zeros, or `None` if there is no memory to map.
     fn take(len: usize) -> Option<Self> {
         let bytes = round_up(len * size_of::<f32>(), align_of::<Line>());
@@ -50,11 +68,7 @@ impl Pages {
             .map_or(0, |(chunk, used)| chunk.len() - used);
         if room < bytes {
             let size = round_up(bytes.max(4 * HUGE_PAGE_BYTES), HUGE_PAGE_BYTES);
-            let chunk = MmapOptions::new().len(size).map_anon().ok()?;
-            // Advice only: without huge pages the buffer works all the same.
-            #[cfg(target_os = "linux")]
-            let _ = chunk.advise(memmap2::Advice::HugePage);
-            *current = Some((Arc::new(chunk), 0));
+            *current = Some((Arc::new(map(size)?), 0));
         }
         let (chunk, used) = current.as_mut()?;
         let start = chunk.as_ptr().wrapping_add(*used).cast::<f32>().cast_mut();
@@ -76,8 +90,16 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// `len` zeros.
+    /// `len` zeros; on huge pages if they fill one, as walking activations column by column touches a
+    /// page per row otherwise.
     pub(crate) fn zeros(len: usize) -> Self {
+        let pages = (len * size_of::<f32>() >= HUGE_PAGE_BYTES).then(|| Pages::own(len));
+        if let Some(Some(pages)) = pages {
+            return Self {
+                memory: Memory::Pages(pages),
+                len,
+            };
+        }
         let lines = vec![Line([0.0; LINE]); len.div_ceil(LINE)];
         Self {
             memory: Memory::Lines(lines),

@@ -212,6 +212,15 @@ kernels! {
         }
     }
 
+    /// Rounds each value to the nearest bf16 number, of two the even one. A NaN stays one.
+    fn round_to_bf16 / round_to_bf16_at(x: &mut [f32]) {
+        for x in x {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            *x = f32::from_bits(if x.is_nan() { 0x7fc0_0000 } else { rounded });
+        }
+    }
+
     /// `sum x^2` in double precision.
     fn sum_of_squares / sum_of_squares_at(x: &[f32]) -> f64 {
         let mut lanes = [0.0f64; LANES];
@@ -473,6 +482,36 @@ kernels! {
 mod tests {
     use super::super::simd::Isa;
     use super::*;
+
+    #[test]
+    fn rounding_to_bf16_is_to_nearest_and_of_two_to_even() {
+        let mut values: Vec<f32> = (0..2000).map(|i| (i as f32 - 999.5) * 0.37).collect();
+        let ties = [
+            0x3f80_8000,
+            0x3f81_8000,
+            0x3f80_7fff,
+            0x3f80_8001,
+            0x7f7f_ffff,
+        ];
+        values.extend(ties.map(f32::from_bits));
+        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-42]);
+        let wanted: Vec<f32> = values
+            .iter()
+            .map(|x| half::bf16::from_f32(*x).to_f32())
+            .collect();
+        for isa in Isa::available() {
+            let mut found = values.clone();
+            round_to_bf16_at(isa, &mut found);
+            assert_eq!(found, wanted, "{isa:?}");
+            let mut bad = [
+                f32::NAN,
+                f32::from_bits(0x7fff_ffff),
+                f32::from_bits(0xff80_0001),
+            ];
+            round_to_bf16_at(isa, &mut bad);
+            assert!(bad.iter().all(|x| x.is_nan()), "{isa:?}");
+        }
+    }
 
     #[test]
     fn exp_is_accurate_over_its_range() {

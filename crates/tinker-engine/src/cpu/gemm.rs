@@ -15,10 +15,11 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::buffer::{Buffer, round_up};
+use super::elementwise;
 use super::pool::{Pool, SharedMut};
 use super::quant::Quantized;
 use super::simd::Isa;
-use super::tile::{self, Job, Left, Unit, Wide};
+use super::tile::{self, Job, Left, TileUnit, Unit, Wide};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -127,6 +128,8 @@ pub(crate) struct Cols<'a> {
     /// Columns that may be read in the last panel: 32 where it is padded.
     readable: usize,
     unit: Unit,
+    /// What multiplies tiles.
+    tiles: TileUnit,
     /// Quantized weights, and whether the factor is their transpose; then there is no data.
     quantized: Option<(&'a Quantized, bool)>,
 }
@@ -143,6 +146,7 @@ impl<'a> Cols<'a> {
             panel_stride: PANEL,
             readable,
             unit: Unit::Vector,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -157,6 +161,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::Vector,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -188,6 +193,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::Matrix,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -210,6 +216,7 @@ impl<'a> Cols<'a> {
             panel_stride,
             readable: PANEL,
             unit: Unit::MatrixTurned,
+            tiles: TileUnit::Amx,
             quantized: None,
         }
     }
@@ -220,6 +227,21 @@ impl<'a> Cols<'a> {
             unit: Unit::MatrixSplit,
             ..self
         }
+    }
+
+    /// The same factor, rounded to bf16 for a unit that multiplies tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn round(self) -> Self {
+        Self {
+            unit: Unit::MatrixRounded,
+            ..self
+        }
+    }
+
+    /// The same factor, for another unit of those that multiply tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn on(self, tiles: TileUnit) -> Self {
+        Self { tiles, ..self }
     }
 
     /// The numbers as they lie in memory.
@@ -249,7 +271,7 @@ impl<'a> Cols<'a> {
                 let groups = self.k.div_ceil(PANEL) * PANEL / 16;
                 return (groups - 1) * self.row_stride + (last_panel + 1) * self.panel_stride;
             }
-            Unit::Vector | Unit::MatrixSplit => {}
+            Unit::Vector | Unit::MatrixSplit | Unit::MatrixRounded => {}
         }
         last_panel * self.panel_stride + (self.k - 1) * self.row_stride + self.readable
     }
@@ -274,6 +296,8 @@ impl<'a> Cols<'a> {
 pub(crate) enum Rows<'a> {
     /// `A[i, t]` at `i * stride + t`.
     RowMajor { data: &'a [f32], stride: usize },
+    /// As `RowMajor`, each element rounded to bf16 as it is read.
+    Rounded { data: &'a [f32], stride: usize },
     /// `A[i, t]` at `t * stride + i`.
     Transposed { data: &'a [f32], stride: usize },
 }
@@ -287,6 +311,14 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// As [`Rows::row_major`], rounded to bf16.
+    pub(crate) fn rounded(data: &'a [f32], width: usize) -> Self {
+        Rows::Rounded {
+            data,
+            stride: width,
+        }
+    }
+
     /// A matrix whose transpose has rows of `width`.
     pub(crate) fn transposed(data: &'a [f32], width: usize) -> Self {
         Rows::Transposed {
@@ -295,10 +327,19 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// Whether elements are rounded.
+    fn is_rounded(&self) -> bool {
+        matches!(self, Rows::Rounded { .. })
+    }
+
     /// The rows from `row` on.
-    fn skip_rows(self, row: usize) -> Self {
+    pub(crate) fn skip_rows(self, row: usize) -> Self {
         match self {
             Rows::RowMajor { data, stride } => Rows::RowMajor {
+                data: &data[row * stride..],
+                stride,
+            },
+            Rows::Rounded { data, stride } => Rows::Rounded {
                 data: &data[row * stride..],
                 stride,
             },
@@ -572,9 +613,12 @@ unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch
         let packed = &mut scratch.rows;
         match a {
             _ if jobs.is_empty() => {}
-            Rows::RowMajor { data, stride } if m <= NARROW => {
+            Rows::RowMajor { data, stride } | Rows::Rounded { data, stride } if m <= NARROW => {
                 packed.reserve(m * k);
                 pack(data, stride, m, k, m, packed);
+                if a.is_rounded() {
+                    elementwise::round_to_bf16(&mut packed[..m * k]);
+                }
                 let left = Left {
                     data: packed.as_ptr(),
                     group_stride: 0,
@@ -582,9 +626,9 @@ unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch
                 };
                 tile::run(isa, left, m, k, &jobs);
             }
-            Rows::RowMajor { data, stride } => {
+            Rows::RowMajor { .. } | Rows::Rounded { .. } => {
                 packed.reserve(ROW_BLOCK * INNER_BLOCK);
-                run_blocks(isa, m, k, (data, stride), jobs, packed);
+                run_blocks(isa, m, k, a, jobs, packed);
             }
             Rows::Transposed { data, stride } => {
                 let left = Left {
@@ -626,6 +670,10 @@ unsafe fn run_wide(
             } else {
                 weights.widen(panel, target);
             }
+            // The units of tiles round as they read.
+            if a.is_rounded() && job.unit == Unit::Vector {
+                elementwise::round_to_bf16(target);
+            }
         }
         let part = Job {
             b: buffer.as_ptr(),
@@ -645,9 +693,18 @@ unsafe fn run_wide(
 /// As for [`super::amx::run`].
 #[cfg(target_arch = "x86_64")]
 unsafe fn run_on_matrix_unit(m: usize, k: usize, a: Rows<'_>, jobs: &[Job], scratch: &mut Scratch) {
-    if let Rows::RowMajor { data, stride } = a {
-        // SAFETY: passed on to the caller.
-        unsafe { super::amx::run(m, k, data, stride, jobs, &mut scratch.parts) };
+    let parts = &mut scratch.parts;
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match a {
+            Rows::RowMajor { data, stride } => {
+                super::amx::run::<3>(m, k, data, stride, jobs, parts);
+            }
+            Rows::Rounded { data, stride } => {
+                super::amx::run::<1>(m, k, data, stride, jobs, parts);
+            }
+            Rows::Transposed { .. } => {}
+        }
     }
 }
 
@@ -663,10 +720,15 @@ unsafe fn run_blocks(
     isa: Isa,
     m: usize,
     k: usize,
-    (data, stride): (&[f32], usize),
+    a: Rows<'_>,
     mut jobs: Vec<Job>,
     packed: &mut [f32],
 ) {
+    let (data, stride) = match a {
+        Rows::RowMajor { data, stride }
+        | Rows::Rounded { data, stride }
+        | Rows::Transposed { data, stride } => (data, stride),
+    };
     let add: Vec<bool> = jobs.iter().map(|job| job.add).collect();
     for row in (0..m).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(m - row);
@@ -676,6 +738,9 @@ unsafe fn run_blocks(
                 let source = &data[(row + group) * stride + inner..];
                 let target = &mut packed[group * depth..];
                 pack(source, stride, ROWS.min(rows - group), depth, ROWS, target);
+            }
+            if a.is_rounded() {
+                elementwise::round_to_bf16(&mut packed[..round_up(rows, ROWS) * depth]);
             }
             let left = Left {
                 data: packed.as_ptr(),
@@ -722,7 +787,9 @@ fn pack(data: &[f32], stride: usize, rows: usize, depth: usize, step: usize, out
 
 fn check_left(m: usize, k: usize, a: Rows<'_>) {
     let (len, end) = match a {
-        Rows::RowMajor { data, stride } => (data.len(), (m - 1) * stride + k),
+        Rows::RowMajor { data, stride } | Rows::Rounded { data, stride } => {
+            (data.len(), (m - 1) * stride + k)
+        }
         Rows::Transposed { data, stride } => (data.len(), (k - 1) * stride + m),
     };
     assert!(end <= len, "left factor [{m}, {k}] ends at {end} of {len}");
@@ -742,7 +809,7 @@ fn jobs(
     tails.reserve(products.iter().filter(|p| p.b.has_tail()).count() * k * PANEL);
     let mut tails = tails.chunks_exact_mut(k * PANEL);
     let mut jobs = Vec::with_capacity(products.len() + 1);
-    let is_row_major = matches!(a, Rows::RowMajor { .. });
+    let is_row_major = !matches!(a, Rows::Transposed { .. });
     for product in products.iter_mut().filter(|p| p.b.n > 0) {
         let b = product.b;
         assert!(b.k == k, "inner dimensions {k} and {}", b.k);
@@ -775,6 +842,7 @@ fn jobs(
             stride: product.stride,
             add: product.store == Store::Add,
             unit: b.unit,
+            tiles: b.tiles,
             wide: b.quantized.map(|(weights, turned)| Wide {
                 weights,
                 turned,

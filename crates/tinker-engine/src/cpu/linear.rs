@@ -110,7 +110,8 @@ impl Batch<'_> {
                 let u = &mut of.u[run.rows.start * outputs.len() * self.rank..];
                 let u = &mut u[..run.rows.len() * lora.width()];
                 if self.runs.len() > 1 {
-                    let x = Rows::row_major(&of.x[run.rows.start * of.width..], of.width);
+                    let x = &of.x[run.rows.start * of.width..];
+                    let x = input(outputs, x, of.width);
                     let down = lora.down_product(units, of.width, &mut *u);
                     self.matmul(run.rows.len(), of.width, x, &mut [down]);
                 }
@@ -131,7 +132,7 @@ impl Batch<'_> {
             if let Some(lora) = of.site.lora(run.adapter) {
                 let u = &mut of.u[run.rows.start * self.rank..];
                 let u = &mut u[..run.rows.len() * lora.width()];
-                let x = Rows::row_major(&of.x[run.rows.start * of.width..], of.width);
+                let x = linear.rows(&of.x[run.rows.start * of.width..], of.width);
                 let down = lora.down_product(units, of.width, &mut *u);
                 self.matmul(run.rows.len(), of.width, x, &mut [down]);
                 elementwise::scale(lora.scale, u);
@@ -143,6 +144,7 @@ impl Batch<'_> {
     fn base(&self, of: &mut Forward<'_>, outputs: &mut [Output<'_>]) {
         let mut products = Vec::with_capacity(outputs.len() + 1);
         let units = self.units(outputs);
+        let x = input(outputs, of.x, of.width);
         for output in outputs.iter_mut() {
             let right = self.weights(output.linear);
             products.push(Product::new(right, output.y, right.n(), Store::Replace));
@@ -152,12 +154,7 @@ impl Batch<'_> {
         {
             products.push(lora.down_product(units, of.width, &mut *of.u));
         }
-        self.matmul(
-            self.rows,
-            of.width,
-            Rows::row_major(of.x, of.width),
-            &mut products,
-        );
+        self.matmul(self.rows, of.width, x, &mut products);
         for output in outputs {
             if let Some(bias) = &output.linear.bias {
                 elementwise::add_bias(bias, output.y);
@@ -181,6 +178,14 @@ impl Batch<'_> {
             let product = Product::new(right, y, out, Store::Add);
             self.matmul(rows.len(), lora.rank, left, &mut [product]);
         }
+    }
+}
+
+/// The input of layers, `[rows, width]`, as left factor.
+fn input<'a>(outputs: &[Output<'_>], x: &'a [f32], width: usize) -> Rows<'a> {
+    match outputs {
+        [output, ..] => output.linear.rows(x, width),
+        [] => Rows::row_major(x, width),
     }
 }
 
@@ -244,7 +249,7 @@ impl Backward<'_> {
                 };
                 products.push(Product::new(right, du, lora.width(), store));
             }
-            matmul(rows, out, Rows::row_major(dy, out), &mut products);
+            matmul(rows, out, linear.rows(dy, out), &mut products);
         }
         if let Some(lora) = &self.lora {
             let du = &mut du[..rows * lora.width()];

@@ -32,7 +32,7 @@ pub(crate) use self::elementwise::{arg_max, exp_differences, log_sum_exp};
 use self::infer::{Inference, Scratch, Segment, Slot};
 use self::lora::Adapter;
 pub(crate) use self::lora::tensor_shapes;
-use self::model::{Model, Units};
+use self::model::{Form, Model, Units};
 use self::pool::Pool;
 use self::simd::Isa;
 use self::train::{Training, Workspace};
@@ -49,13 +49,15 @@ pub(crate) fn load(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>>
     let units = if options.vectors_only {
         Units::Vectors
     } else {
-        Units::best()
+        Units::best(options.precision)
     };
-    let model = Model::load_as(dir, units, options.weights)?;
-    let mut cpu = Cpu::new(model, options.threads, units);
-    if let Some(weights) = options.weights {
-        cpu.info.precision += &format!(", weights {}", weights.name());
-    }
+    let form = Form {
+        units,
+        quantization: options.weights,
+        precision: options.precision,
+    };
+    let model = Model::load_as(dir, form)?;
+    let mut cpu = Cpu::new(model, options.threads, form);
     if let Some(memory) = options.training_memory {
         cpu.memory = memory;
     }
@@ -71,9 +73,19 @@ pub(crate) fn limit_to_avx2() -> bool {
 const MIN_MEMORY: usize = 192 << 20;
 
 /// What [`BaseInfo::precision`] says.
-fn precision(units: Units) -> String {
-    let unit = if units == Units::Matrix { "amx+" } else { "" };
-    format!("cpu {unit}{} f32", Isa::best().name())
+fn precision(form: Form) -> String {
+    let unit = match form.units {
+        Units::Matrix => "amx+",
+        Units::Dots => "bf16+",
+        Units::Vectors => "",
+    };
+    let weights = form.quantization.map(|w| format!(", weights {}", w.name()));
+    format!(
+        "cpu {unit}{} {}{}",
+        Isa::best().name(),
+        form.precision.name(),
+        weights.unwrap_or_default()
+    )
 }
 
 /// A base model on the CPU, with its adapters and cached sequences.
@@ -94,7 +106,7 @@ struct Cpu {
 }
 
 impl Cpu {
-    fn new(model: Model, threads: usize, units: Units) -> Self {
+    fn new(model: Model, threads: usize, form: Form) -> Self {
         let arch = &model.arch;
         let info = BaseInfo {
             vocab_size: arch.vocab_size,
@@ -103,7 +115,7 @@ impl Cpu {
             n_layers: arch.n_layers,
             n_parameters: model.n_parameters(),
             architecture: arch.name.clone(),
-            precision: precision(units),
+            precision: precision(form),
         };
         let pool = Pool::new(threads);
         Self {
@@ -400,13 +412,15 @@ impl Backend for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Precision;
     use crate::loss::Loss;
 
     #[test]
     fn gradients_are_kept_for_reuse_up_to_one_per_thread_and_while_there_are_adapters() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = root.join("../../fixtures/numerics/llama");
-        let mut cpu = Cpu::new(Model::load(&dir, Units::best()).unwrap(), 2, Units::best());
+        let form = Form::of_file(Units::best(Precision::F32));
+        let mut cpu = Cpu::new(Model::load_as(&dir, form).unwrap(), 2, form);
         let spec = LoraSpec {
             rank: 2,
             seed: 1,

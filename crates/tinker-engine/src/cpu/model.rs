@@ -8,11 +8,13 @@ use std::sync::OnceLock;
 use super::amx::Tiles;
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::{Cols, Panels};
+use super::gemm::{Cols, Panels, Rows};
 use super::lora::Group;
 use super::quant::Quantized;
+#[cfg(target_arch = "x86_64")]
+use super::tile::TileUnit;
 use crate::arch::{Arch, Moe};
-use crate::backend::Quantization;
+use crate::backend::{Precision, Quantization};
 use crate::error::{Error, Result};
 use crate::load::{Tensor, Weights};
 
@@ -74,25 +76,76 @@ impl Factor {
 pub(crate) enum Units {
     /// Vectors alone.
     Vectors,
+    /// Vectors that multiply bf16 numbers, for rounded inputs and weights; made only for a machine that has
+    /// them.
+    Dots,
     /// The matrix unit where it is faster; made only for a machine that has it.
     Matrix,
 }
 
 impl Units {
     /// The best of this machine.
-    pub(crate) fn best() -> Self {
+    pub(crate) fn best(precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if super::amx::is_available() {
-            return Self::Matrix;
+        {
+            if super::amx::is_available() {
+                return Self::Matrix;
+            }
+            if precision == Precision::Bf16 && super::amx::has_dots() {
+                return Self::Dots;
+            }
         }
+        let _ = precision;
         Self::Vectors
+    }
+
+    /// A right factor of `f32` that is rounded to bf16, to be multiplied on these units with rounded rows.
+    fn on_rounded(self, factor: Cols<'_>) -> Cols<'_> {
+        match self {
+            Self::Vectors => factor,
+            #[cfg(target_arch = "x86_64")]
+            Self::Dots | Self::Matrix => factor.round().on(self.tiles()),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Dots | Self::Matrix => factor,
+        }
+    }
+
+    /// What multiplies tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(self) -> TileUnit {
+        match self {
+            Self::Dots => TileUnit::Dots,
+            Self::Matrix | Self::Vectors => TileUnit::Amx,
+        }
     }
 
     /// A right factor of `f32`, to be multiplied on these units.
     pub(crate) fn on(self, factor: Cols<'_>) -> Cols<'_> {
         match self {
             Self::Matrix => factor.split(),
-            Self::Vectors => factor,
+            // Three parts of each number would take longer than its product with the other.
+            Self::Vectors | Self::Dots => factor,
+        }
+    }
+}
+
+/// In what form a model is held, and what computes with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    pub(crate) units: Units,
+    /// What the layers of blocks are turned into.
+    pub(crate) quantization: Option<Quantization>,
+    pub(crate) precision: Precision,
+}
+
+impl Form {
+    /// That of the model's file.
+    #[cfg(test)]
+    pub(crate) fn of_file(units: Units) -> Self {
+        Self {
+            units,
+            quantization: None,
+            precision: Precision::F32,
         }
     }
 }
@@ -113,10 +166,11 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Vec<f32>>,
     /// What training computes with.
     pub(crate) units: Units,
+    precision: Precision,
 }
 
 impl Linear {
-    fn load(source: &Source<'_>, units: Units, part: Part<'_>) -> Result<Self> {
+    fn load(source: &Source<'_>, part: Part<'_>) -> Result<Self> {
         let Part {
             name,
             rows,
@@ -126,14 +180,27 @@ impl Linear {
             quantization,
         } = part;
         let (weights, out) = (source.weights, rows.len());
+        let Form {
+            units, precision, ..
+        } = source.form;
         let tensor = weights.tensor(&format!("{name}.weight"), &[of, inner])?;
-        let column = |j: usize, row: &mut [f32]| tensor.read((rows.start + j) * inner, row);
+        let column = |j: usize, row: &mut [f32]| {
+            tensor.read((rows.start + j) * inner, row)?;
+            if precision == Precision::Bf16 && quantization.is_none() {
+                elementwise::round_to_bf16(row);
+            }
+            Ok(())
+        };
         let forward = match (quantization, units) {
             (Some(quantization), _) => {
                 Factor::Quantized(Quantized::from_columns(quantization, inner, out, column)?)
             }
             #[cfg(target_arch = "x86_64")]
-            (None, Units::Matrix) if tensor.is_bf16() || is_bf16(out, inner, column)? => {
+            (None, Units::Matrix | Units::Dots)
+                if tensor.is_bf16()
+                    || precision == Precision::Bf16
+                    || is_bf16(out, inner, column)? =>
+            {
                 Factor::Tiles(Tiles::from_columns(inner, out, column)?)
             }
             (None, _) => Factor::Panels(Panels::from_columns(inner, out, column)?),
@@ -147,12 +214,28 @@ impl Linear {
             backward: OnceLock::new(),
             bias,
             units,
+            precision,
         })
+    }
+
+    /// The input, or the gradient of the output, as left factor: rows of `width`.
+    pub(crate) fn rows<'a>(&self, data: &'a [f32], width: usize) -> Rows<'a> {
+        match self.precision {
+            Precision::F32 => Rows::row_major(data, width),
+            Precision::Bf16 => Rows::rounded(data, width),
+        }
     }
 
     /// `W^T` as right factor, to sample or score prompts with.
     pub(crate) fn inference(&self) -> Cols<'_> {
-        self.forward.cols()
+        match &self.forward {
+            #[cfg(target_arch = "x86_64")]
+            Factor::Tiles(tiles) => tiles.cols().on(self.units.tiles()),
+            Factor::Quantized(weights) if self.precision == Precision::Bf16 => {
+                self.units.on_rounded(Cols::quantized(weights))
+            }
+            other => other.cols(),
+        }
     }
 
     /// `W^T` as right factor, to train with.
@@ -160,8 +243,8 @@ impl Linear {
         match &self.forward {
             Factor::Panels(panels) => self.units.on(panels.cols()),
             #[cfg(target_arch = "x86_64")]
-            Factor::Tiles(tiles) => tiles.cols(),
-            Factor::Quantized(weights) => self.units.on(Cols::quantized(weights)),
+            Factor::Tiles(tiles) => tiles.cols().on(self.units.tiles()),
+            Factor::Quantized(weights) => self.widened(Cols::quantized(weights)),
         }
     }
 
@@ -173,8 +256,16 @@ impl Linear {
                 self.units.on(turned.cols())
             }
             #[cfg(target_arch = "x86_64")]
-            Factor::Tiles(tiles) => tiles.turned(),
-            Factor::Quantized(weights) => self.units.on(Cols::turned_quantized(weights)),
+            Factor::Tiles(tiles) => tiles.turned().on(self.units.tiles()),
+            Factor::Quantized(weights) => self.widened(Cols::turned_quantized(weights)),
+        }
+    }
+
+    /// Quantized weights, or their transpose, to train with.
+    fn widened<'a>(&self, factor: Cols<'a>) -> Cols<'a> {
+        match self.precision {
+            Precision::F32 => self.units.on(factor),
+            Precision::Bf16 => self.units.on_rounded(factor),
         }
     }
 
@@ -333,8 +424,7 @@ pub(crate) struct Model {
 struct Source<'a> {
     arch: &'a Arch,
     weights: &'a Weights,
-    /// What the layers of blocks are turned into.
-    quantization: Option<Quantization>,
+    form: Form,
 }
 
 /// Rows of a linear layer's weight `[of, inner]` in the file.
@@ -362,32 +452,21 @@ impl<'a> Part<'a> {
 }
 
 impl Model {
-    /// Loads and packs a model directory, with the weights of the file.
-    #[cfg(test)]
-    pub(crate) fn load(dir: &Path, units: Units) -> Result<Self> {
-        Self::load_as(dir, units, None)
-    }
-
     /// Loads and packs a model directory. What is quantized are the layers of blocks: head, embedding,
     /// norms and routers stay what they are.
-    pub(crate) fn load_as(
-        dir: &Path,
-        units: Units,
-        quantization: Option<Quantization>,
-    ) -> Result<Self> {
+    pub(crate) fn load_as(dir: &Path, form: Form) -> Result<Self> {
         let arch = Arch::load(dir)?;
         let weights = Weights::open(dir)?;
         let source = Source {
             arch: &arch,
             weights: &weights,
-            quantization,
+            form,
         };
         let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
         let layers = (0..arch.n_layers)
-            .map(|i| source.layer(units, i))
+            .map(|i| source.layer(i))
             .collect::<Result<Vec<_>>>()?;
-        let linear =
-            |name: &str| Linear::load(&source, units, Part::whole(name, [vocab, hidden], false));
+        let linear = |name: &str| Linear::load(&source, Part::whole(name, [vocab, hidden], false));
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
             (linear(embedding)?, None)
@@ -473,7 +552,7 @@ impl Source<'_> {
         Ok(weight)
     }
 
-    fn layer(&self, units: Units, i: usize) -> Result<Layer> {
+    fn layer(&self, i: usize) -> Result<Layer> {
         let arch = self.arch;
         let name = |part: &str| format!("model.layers.{i}.{part}");
         let norm = |part: &str| self.norm(&name(part), arch.hidden_size);
@@ -492,13 +571,11 @@ impl Source<'_> {
         } else {
             (norm("post_attention_layernorm.weight")?, (None, None))
         };
-        let block = (units, i, None);
+        let block = (i, None);
         let [q, k, v] = self.split(block, Group::Qkv, arch.qkv_bias)?;
         let [o] = self.split(block, Group::O, arch.o_bias)?;
         let mlp = match &arch.moe {
-            Some(moe) if arch.layers[i].sparse => {
-                Mlp::Sparse(Box::new(self.experts(units, i, moe)?))
-            }
+            Some(moe) if arch.layers[i].sparse => Mlp::Sparse(Box::new(self.experts(i, moe)?)),
             _ => Mlp::Dense(Box::new(self.gated(block)?)),
         };
         Ok(Layer {
@@ -516,20 +593,20 @@ impl Source<'_> {
     }
 
     /// The MLP of a block, or one of its experts.
-    fn gated(&self, of: (Units, usize, Option<usize>)) -> Result<Gated> {
+    fn gated(&self, of: (usize, Option<usize>)) -> Result<Gated> {
         let bias = self.arch.mlp_bias;
         let [gate, up] = self.split(of, Group::GateUp, bias)?;
         let [down] = self.split(of, Group::Down, bias)?;
         Ok(Gated { gate, up, down })
     }
 
-    fn experts(&self, units: Units, i: usize, moe: &Moe) -> Result<Experts> {
+    fn experts(&self, i: usize, moe: &Moe) -> Result<Experts> {
         let name = format!("model.layers.{i}.mlp.gate");
         let router = Part::whole(&name, [moe.n_experts, self.arch.hidden_size], false);
-        let experts = (0..moe.n_experts).map(|expert| self.gated((units, i, Some(expert))));
+        let experts = (0..moe.n_experts).map(|expert| self.gated((i, Some(expert))));
         Ok(Experts {
             moe: *moe,
-            router: Linear::load(self, units, router)?,
+            router: Linear::load(self, router)?,
             experts: experts.collect::<Result<_>>()?,
         })
     }
@@ -537,7 +614,7 @@ impl Source<'_> {
     /// The `N` layers of a group of a block or of one of its experts, whatever the file joins of them.
     fn split<const N: usize>(
         &self,
-        (units, i, expert): (Units, usize, Option<usize>),
+        (i, expert): (usize, Option<usize>),
         group: Group,
         bias: bool,
     ) -> Result<[Linear; N]> {
@@ -554,10 +631,10 @@ impl Source<'_> {
                     of,
                     inner,
                     bias,
-                    quantization: self.quantization,
+                    quantization: self.form.quantization,
                 };
                 start = part.rows.end;
-                layers.push(Linear::load(self, units, part)?);
+                layers.push(Linear::load(self, part)?);
             }
         }
         let n = layers.len();

@@ -29,6 +29,8 @@ pub(super) struct Job {
     pub(super) stride: usize,
     pub(super) add: bool,
     pub(super) unit: Unit,
+    /// What multiplies tiles, where `unit` says that something does.
+    pub(super) tiles: TileUnit,
     /// Where `b` comes from, if it is still to be widened.
     pub(super) wide: Option<Wide>,
 }
@@ -39,6 +41,22 @@ pub(super) struct Wide {
     pub(super) weights: *const Quantized,
     pub(super) turned: bool,
     pub(super) first: usize,
+}
+
+/// What multiplies tiles of bf16 numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no other architecture has them")
+)]
+pub(crate) enum TileUnit {
+    /// The matrix unit (AMX).
+    Amx,
+    /// Vectors that multiply pairs of bf16 numbers (AVX512-BF16); for factors of one part alone.
+    Dots,
+    /// Plain Rust, to the bits of the matrix unit.
+    #[cfg(test)]
+    Emulated,
 }
 
 /// What computes a product.
@@ -56,6 +74,8 @@ pub(crate) enum Unit {
     MatrixTurned,
     /// The matrix unit, on panels of `f32` that are split as they are read.
     MatrixSplit,
+    /// The matrix unit, on panels of `f32` that are rounded to bf16 as they are read.
+    MatrixRounded,
 }
 
 /// Multiplies `m` rows of `left` with each job.

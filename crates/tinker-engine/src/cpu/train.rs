@@ -519,17 +519,21 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::path::Path;
 
-    use super::super::model::Units;
+    use super::super::model::{Form, Units};
     use super::*;
     use crate::adapter::LoraSpec;
+    use crate::backend::Precision;
     use crate::loss::Loss;
     use crate::optim::{AdamW, Optimizer};
 
     #[test]
     fn a_panic_in_one_sequence_ends_the_whole_batch() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let model =
-            Model::load(&root.join("../../fixtures/numerics/llama"), Units::best()).unwrap();
+        let model = Model::load_as(
+            &root.join("../../fixtures/numerics/llama"),
+            Form::of_file(Units::best(Precision::F32)),
+        )
+        .unwrap();
         let spec = LoraSpec {
             rank: 2,
             seed: 1,
@@ -631,9 +635,9 @@ mod tests {
         ];
         for (name, units) in models
             .iter()
-            .flat_map(|name| [(name, Units::best()), (name, Units::Vectors)])
+            .flat_map(|name| [(name, Units::best(Precision::F32)), (name, Units::Vectors)])
         {
-            let model = Model::load(&root.join(name), units).unwrap();
+            let model = Model::load_as(&root.join(name), Form::of_file(units)).unwrap();
             let mut workspaces = [Workspace::new(), Workspace::new()];
             let wanted = gradient(&model, Keeping::ALL, &mut workspaces);
             for again in 0..model.arch.n_layers {
@@ -653,7 +657,7 @@ mod tests {
     fn workspaces_hold_what_is_kept_and_no_more() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = root.join("../../fixtures/numerics/gemma2");
-        let model = Model::load(&dir, Units::best()).unwrap();
+        let model = Model::load_as(&dir, Form::of_file(Units::best(Precision::F32))).unwrap();
         let mut workspaces = [Workspace::new()];
         let floats = |workspace: &Workspace| -> usize {
             let sets = workspace.acts.iter().map(|a| a.len() + a.derived.len());

@@ -11,6 +11,7 @@ mod bad_input;
 mod common;
 mod finite_differences;
 mod generating;
+mod half;
 mod invariance;
 mod loading;
 mod losses;

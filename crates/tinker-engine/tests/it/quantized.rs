@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use safetensors::Dtype;
-use tinker_engine::{Backend, CpuOptions, Quantization, load_cpu_with};
+use tinker_engine::{Backend, CpuOptions, Precision, Quantization, load_cpu_with};
 
 use crate::common::{ARCHITECTURES, MODELS, Reference, all_modules, dir, tensors, write_tensors};
 
@@ -81,11 +81,24 @@ fn rounded_model(model: &str, quantization: Quantization) -> tempfile::TempDir {
     to
 }
 
-fn load(dir: &Path, weights: Option<Quantization>, vectors_only: bool) -> Box<dyn Backend> {
+/// How the rest of a model is computed.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    precision: Precision,
+    vectors_only: bool,
+}
+
+const EXACT: Way = Way {
+    precision: Precision::F32,
+    vectors_only: false,
+};
+
+fn load(dir: &Path, weights: Option<Quantization>, way: Way) -> Box<dyn Backend> {
     let options = CpuOptions {
         threads: 2,
         weights,
-        vectors_only,
+        precision: way.precision,
+        vectors_only: way.vectors_only,
         ..CpuOptions::default()
     };
     load_cpu_with(dir, &options).unwrap()
@@ -96,11 +109,17 @@ fn each(check: impl Fn(&str, &mut dyn Backend, &mut dyn Backend)) {
     for model in MODELS.into_iter().chain(ARCHITECTURES) {
         for quantization in Quantization::ALL {
             let plain_dir = rounded_model(model, quantization);
-            for vectors_only in [false, true] {
-                let mut quantized = load(&dir(model), Some(quantization), vectors_only);
-                let mut plain = load(plain_dir.path(), None, vectors_only);
-                let name = format!("{model} {quantization:?}, vectors only: {vectors_only}");
-                check(&name, &mut *quantized, &mut *plain);
+            for precision in Precision::ALL {
+                for vectors_only in [false, true] {
+                    let way = Way {
+                        precision,
+                        vectors_only,
+                    };
+                    let mut quantized = load(&dir(model), Some(quantization), way);
+                    let mut plain = load(plain_dir.path(), None, way);
+                    let name = format!("{model} {quantization:?}, {way:?}");
+                    check(&name, &mut *quantized, &mut *plain);
+                }
             }
         }
     }
@@ -123,7 +142,7 @@ fn training_has_the_bits_of_the_rounded_model() {
 
         assert!(found == wanted, "{name}");
         assert!(found.1.values().any(|g| g.iter().any(|x| *x != 0.0)));
-        let original = train(&mut *load(&dir(model), None, false));
+        let original = train(&mut *load(&dir(model), None, EXACT));
         assert!(found.0 != original.0, "{name}: nothing was quantized");
     });
 }
@@ -155,7 +174,7 @@ fn sampling_has_the_bits_of_the_rounded_model() {
 #[test]
 fn the_precision_of_a_model_names_its_weights() {
     for quantization in Quantization::ALL {
-        let backend = load(&dir("llama"), Some(quantization), true);
+        let backend = load(&dir("llama"), Some(quantization), EXACT);
         let precision = &backend.info().precision;
         let suffix = format!(", weights {}", quantization.name());
         assert!(precision.ends_with(&suffix), "{precision}");

@@ -6,6 +6,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use super::{DEPTH, PARTS, SIDE, TILE};
 use crate::cpu::buffer::{LINE, round_up};
 use crate::cpu::gemm::PANEL;
+use crate::cpu::tile::TileUnit;
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -76,6 +77,7 @@ macro_rules! zero {
 /// Up to 32 rows and 32 columns, and the output of their product.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
+    pub(super) unit: TileUnit,
     /// Tiles of inner dimension.
     pub(super) depth: usize,
     pub(super) a: *const f32,
@@ -90,6 +92,17 @@ pub(super) struct Block {
     pub(super) ahead: Ahead,
 }
 
+/// The parts of both factors that are multiplied, in their order. Neighbours share a part, which is then
+/// not loaded again.
+pub(super) const fn order(of_a: usize, of_b: usize) -> &'static [(usize, usize)] {
+    match (of_a, of_b) {
+        (1, 1) => &[(0, 0)],
+        (1, _) => &[(0, 2), (0, 1), (0, 0)],
+        (_, 1) => &[(2, 0), (1, 0), (0, 0)],
+        _ => &[(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
+    }
+}
+
 /// What to ask memory for while a block is computed.
 #[derive(Clone, Copy)]
 pub(super) enum Ahead {
@@ -99,6 +112,18 @@ pub(super) enum Ahead {
     /// The output of the next rows, and a share of the columns to be split next: all of them by the
     /// time all rows are done.
     Rows(*const f32, usize),
+    /// The output of the next rows, and a share of the tiles of two groups of columns: all of them by the
+    /// time all rows are done.
+    Strip(NextTiles),
+}
+
+/// Tiles that the rows of a block fetch together.
+#[derive(Clone, Copy)]
+pub(super) struct NextTiles {
+    pub(super) data: *const f32,
+    /// First row of the block, and all rows.
+    pub(super) row: usize,
+    pub(super) rows: usize,
 }
 
 impl Block {
@@ -110,6 +135,7 @@ impl Block {
                 next.wrapping_add(row * self.depth * DEPTH * PANEL / rows),
                 rows,
             ),
+            Ahead::Strip(next) => Ahead::Strip(NextTiles { row, ..next }),
             other => other,
         };
         Self {
@@ -120,15 +146,16 @@ impl Block {
         }
     }
 
-    /// Computes a block with `P` parts of the right factor, by way of the stack where the output ends within a tile.
+    /// Computes a block with `L` parts of the left and `P` of the right factor, by way of the stack where
+    /// the output ends within a tile.
     ///
     /// # Safety
     /// As for [`super::run`], with the registers configured for the rows.
-    pub(super) unsafe fn run<const P: usize>(&self, rows: usize, columns: usize) {
+    pub(super) unsafe fn run<const L: usize, const P: usize>(&self, rows: usize, columns: usize) {
         // SAFETY: passed on to the caller.
         unsafe {
             if columns.is_multiple_of(SIDE) {
-                return self.run_whole::<P>(rows, columns);
+                return self.run_whole::<L, P>(rows, columns);
             }
             let mut whole = [0.0f32; 4 * TILE];
             if self.add {
@@ -144,7 +171,7 @@ impl Block {
                 stride: PANEL,
                 ..*self
             };
-            inside.run_whole::<P>(rows, round_up(columns, SIDE));
+            inside.run_whole::<L, P>(rows, round_up(columns, SIDE));
             for row in 0..rows {
                 let source = whole[row * PANEL..].as_ptr();
                 self.c
@@ -154,30 +181,36 @@ impl Block {
         }
     }
 
-    unsafe fn run_whole<const P: usize>(&self, rows: usize, columns: usize) {
+    unsafe fn run_whole<const L: usize, const P: usize>(&self, rows: usize, columns: usize) {
         // SAFETY: passed on to the caller.
         unsafe {
+            match self.unit {
+                TileUnit::Amx => {}
+                TileUnit::Dots => return super::dots::run(self, rows, columns),
+                #[cfg(test)]
+                TileUnit::Emulated => return super::emulated::run(self, L, P, rows, columns),
+            }
             match (rows > SIDE, columns > SIDE) {
-                (true, true) => self.tiles::<2, 2, P>(),
-                (true, false) => self.tiles::<2, 1, P>(),
-                (false, true) => self.tiles::<1, 2, P>(),
-                (false, false) => self.tiles::<1, 1, P>(),
+                (true, true) => self.tiles::<2, 2, L, P>(),
+                (true, false) => self.tiles::<2, 1, L, P>(),
+                (false, true) => self.tiles::<1, 2, L, P>(),
+                (false, false) => self.tiles::<1, 1, L, P>(),
             }
         }
     }
 
-    /// Computes `C (+)= A B` of `R` by `C` tiles, `P` parts of `B`.
+    /// Computes `C (+)= A B` of `R` by `C` tiles, `L` parts of `A` and `P` of `B`.
     ///
     /// The compiler never uses tile registers itself, so what one statement leaves in them the next
     /// finds, as long as nothing called in between uses them.
     #[inline(always)]
-    unsafe fn tiles<const R: usize, const C: usize, const P: usize>(&self) {
+    unsafe fn tiles<const R: usize, const C: usize, const L: usize, const P: usize>(&self) {
         // SAFETY: passed on to the caller.
         unsafe {
             self.begin::<R, C>();
             for tile in 0..self.depth {
                 self.fetch(tile);
-                self.step::<R, C, P>(tile);
+                self.step::<R, C, L, P>(tile);
             }
             self.end::<R, C>();
         }
@@ -185,7 +218,7 @@ impl Block {
 
     /// Asks for the share of tile `tile`.
     #[inline(always)]
-    fn fetch(&self, tile: usize) {
+    pub(super) fn fetch(&self, tile: usize) {
         match self.ahead {
             Ahead::Nothing => {}
             Ahead::Columns(distance) => {
@@ -199,6 +232,14 @@ impl Block {
                 let share = 2 * SIDE * DEPTH * PANEL / rows.max(2 * SIDE);
                 for at in (tile * share..(tile + 1) * share).step_by(LINE) {
                     prefetch_far(next.wrapping_add(at));
+                }
+                self.fetch_output(tile);
+            }
+            Ahead::Strip(NextTiles { data, row, rows }) => {
+                let lines = 2 * SIDE;
+                for line in lines * row / rows..lines * (row + 2 * SIDE).min(rows) / rows {
+                    let group = data.wrapping_add(line / SIDE * self.b_stride);
+                    prefetch_far(group.wrapping_add(tile * TILE + line % SIDE * LINE));
                 }
                 self.fetch_output(tile);
             }
@@ -251,14 +292,13 @@ impl Block {
 
     /// Adds the products of one tile of inner dimension, the largest last.
     #[inline(always)]
-    unsafe fn step<const R: usize, const C: usize, const P: usize>(&self, tile: usize) {
+    unsafe fn step<const R: usize, const C: usize, const L: usize, const P: usize>(
+        &self,
+        tile: usize,
+    ) {
         const ROW_BYTES: usize = 64;
-        // Neighbours share a part, which is then not loaded again.
-        let order: &[(usize, usize)] = match P {
-            1 => &[(2, 0), (1, 0), (0, 0)],
-            _ => &[(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
-        };
-        let a = self.a.wrapping_add(tile * PARTS * TILE);
+        let order = const { order(L, P) };
+        let a = self.a.wrapping_add(tile * L * TILE);
         let b = self.b.wrapping_add(tile * P * TILE);
         let mut loaded = (PARTS, PARTS);
         // SAFETY: passed on to the caller.

@@ -6,8 +6,9 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16,
-    _mm512_set1_epi32, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_cvtne2ps_pbh, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps,
+    _mm512_permutex2var_epi16, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_srli_epi32,
+    _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
 };
 
 use super::{DEPTH, PARTS, SIDE, TILE};
@@ -58,6 +59,31 @@ pub(super) fn split_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &
     }
 }
 
+/// As [`split_rows`] with one part, each value rounded to the nearest bf16 number: of two the even one.
+/// A NaN stays one.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn round_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &mut [f32]) {
+    let tiles = k.div_ceil(DEPTH);
+    assert!((rows - 1) * stride + k <= a.len() && tiles * TILE <= out.len());
+    for row in 0..rows {
+        let source = a.as_ptr().wrapping_add(row * stride);
+        let target = out.as_mut_ptr().wrapping_add(row * SIDE);
+        for tile in 0..tiles {
+            let left = k - tile * DEPTH;
+            let mask = |n: usize| if n >= SIDE { u16::MAX } else { (1 << n) - 1 };
+            let source = source.wrapping_add(tile * DEPTH);
+            // SAFETY: only the `left` values of the row are read, and the assertion covers the tiles.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(mask(left), source);
+                let upper = left.saturating_sub(SIDE);
+                let top = _mm512_maskz_loadu_ps(mask(upper), source.wrapping_add(SIDE));
+                let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(top, low));
+                _mm512_storeu_si512(target.wrapping_add(tile * TILE).cast(), pairs);
+            }
+        }
+    }
+}
+
 /// Part of a right factor of `f32`: 16 or 32 columns, and rows `first..` of `k` that lie `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Strip {
@@ -69,6 +95,31 @@ pub(super) struct Strip {
 }
 
 impl Strip {
+    /// As [`Strip::split`] with one part, rounded as [`round_rows`] does.
+    ///
+    /// # Safety
+    /// The columns have `k` rows, and the machine AVX512-BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn round(&self, depth: usize, out: &mut [f32]) {
+        assert!(self.columns * depth * TILE <= SIDE * out.len());
+        // Of the numbers of two rows in turns.
+        let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+        // SAFETY: 32 words are 64 bytes.
+        let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+        for pair in 0..depth * DEPTH / 2 {
+            for group in 0..self.columns / SIDE {
+                let tile = (group * depth + pair / SIDE) * TILE + pair % SIDE * SIDE;
+                // SAFETY: rows beyond the last are masked out, and the assertion covers the tiles.
+                unsafe {
+                    let [even, odd] = self.rows(pair, group);
+                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+                    let both = _mm512_permutexvar_epi16(order, both);
+                    _mm512_store_si512(out.as_mut_ptr().wrapping_add(tile).cast(), both);
+                }
+            }
+        }
+    }
+
     /// Splits `depth` tiles of each group of 16 columns: `[columns / 16][depth][parts]`, zero padded.
     ///
     /// # Safety
@@ -89,14 +140,8 @@ impl Strip {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn split_pair(&self, pair: usize, group: usize, out: *mut f32) {
-        let row = |t: usize| {
-            let mask = if t < self.k { u16::MAX } else { 0 };
-            let source = self.data.wrapping_add(t * self.stride + group * SIDE);
-            // SAFETY: passed on to the caller.
-            unsafe { _mm512_maskz_loadu_ps(mask, source) }
-        };
-        let t = self.first + 2 * pair;
-        let (mut even, mut odd) = (row(t), row(t + 1));
+        // SAFETY: passed on to the caller.
+        let [mut even, mut odd] = unsafe { self.rows(pair, group) };
         for i in 0..PARTS {
             let (of_even, of_odd);
             (of_even, even) = part(even);
@@ -106,5 +151,18 @@ impl Strip {
             // SAFETY: passed on to the caller.
             unsafe { _mm512_store_si512(out.wrapping_add(i * TILE).cast(), both) };
         }
+    }
+
+    /// 16 columns of a pair of rows, which are zero beyond the last.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rows(&self, pair: usize, group: usize) -> [__m512; 2] {
+        let t = self.first + 2 * pair;
+        [t, t + 1].map(|t| {
+            let mask = if t < self.k { u16::MAX } else { 0 };
+            let source = self.data.wrapping_add(t * self.stride + group * SIDE);
+            // SAFETY: passed on to the caller.
+            unsafe { _mm512_maskz_loadu_ps(mask, source) }
+        })
     }
 }

@@ -155,13 +155,33 @@ fn transposing_panels_twice_gives_them_back() {
     assert_eq!(column, b[69 * k..]);
 }
 
-/// The matrix unit, where the machine has one.
+#[test]
+fn rounded_rows_give_the_bits_of_rows_that_were_rounded() {
+    for (m, n, k) in SHAPES {
+        let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let mut rounded = a.clone();
+        elementwise::round_to_bf16(&mut rounded);
+        for isa in Isa::available() {
+            let run = |left: Rows<'_>| {
+                let mut out = vec![0.0; m * n];
+                let right = Cols::row_major(&b, k, n, n);
+                let products = &mut [Product::new(right, &mut out, n, Store::Replace)];
+                matmul_at(isa, m, k, left, products);
+                out
+            };
+            let wanted = run(Rows::row_major(&rounded, k));
+            assert!(run(Rows::rounded(&a, k)) == wanted, "{isa:?} {m} {n} {k}");
+        }
+    }
+}
+
+/// Units that multiply tiles: those that the machine has, and the emulation of one.
 #[cfg(target_arch = "x86_64")]
-mod matrix_unit {
+mod tiles {
     use super::*;
     use crate::cpu::amx::{self, Tiles};
 
-    /// A right factor in each form that the unit reads.
+    /// A right factor in each form that a unit reads.
     struct Factors {
         k: usize,
         n: usize,
@@ -174,13 +194,24 @@ mod matrix_unit {
         turned: Tiles,
     }
 
+    /// One way to compute a product.
+    struct Case<'a> {
+        name: String,
+        right: Cols<'a>,
+        /// Its values.
+        b: &'a [f32],
+        /// Whether the left factor is rounded to bf16.
+        rounds: bool,
+    }
+
     impl Factors {
         fn new(k: usize, n: usize, seed: u32) -> Self {
-            let plain = values(k * n, seed);
-            let rounded: Vec<f32> = plain
-                .iter()
-                .map(|x| half::bf16::from_f32(*x).to_f32())
-                .collect();
+            Self::of(k, n, values(k * n, seed))
+        }
+
+        fn of(k: usize, n: usize, plain: Vec<f32>) -> Self {
+            let mut rounded = plain.clone();
+            elementwise::round_to_bf16(&mut rounded);
             let column = |of: &[f32], j: usize, out: &mut [f32]| {
                 for (out, row) in out.iter_mut().zip(of.chunks_exact(n)) {
                     *out = row[j];
@@ -202,32 +233,92 @@ mod matrix_unit {
             }
         }
 
-        /// The factor, and its values.
-        fn each(&self) -> [(&'static str, Cols<'_>, &[f32]); 4] {
+        /// The factor in each form, for one unit.
+        fn cases(&self, unit: TileUnit) -> Vec<Case<'_>> {
             let row_major = Cols::row_major(&self.plain, self.k, self.n, self.n);
-            [
+            let of_one_part = [
                 ("tiles", self.tiles.cols(), &self.rounded),
                 ("turned tiles", self.turned.turned(), &self.rounded),
+                ("rounded panels", self.panels.cols().round(), &self.rounded),
+            ];
+            let of_three = [
                 ("panels", self.panels.cols().split(), &self.plain),
                 ("rows", row_major.split(), &self.plain),
-            ]
+            ];
+            let mut cases = Vec::new();
+            for rounds in [true, false] {
+                // Pairs of bf16 numbers are all that dot products take.
+                let forms = match (unit, rounds) {
+                    (TileUnit::Dots, false) => continue,
+                    (TileUnit::Dots, true) => of_one_part.to_vec(),
+                    _ => of_one_part.into_iter().chain(of_three).collect(),
+                };
+                cases.extend(forms.into_iter().map(|(form, right, b)| Case {
+                    name: format!("{unit:?}, {form}, rounded: {rounds}"),
+                    right: right.on(unit),
+                    b,
+                    rounds,
+                }));
+            }
+            cases
         }
     }
 
-    /// Whether there is nothing to test, and says so.
-    #[expect(clippy::print_stderr, reason = "why a test is skipped")]
-    fn is_absent() -> bool {
-        let absent = !amx::is_available();
-        if absent {
-            eprintln!("skipped: this machine has no AMX; run it on an Intel Xeon of 2023 or later");
+    impl Case<'_> {
+        fn left<'a>(&self, a: &'a [f32]) -> Rows<'a> {
+            let k = self.right.k();
+            if self.rounds {
+                Rows::rounded(a, k)
+            } else {
+                Rows::row_major(a, k)
+            }
         }
-        absent
+
+        fn run(&self, m: usize, a: &[f32], c: &[f32]) -> Vec<f32> {
+            run(m, self.left(a), self.right, c)
+        }
+
+        /// The left factor that is multiplied.
+        fn values(&self, a: &[f32]) -> Vec<f32> {
+            let mut a = a.to_vec();
+            if self.rounds {
+                elementwise::round_to_bf16(&mut a);
+            }
+            a
+        }
     }
 
-    fn run(m: usize, a: &[f32], right: Cols<'_>, c: &[f32]) -> Vec<f32> {
+    /// The units there are to test, and says which are not.
+    #[expect(clippy::print_stderr, reason = "what is not tested")]
+    fn units() -> Vec<TileUnit> {
+        let mut units = vec![TileUnit::Emulated];
+        for (unit, is_there, name, made) in [
+            (
+                TileUnit::Dots,
+                amx::has_dots(),
+                "AVX512-BF16",
+                "AMD of 2022 or Intel of 2023",
+            ),
+            (
+                TileUnit::Amx,
+                amx::is_available(),
+                "AMX",
+                "Intel Xeon of 2023",
+            ),
+        ] {
+            if is_there {
+                units.push(unit);
+            } else {
+                eprintln!("{unit:?} is not tested: this machine has no {name} ({made} or later)");
+            }
+        }
+        units
+    }
+
+    fn run(m: usize, left: Rows<'_>, right: Cols<'_>, c: &[f32]) -> Vec<f32> {
         let mut out = c.to_vec();
         let products = &mut [Product::new(right, &mut out, right.n(), Store::Add)];
-        matmul(m, right.k(), Rows::row_major(a, right.k()), products);
+        matmul(m, right.k(), left, products);
         out
     }
 
@@ -241,117 +332,128 @@ mod matrix_unit {
     }
 
     #[test]
-    fn agrees_with_the_definition_to_the_accuracy_of_f32() {
-        if is_absent() {
-            return;
-        }
+    fn agree_with_the_definition_to_the_accuracy_of_f32() {
         let shapes = SHAPES
             .into_iter()
             .chain([(270, 70, 730), (33, 64, 16), (16, 90, 64)]);
         for (m, n, k) in shapes {
             let (a, c) = (values(m * k, 1), values(m * n, 3));
             let factors = Factors::new(k, n, 2);
-            for (name, right, b) in factors.each() {
-                let expected = product(m, n, k, &a, b, &c);
-                let off = distance(&run(m, &a, right, &c), &expected);
-                let vectors = run(m, &a, Cols::row_major(b, k, n, n), &c);
+            for case in units().into_iter().flat_map(|unit| factors.cases(unit)) {
+                let expected = product(m, n, k, &case.values(&a), case.b, &c);
+                let off = distance(&case.run(m, &a, &c), &expected);
+                let vectors = run(m, case.left(&a), Cols::row_major(case.b, k, n, n), &c);
                 let allowed = 2.0 * distance(&vectors, &expected) + 1e-7;
+                let name = &case.name;
                 assert!(off < allowed, "{name} {m} {n} {k}: {off} of {allowed}");
             }
         }
     }
 
     #[test]
-    fn a_row_has_the_same_bits_whatever_stands_beside_it() {
-        if is_absent() {
+    fn the_matrix_unit_gives_the_bits_of_its_emulation() {
+        if !units().contains(&TileUnit::Amx) {
             return;
         }
-        let (m, n, k) = (300, 200, 730);
+        for (m, n, k) in [(1, 1, 1), (5, 40, 17), (40, 77, 300), (300, 70, 1100)] {
+            let (a, c) = (values(m * k, 1), values(m * n, 3));
+            let factors = Factors::new(k, n, 2);
+            let emulated = factors.cases(TileUnit::Emulated);
+            for (case, emulated) in factors.cases(TileUnit::Amx).iter().zip(&emulated) {
+                let wanted = emulated.run(m, &a, &c);
+                assert!(case.run(m, &a, &c) == wanted, "{} {m} {n} {k}", case.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_stands_beside_it() {
+        let (m, n, k) = (300, 40, 730);
         let (a, c) = (values(m * k, 4), values(m * n, 6));
         let factors = Factors::new(k, n, 5);
-        for (name, right, _) in factors.each() {
-            let all = run(m, &a, right, &c);
+        for case in units().into_iter().flat_map(|unit| factors.cases(unit)) {
+            let all = case.run(m, &a, &c);
             for (row, rows) in [(0, 1), (17, 2), (40, 16), (100, 31), (120, 33), (130, 100)] {
                 let (of_a, of_c) = (row * k..(row + rows) * k, row * n..(row + rows) * n);
-                let some = run(rows, &a[of_a], right, &c[of_c.clone()]);
-                assert!(some == all[of_c], "{name}, rows {row} and {rows} on");
+                let some = case.run(rows, &a[of_a], &c[of_c.clone()]);
+                assert!(some == all[of_c], "{}, rows {row} and {rows} on", case.name);
             }
         }
     }
 
     #[test]
     fn a_column_has_the_same_bits_whatever_stands_beside_it() {
-        if is_absent() {
-            return;
-        }
         let (m, n, k) = (40, 77, 300);
         let (a, b) = (values(m * k, 4), values(k * n, 5));
-        let all = run(
-            m,
-            &a,
-            Cols::row_major(&b, k, n, n).split(),
-            &vec![0.0; m * n],
-        );
-        for (first, columns) in [(0, 1), (3, 16), (10, 33), (45, 32)] {
-            let part = Cols::row_major(&b[first..], k, columns, n).split();
-            let some = run(m, &a, part, &vec![0.0; m * columns]);
-            for (all, some) in all.chunks(n).zip(some.chunks(columns)) {
-                assert_eq!(all[first..first + columns], *some);
+        for unit in units().into_iter().filter(|unit| *unit != TileUnit::Dots) {
+            for left in [Rows::row_major(&a, k), Rows::rounded(&a, k)] {
+                let right = Cols::row_major(&b, k, n, n).split().on(unit);
+                let all = run(m, left, right, &vec![0.0; m * n]);
+                for (first, columns) in [(0, 1), (3, 16), (10, 33), (45, 32)] {
+                    let part = Cols::row_major(&b[first..], k, columns, n).split().on(unit);
+                    let some = run(m, left, part, &vec![0.0; m * columns]);
+                    for (all, some) in all.chunks(n).zip(some.chunks(columns)) {
+                        assert_eq!(all[first..first + columns], *some);
+                    }
+                }
             }
         }
     }
 
     /// Numbers of which truncated parts would lose four units in the last place: `1 + 2^-7 - 2^-23`.
     #[test]
-    fn a_product_is_off_by_about_one_rounding() {
-        if is_absent() {
-            return;
-        }
+    fn a_product_of_three_parts_is_off_by_about_one_rounding() {
         let worst = f32::from_bits(0x3f80_ffff);
-        for (a, b) in [
-            (worst, worst),
-            (worst, -worst),
-            (worst, 1.0 / 3.0),
-            (0.1, 0.3),
-        ] {
-            let exact = f64::from(a) * f64::from(b);
+        for unit in units().into_iter().filter(|unit| *unit != TileUnit::Dots) {
+            for (a, b) in [
+                (worst, worst),
+                (worst, -worst),
+                (worst, 1.0 / 3.0),
+                (0.1, 0.3),
+            ] {
+                let exact = f64::from(a) * f64::from(b);
+                let right = [b];
+                let right = Cols::row_major(&right, 1, 1, 1).split().on(unit);
 
-            let out = run(1, &[a], Cols::row_major(&[b], 1, 1, 1).split(), &[0.0]);
+                let out = run(1, Rows::row_major(&[a], 1), right, &[0.0]);
 
-            let off = (f64::from(out[0]) / exact - 1.0).abs();
-            assert!(off < 1.5e-7, "{a} times {b}: off by {off:e}");
+                let off = (f64::from(out[0]) / exact - 1.0).abs();
+                assert!(off < 1.5e-7, "{unit:?}, {a} times {b}: off by {off:e}");
+            }
         }
     }
 
     #[test]
     fn turned_tiles_give_the_bits_of_tiles() {
-        if is_absent() {
-            return;
-        }
-        for (m, n, k) in [(1, 1, 1), (40, 77, 300), (300, 200, 730), (64, 64, 32)] {
-            let (a, c) = (values(m * k, 4), values(m * n, 6));
-            let factors = Factors::new(k, n, 5);
-            let wanted = run(m, &a, factors.tiles.cols(), &c);
-            assert_eq!(run(m, &a, factors.turned.turned(), &c), wanted);
+        for unit in units() {
+            for (m, n, k) in [(1, 1, 1), (40, 77, 300), (300, 100, 730), (64, 64, 32)] {
+                let (a, c) = (values(m * k, 4), values(m * n, 6));
+                let factors = Factors::new(k, n, 5);
+                for left in [Rows::rounded(&a, k), Rows::row_major(&a, k)] {
+                    if unit == TileUnit::Dots && !left.is_rounded() {
+                        continue;
+                    }
+                    let wanted = run(m, left, factors.tiles.cols().on(unit), &c);
+                    let turned = factors.turned.turned().on(unit);
+                    assert!(run(m, left, turned, &c) == wanted, "{unit:?} {m} {n} {k}");
+                }
+            }
         }
     }
 
     #[test]
-    fn writes_and_replaces_its_columns_alone() {
-        if is_absent() {
-            return;
-        }
+    fn write_and_replace_their_columns_alone() {
         for (m, n, k, stride) in [(13, 45, 9, 50), (40, 77, 300, 90), (64, 64, 64, 64)] {
             let a = values(m * k, 6);
             let factors = Factors::new(k, n, 7);
-            for (name, right, b) in factors.each() {
+            for case in units().into_iter().flat_map(|unit| factors.cases(unit)) {
                 let mut out = vec![7.0; m * stride];
-                let products = &mut [Product::new(right, &mut out, stride, Store::Replace)];
-                matmul(m, k, Rows::row_major(&a, k), products);
-                let expected = product(m, n, k, &a, b, &vec![0.0; m * n]);
+                let products = &mut [Product::new(case.right, &mut out, stride, Store::Replace)];
+                matmul(m, k, case.left(&a), products);
+                let expected = product(m, n, k, &case.values(&a), case.b, &vec![0.0; m * n]);
                 for (row, expected) in out.chunks(stride).zip(expected.chunks(n)) {
-                    assert!(row[n..].iter().all(|x| *x == 7.0), "{name}");
-                    assert!(distance(&row[..n], expected) < 1e-5, "{name}");
+                    assert!(row[n..].iter().all(|x| *x == 7.0), "{}", case.name);
+                    assert!(distance(&row[..n], expected) < 1e-5, "{}", case.name);
                 }
             }
         }
@@ -359,35 +461,39 @@ mod matrix_unit {
 
     #[test]
     fn threads_do_not_change_a_product() {
-        if is_absent() {
-            return;
-        }
         let pool = Pool::new(3);
         let (n, k) = (200, 300);
         let factors = Factors::new(k, n, 9);
         for m in [1, 5, 17, 200] {
             let a = values(m * k, 4);
-            for (name, right, _) in factors.each() {
+            for case in units().into_iter().flat_map(|unit| factors.cases(unit)) {
                 let mut out = vec![0.0; m * n];
-                let products = &mut [Product::new(right, &mut out, n, Store::Replace)];
-                matmul_on(&pool, m, k, Rows::row_major(&a, k), products);
-                assert!(
-                    out == run(m, &a, right, &vec![0.0; m * n]),
-                    "{name}, {m} rows"
-                );
+                let products = &mut [Product::new(case.right, &mut out, n, Store::Replace)];
+                matmul_on(&pool, m, k, case.left(&a), products);
+                let wanted = case.run(m, &a, &vec![0.0; m * n]);
+                assert!(out == wanted, "{}, {m} rows", case.name);
             }
         }
     }
 
     #[test]
     fn infinities_and_nan_stay_out_of_range() {
-        if is_absent() {
-            return;
-        }
-        for x in [f32::INFINITY, f32::NAN, f32::from_bits(0x7f80_0001)] {
-            for (a, b) in [(x, 1.0), (1.0, x)] {
-                let out = run(1, &[a], Cols::row_major(&[b], 1, 1, 1).split(), &[0.0]);
-                assert!(!out[0].is_finite(), "{a} times {b} is {}", out[0]);
+        let bad = [
+            f32::INFINITY,
+            f32::NAN,
+            -f32::NAN,
+            f32::from_bits(0x7f80_0001),
+        ];
+        for x in bad {
+            for unit in units() {
+                for (a, b) in [(x, 1.0), (1.0, x)] {
+                    let factors = Factors::of(1, 1, vec![b]);
+                    for case in factors.cases(unit) {
+                        let out = case.run(1, &[a], &[0.0]);
+                        let is_bad = !a.is_finite() || !case.b[0].is_finite();
+                        assert!(!(is_bad && out[0].is_finite()), "{}: {a} {b}", case.name);
+                    }
+                }
             }
         }
     }

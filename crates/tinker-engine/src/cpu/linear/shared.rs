@@ -17,6 +17,7 @@ use crate::cpu::pool::{Pool, SharedMut};
 pub(super) fn forward(batch: &Batch<'_>, pool: &Pool, of: Forward<'_>, outputs: &mut [Output<'_>]) {
     debug_assert!(!batch.trains, "training shares out sequences, not columns");
     let u = SharedMut::new(of.u);
+    let x = super::input(outputs, of.x, of.width);
     let mut shared = Vec::with_capacity(outputs.len());
     let mut products = Vec::with_capacity(outputs.len());
     for output in outputs.iter_mut() {
@@ -31,15 +32,11 @@ pub(super) fn forward(batch: &Batch<'_>, pool: &Pool, of: Forward<'_>, outputs: 
             bias,
         });
     }
-    let plan = Plan::new(
-        batch.rows,
-        of.width,
-        Rows::row_major(of.x, of.width),
-        &mut products,
-    );
+    let plan = Plan::new(batch.rows, of.width, x, &mut products);
     let layers = Layers {
         batch,
         of: &of,
+        x,
         u,
         outputs: shared,
     };
@@ -85,6 +82,8 @@ struct Columns<'a> {
 struct Layers<'a> {
     batch: &'a Batch<'a>,
     of: &'a Forward<'a>,
+    /// The input of all rows.
+    x: Rows<'a>,
     u: SharedMut<f32>,
     outputs: Vec<Columns<'a>>,
 }
@@ -103,7 +102,7 @@ impl Layers<'_> {
                 let n = run.rows.len() * lora.width();
                 // SAFETY: the others read `u` only after this task is done.
                 let u = unsafe { self.u.slice(self.u_start(&run.rows), n) };
-                let x = Rows::row_major(&self.of.x[run.rows.start * width..], width);
+                let x = self.x.skip_rows(run.rows.start);
                 matmul(
                     run.rows.len(),
                     width,
