@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::api_error::{ApiError, ApiResult};
 use crate::caller;
 use crate::catalog::Run;
-use crate::clock::now;
+use crate::clock::{Clock, now};
 use crate::core::{Core, CoreOptions, LoadBackend, lock};
 use crate::disk::{Disk, OsDisk};
 use crate::engine::{Command, EngineThread, check_optimizer, family};
@@ -47,6 +47,8 @@ pub struct AppOptions {
     pub version: String,
     /// Bounds on requests and queues.
     pub limits: Limits,
+    /// What sessions and idle things are measured with.
+    pub clock: Clock,
     /// Where everything is written.
     pub disk: Arc<dyn Disk>,
     /// How `load` holds the weights of base models; `None` as in their files.
@@ -75,6 +77,7 @@ impl AppOptions {
             client_config: default_client_config(),
             version: env!("CARGO_PKG_VERSION").into(),
             limits: Limits::default(),
+            clock: Clock::default(),
             disk: Arc::new(OsDisk),
             weights: None,
             load: Arc::new(tinker_engine::load_cpu),
@@ -114,6 +117,7 @@ impl App {
                 home: options.home,
                 disk: options.disk,
                 limits: options.limits,
+                clock: options.clock,
                 load: options.load,
                 threads: options.threads,
                 version: options.version,
@@ -180,6 +184,15 @@ impl App {
     pub(crate) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.stop.notify_waiters();
+    }
+
+    /// Does at once what the engine does every half minute: ends waits, frees memory, removes what is
+    /// old. Returns when it is done.
+    pub fn tidy_up(&self) {
+        let (done, is_done) = mpsc::channel();
+        self.core.send(Command::Sweep(done));
+        // An engine that has ended does nothing any more.
+        let _ = is_done.recv();
     }
 
     /// Finishes the running operation, saves snapshots and flushes everything.
@@ -252,6 +265,11 @@ impl App {
                 return Err(ApiError::unprocessable(format!(
                     "operation {seq} of training run {run} was accepted as another {} (request {id}): a number stands for one request",
                     name_of(known)
+                )));
+            }
+            Accepted::TooFar(next) => {
+                return Err(ApiError::bad_request(format!(
+                    "operation {seq} of training run {run} is too far from the next one, which is {next}: operations are numbered without gaps"
                 )));
             }
             Accepted::Full(n) => {
@@ -505,6 +523,8 @@ impl App {
                     "sample {seq} of sampler {sampler} was accepted with another content (request {id}): a number stands for one request"
                 )));
             }
+            // Samples may have any number.
+            Accepted::TooFar(_) => {}
             Accepted::Full(n) => {
                 return Err(ApiError::busy(format!("{n} samples wait already")));
             }
@@ -578,5 +598,6 @@ pub(crate) const fn name_of(kind: OpKind) -> &'static str {
         OpKind::SaveWeightsForSampler => "save_weights_for_sampler",
         OpKind::SaveWeightsExternal => "save_weights_external",
         OpKind::Sample => "sample",
+        OpKind::Missing => "missing",
     }
 }

@@ -17,7 +17,7 @@ use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::caller::{self, Caller};
 use crate::catalog::{Catalog, Sampler};
-use crate::clock::now;
+use crate::clock::{Clock, now};
 use crate::completions::{Completions, Ended, SamplerClient};
 use crate::custom_loss::CustomLosses;
 use crate::db::Db;
@@ -51,6 +51,7 @@ pub(crate) struct Core {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) quota: Quota,
     pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
     /// The uploads, and files of uploads, that requests are at work on; held while one begins.
@@ -103,6 +104,7 @@ pub(crate) struct CoreOptions {
     pub(crate) home: PathBuf,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
     pub(crate) threads: usize,
@@ -127,7 +129,7 @@ impl Core {
         bundle::restore_replaced(options.disk.as_ref(), paths.root())?;
         create_dir(options.disk.as_ref(), paths.root())?;
         let db = Db::open(&paths.database())?;
-        let catalog = Catalog::open(db.clone())?;
+        let catalog = Catalog::open(db.clone(), options.clock.clone())?;
         finish_deletions(options.disk.as_ref(), &paths, &catalog)?;
         // What is in there was not finished when the last server ended.
         remove_dir(&paths.temp())?;
@@ -149,6 +151,7 @@ impl Core {
             disk: options.disk,
             quota,
             limits: options.limits,
+            clock: options.clock,
             catalog,
             accounts: Accounts::new(db.clone()),
             uploads: Mutex::default(),
@@ -630,6 +633,7 @@ mod tests {
             home: home.to_owned(),
             disk,
             limits: Limits::default(),
+            clock: Clock::default(),
             models: ModelRegistry::new(home.to_owned(), &[]).unwrap(),
             load: Arc::new(|_, _| Err(tinker_engine::Error::Invalid("no model".into()))),
             threads: 1,

@@ -63,6 +63,7 @@ pub use access::ACCESS_LOG;
 pub use app::{App, AppOptions};
 pub use backup::{Backup, back_up, check_free, place_backup};
 pub use caller::Scope;
+pub use clock::Clock;
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
 pub use keys::{KeyLimits, KeyName, StoredKey, add_key, list_keys, remove_key};

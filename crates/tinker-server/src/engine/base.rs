@@ -13,6 +13,7 @@ use tinker_engine::{AdapterId, AdapterState, Backend};
 use super::Worker;
 use super::samples::Sampling;
 use crate::bundle::{self, Manifest};
+use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::{Error, Result, is_passing_io};
 
@@ -32,6 +33,7 @@ pub(super) struct Base {
     weights: HashMap<PathBuf, SamplerWeights>,
     /// Deleted while samples were drawn from them.
     orphans: Vec<SamplerWeights>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl Worker {
             tokenizer,
             weights: HashMap::new(),
             orphans: Vec::new(),
+            clock: self.core.clock.clone(),
         })
     }
 
@@ -181,7 +184,7 @@ impl Base {
     /// The adapter of saved weights, loaded on first use.
     pub(super) fn weights(&mut self, disk: &dyn Disk, dir: &Path) -> Result<AdapterId> {
         if let Some(known) = self.weights.get_mut(dir) {
-            known.last_used = Instant::now();
+            known.last_used = self.clock.instant();
             return Ok(known.adapter);
         }
         let (manifest, state) = bundle::read(disk, dir, false)?;
@@ -195,7 +198,7 @@ impl Base {
         let weights = SamplerWeights {
             adapter,
             bytes: self.backend.adapter_bytes(adapter),
-            last_used: Instant::now(),
+            last_used: self.clock.instant(),
         };
         self.orphans.extend(self.weights.insert(dir, weights));
         while self.weights.len() > 1 && self.weights_bytes() > MAX_SAMPLER_BYTES {
@@ -233,13 +236,15 @@ impl Base {
         true
     }
 
-    /// Frees sampler weights that nobody used for `limit`; they are loaded again on demand.
-    pub(super) fn drop_idle_weights(&mut self, limit: Duration) {
-        let idle = |weights: &SamplerWeights| weights.last_used.elapsed() > limit;
+    /// Frees the sampler weights that were not used for as long as `limit` says of their directory; they
+    /// are loaded again on demand.
+    pub(super) fn drop_idle_weights(&mut self, limit: impl Fn(&Path) -> Duration) {
+        let now = self.clock.instant();
+        let idle = |weights: &SamplerWeights| now.saturating_duration_since(weights.last_used);
         let dirs: Vec<PathBuf> = self
             .weights
             .iter()
-            .filter(|(_, w)| idle(w))
+            .filter(|(dir, weights)| idle(weights) > limit(dir))
             .map(|(dir, _)| dir.clone())
             .collect();
         for dir in dirs {
