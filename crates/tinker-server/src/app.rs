@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tinker_engine::{Family, Quantization};
+use tinker_engine::{CpuOptions, Family, Quantization};
 use tinker_types::{
     ClientConfig, CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig, RequestId,
     SampleRequest, SessionId, TrainingRunId, TypeError, UntypedFuture, UserMetadata,
@@ -16,7 +16,7 @@ use crate::api_error::{ApiError, ApiResult};
 use crate::caller;
 use crate::catalog::Run;
 use crate::clock::{Clock, now};
-use crate::core::{Core, CoreOptions, LoadBackend, lock};
+use crate::core::{Core, CoreOptions, EstimateLoad, LoadBackend, lock};
 use crate::disk::{Disk, OsDisk};
 use crate::engine::{Command, EngineThread, check_optimizer, family};
 use crate::error::Result;
@@ -24,6 +24,7 @@ use crate::inference::Tokenizers;
 use crate::journal::Accepted;
 use crate::keys::KeyLimits;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::models::ModelRegistry;
 use crate::operation::{OpKind, run_request_id, sample_request_id};
 use crate::options::default_client_config;
@@ -55,6 +56,10 @@ pub struct AppOptions {
     pub weights: Option<Quantization>,
     /// How base models are loaded.
     pub load: LoadBackend,
+    /// How much memory a base model takes.
+    pub estimate_load: EstimateLoad,
+    /// How much there is.
+    pub memory: Memory,
 }
 
 impl std::fmt::Debug for AppOptions {
@@ -81,6 +86,10 @@ impl AppOptions {
             disk: Arc::new(OsDisk),
             weights: None,
             load: Arc::new(tinker_engine::load_cpu),
+            estimate_load: Arc::new(|dir| {
+                tinker_engine::estimate_load(dir, &CpuOptions::default())
+            }),
+            memory: Memory::of_machine(),
         }
     }
 }
@@ -119,6 +128,8 @@ impl App {
                 limits: options.limits,
                 clock: options.clock,
                 load: options.load,
+                estimate_load: options.estimate_load,
+                memory: options.memory,
                 threads: options.threads,
                 version: options.version,
             },

@@ -29,6 +29,7 @@ use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::models::ModelRegistry;
 use crate::operation::{Form, OpKind, Outcome};
@@ -41,6 +42,9 @@ use crate::watchers::Watchers;
 /// Loads a model directory onto a device, with a number of threads (0: one per core).
 pub type LoadBackend =
     Arc<dyn Fn(&Path, usize) -> tinker_engine::Result<Box<dyn Backend>> + Send + Sync>;
+
+/// Says how many bytes a model directory takes once it is loaded.
+pub type EstimateLoad = Arc<dyn Fn(&Path) -> tinker_engine::Result<u64> + Send + Sync>;
 
 /// Runs used within this time are taken up at start; older ones when somebody asks for them.
 const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
@@ -64,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) custom_losses: CustomLosses,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
+    pub(crate) estimate_load: EstimateLoad,
+    pub(crate) memory: Memory,
     pub(crate) threads: usize,
     pub(crate) version: String,
     db: Db,
@@ -107,6 +113,8 @@ pub(crate) struct CoreOptions {
     pub(crate) clock: Clock,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
+    pub(crate) estimate_load: EstimateLoad,
+    pub(crate) memory: Memory,
     pub(crate) threads: usize,
     pub(crate) version: String,
 }
@@ -165,6 +173,8 @@ impl Core {
             custom_losses,
             models: options.models,
             load: options.load,
+            estimate_load: options.estimate_load,
+            memory: options.memory,
             threads: options.threads,
             version: options.version,
             syncer,
@@ -636,6 +646,8 @@ mod tests {
             clock: Clock::default(),
             models: ModelRegistry::new(home.to_owned(), &[]).unwrap(),
             load: Arc::new(|_, _| Err(tinker_engine::Error::Invalid("no model".into()))),
+            estimate_load: Arc::new(|_| Ok(0)),
+            memory: Memory::of_machine(),
             threads: 1,
             version: "0".into(),
         };

@@ -218,6 +218,7 @@ impl From<Error> for Outcome {
             | Error::NotFound(_)
             | Error::Conflict(_)
             | Error::OverQuota(_)
+            | Error::NoMemory(_)
             | Error::Corrupt { .. }
             | Error::Newer { .. }
             | Error::Engine(Engine::Invalid(_) | Engine::NotFinite(_) | Engine::Model { .. }) => {
