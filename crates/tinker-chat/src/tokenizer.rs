@@ -174,6 +174,12 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+
+    /// The highest id that text is encoded to, added tokens aside: a model may have no weights for those of
+    /// its images, say.
+    pub fn highest_id(&self) -> Option<u32> {
+        self.inner.get_vocab(false).into_values().max()
+    }
 }
 
 fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, template: bool) -> Result<Vec<u32>> {

@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::adapter::{AdapterState, LoraSpec};
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
+use crate::memory::Work;
 use crate::optim::{OptimReport, Optimizer};
 
 /// An adapter (LoRA weights, gradient, optimizer moments) that lives in a backend.
@@ -65,6 +66,12 @@ pub struct Prefill {
 pub trait Backend: Send + fmt::Debug {
     /// Describes the base model and the device.
     fn info(&self) -> &BaseInfo;
+
+    /// About how many bytes more than now some work takes at most; 0 where a device does not know.
+    fn memory_for(&self, work: Work<'_>) -> u64 {
+        let _ = work;
+        0
+    }
 
     /// Creates an adapter: `A` drawn from `spec.seed`, `B` zero, no gradient, step 0.
     ///

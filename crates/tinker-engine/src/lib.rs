@@ -12,6 +12,7 @@ pub mod fake;
 pub mod generate;
 pub mod load;
 pub mod loss;
+mod memory;
 pub mod optim;
 pub mod peft;
 mod prefix_cache;
@@ -31,6 +32,7 @@ pub use generate::{
     StopReason,
 };
 pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
+pub use memory::{Work, estimate_load};
 pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
 pub use prompt::{Alternatives, PromptScores};
 pub use sampler::Sampling;

@@ -79,6 +79,12 @@ impl Weights {
         entries.map(|(name, entry)| (name.as_str(), &entry.shape[..]))
     }
 
+    /// Names and shapes of all tensors, and whether they hold bf16 numbers.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], bool)> {
+        let entries = self.index.iter();
+        entries.map(|(name, entry)| (name.as_str(), &entry.shape[..], entry.dtype == Dtype::BF16))
+    }
+
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
         let refuse = |message: String| Error::Model {
             path: path.clone(),

@@ -108,7 +108,7 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound(message) => Self::not_found(message),
-            Error::Invalid(message) => Self::bad_request(message),
+            Error::Invalid(message) | Error::NoMemory(message) => Self::bad_request(message),
             // Not 409: clients would retry it for minutes.
             Error::Conflict(message) => Self::unprocessable(message),
             // There is room once something was deleted.

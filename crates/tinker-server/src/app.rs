@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tinker_engine::{Family, Quantization};
+use tinker_engine::{CpuOptions, Family, Quantization};
 use tinker_types::{
     ClientConfig, CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig, RequestId,
     SampleRequest, SessionId, TrainingRunId, TypeError, UntypedFuture, UserMetadata,
@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use crate::api_error::{ApiError, ApiResult};
 use crate::caller;
 use crate::catalog::Run;
-use crate::clock::now;
-use crate::core::{Core, CoreOptions, LoadBackend, lock};
+use crate::clock::{Clock, now};
+use crate::core::{Core, CoreOptions, EstimateLoad, LoadBackend, lock};
 use crate::disk::{Disk, OsDisk};
 use crate::engine::{Command, EngineThread, check_optimizer, family};
 use crate::error::Result;
@@ -25,6 +25,7 @@ use crate::inference::Tokenizers;
 use crate::journal::Accepted;
 use crate::keys::KeyLimits;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::models::ModelRegistry;
 use crate::operation::{OpKind, run_request_id, sample_request_id};
 use crate::options::default_client_config;
@@ -50,12 +51,18 @@ pub struct AppOptions {
     pub version: String,
     /// Bounds on requests and queues.
     pub limits: Limits,
+    /// What sessions and idle things are measured with.
+    pub clock: Clock,
     /// Where everything is written.
     pub disk: Arc<dyn Disk>,
     /// How `load` holds the weights of base models; `None` as in their files.
     pub weights: Option<Quantization>,
     /// How base models are loaded.
     pub load: LoadBackend,
+    /// How much memory a base model takes.
+    pub estimate_load: EstimateLoad,
+    /// How much there is.
+    pub memory: Memory,
 }
 
 impl std::fmt::Debug for AppOptions {
@@ -79,9 +86,14 @@ impl AppOptions {
             client_config: default_client_config(),
             version: env!("CARGO_PKG_VERSION").into(),
             limits: Limits::default(),
+            clock: Clock::default(),
             disk: Arc::new(OsDisk),
             weights: None,
             load: Arc::new(tinker_engine::load_cpu),
+            estimate_load: Arc::new(|dir| {
+                tinker_engine::estimate_load(dir, &CpuOptions::default())
+            }),
+            memory: Memory::of_machine(),
         }
     }
 }
@@ -119,7 +131,10 @@ impl App {
                 home: options.home,
                 disk: options.disk,
                 limits: options.limits,
+                clock: options.clock,
                 load: options.load,
+                estimate_load: options.estimate_load,
+                memory: options.memory,
                 threads: options.threads,
                 version: options.version,
             },
@@ -185,6 +200,15 @@ impl App {
     pub(crate) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.stop.notify_waiters();
+    }
+
+    /// Does at once what the engine does every half minute: ends waits, frees memory, removes what is
+    /// old. Returns when it is done.
+    pub fn tidy_up(&self) {
+        let (done, is_done) = mpsc::channel();
+        self.core.send(Command::Sweep(done));
+        // An engine that has ended does nothing any more.
+        let _ = is_done.recv();
     }
 
     /// Finishes the running operation, saves snapshots and flushes everything.
@@ -257,6 +281,11 @@ impl App {
                 return Err(ApiError::unprocessable(format!(
                     "operation {seq} of training run {run} was accepted as another {} (request {id}): a number stands for one request",
                     name_of(known)
+                )));
+            }
+            Accepted::TooFar(next) => {
+                return Err(ApiError::bad_request(format!(
+                    "operation {seq} of training run {run} is too far from the next one, which is {next}: operations are numbered without gaps"
                 )));
             }
             Accepted::Full(n) => {
@@ -510,6 +539,8 @@ impl App {
                     "sample {seq} of sampler {sampler} was accepted with another content (request {id}): a number stands for one request"
                 )));
             }
+            // Samples may have any number.
+            Accepted::TooFar(_) => {}
             Accepted::Full(n) => {
                 return Err(ApiError::busy(format!("{n} samples wait already")));
             }
@@ -583,5 +614,6 @@ pub(crate) const fn name_of(kind: OpKind) -> &'static str {
         OpKind::SaveWeightsForSampler => "save_weights_for_sampler",
         OpKind::SaveWeightsExternal => "save_weights_external",
         OpKind::Sample => "sample",
+        OpKind::Missing => "missing",
     }
 }

@@ -17,7 +17,7 @@ use crate::attempts::{Attempts, MAX_RETRIES};
 use crate::bundle;
 use crate::caller::{self, Caller};
 use crate::catalog::{Catalog, Sampler};
-use crate::clock::now;
+use crate::clock::{Clock, now};
 use crate::completions::{Completions, Ended, SamplerClient};
 use crate::custom_loss::CustomLosses;
 use crate::db::Db;
@@ -29,6 +29,7 @@ use crate::future_store::{FutureStore, Scope};
 use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::models::ModelRegistry;
 use crate::operation::{Form, OpKind, Outcome};
@@ -42,6 +43,9 @@ use crate::watchers::Watchers;
 pub type LoadBackend =
     Arc<dyn Fn(&Path, usize) -> tinker_engine::Result<Box<dyn Backend>> + Send + Sync>;
 
+/// Says how many bytes a model directory takes once it is loaded.
+pub type EstimateLoad = Arc<dyn Fn(&Path) -> tinker_engine::Result<u64> + Send + Sync>;
+
 /// Runs used within this time are taken up at start; older ones when somebody asks for them.
 const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -51,6 +55,7 @@ pub(crate) struct Core {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) quota: Quota,
     pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
     pub(crate) catalog: Catalog,
     pub(crate) accounts: Accounts,
     /// The uploads, and files of uploads, that requests are at work on; held while one begins.
@@ -63,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) custom_losses: CustomLosses,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
+    pub(crate) estimate_load: EstimateLoad,
+    pub(crate) memory: Memory,
     pub(crate) threads: usize,
     pub(crate) version: String,
     db: Db,
@@ -103,8 +110,11 @@ pub(crate) struct CoreOptions {
     pub(crate) home: PathBuf,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
     pub(crate) models: ModelRegistry,
     pub(crate) load: LoadBackend,
+    pub(crate) estimate_load: EstimateLoad,
+    pub(crate) memory: Memory,
     pub(crate) threads: usize,
     pub(crate) version: String,
 }
@@ -127,7 +137,7 @@ impl Core {
         bundle::restore_replaced(options.disk.as_ref(), paths.root())?;
         create_dir(options.disk.as_ref(), paths.root())?;
         let db = Db::open(&paths.database())?;
-        let catalog = Catalog::open(db.clone())?;
+        let catalog = Catalog::open(db.clone(), options.clock.clone())?;
         finish_deletions(options.disk.as_ref(), &paths, &catalog)?;
         // What is in there was not finished when the last server ended.
         remove_dir(&paths.temp())?;
@@ -149,6 +159,7 @@ impl Core {
             disk: options.disk,
             quota,
             limits: options.limits,
+            clock: options.clock,
             catalog,
             accounts: Accounts::new(db.clone()),
             uploads: Mutex::default(),
@@ -162,6 +173,8 @@ impl Core {
             custom_losses,
             models: options.models,
             load: options.load,
+            estimate_load: options.estimate_load,
+            memory: options.memory,
             threads: options.threads,
             version: options.version,
             syncer,
@@ -630,8 +643,11 @@ mod tests {
             home: home.to_owned(),
             disk,
             limits: Limits::default(),
+            clock: Clock::default(),
             models: ModelRegistry::new(home.to_owned(), &[]).unwrap(),
             load: Arc::new(|_, _| Err(tinker_engine::Error::Invalid("no model".into()))),
+            estimate_load: Arc::new(|_| Ok(0)),
+            memory: Memory::of_machine(),
             threads: 1,
             version: "0".into(),
         };

@@ -7,7 +7,6 @@ use tinker_types::{SamplingSessionId, TinkerPath};
 
 use crate::bundle;
 use crate::catalog::Catalog;
-use crate::clock::now;
 use crate::core::Core;
 use crate::disk::{Disk, remove_dir};
 use crate::engine::Command;
@@ -50,7 +49,10 @@ impl Core {
 
     /// Removes the weights of samplers that lived with a session which is long gone.
     pub(crate) fn discard_stale_samplers(&self) {
-        for id in self.catalog.stale_samplers(now() - KEEP_SESSION_MS) {
+        for id in self
+            .catalog
+            .stale_samplers(self.clock.now() - KEEP_SESSION_MS)
+        {
             let removed = self.catalog.sampler(&id).and_then(|sampler| {
                 let trash = self.move_to_trash(&self.own_weights(&sampler))?;
                 self.catalog.remove_sampler(&id)?;

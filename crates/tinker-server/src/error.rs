@@ -70,6 +70,9 @@ pub enum Error {
     /// The server keeps as much as it may; the text says how much that is and what to do.
     #[error("{0}")]
     OverQuota(String),
+    /// There is too little memory for it; the text says how much it takes and what to do.
+    #[error("{0}")]
+    NoMemory(String),
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] tinker_engine::Error),

@@ -19,6 +19,9 @@ use crate::segment_log::{Location, MAX_BODY, SegmentLog, Syncer};
 
 /// A result nobody asked for is kept this long.
 const KEEP_UNDELIVERED: Millis = 24 * 60 * 60 * 1000;
+/// An operation this far from the next one is refused: nobody has as many under way, and each number in
+/// between would be noted one by one when it is given up.
+const FARTHEST: u64 = 16_384;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
@@ -71,6 +74,8 @@ pub(crate) enum Accepted {
     Conflict(OpKind),
     /// Too many are unfinished.
     Full(usize),
+    /// Its number is far from that of the next operation, which is this.
+    TooFar(u64),
 }
 
 /// An operation as it is found after a restart.
@@ -94,6 +99,8 @@ pub(crate) struct Journal {
     log: SegmentLog,
     entries: HashMap<RequestId, Entry>,
     n_pending: usize,
+    /// The highest number of a finished operation.
+    last_finished: Option<u64>,
     /// Results that the disk refused so far, in the order of their numbers.
     unlogged: BTreeMap<(u64, RequestId), Outcome>,
     /// Operations up to here are done and may have been forgotten; `None` for samples.
@@ -137,6 +144,11 @@ impl Journal {
             futures,
             log,
             n_pending: entries.values().filter(|e| e.finished.is_none()).count(),
+            last_finished: entries
+                .values()
+                .filter(|e| e.finished.is_some())
+                .map(|e| e.seq)
+                .max(),
             entries,
             unlogged: BTreeMap::new(),
             floor: None,
@@ -210,6 +222,29 @@ impl Journal {
         if self.n_pending >= max_pending && !self.is_awaited_next(seq) {
             return Ok(Accepted::Full(self.n_pending));
         }
+        let next = self.next_seq();
+        if matches!(self.scope, Scope::Run(_)) && seq.saturating_sub(next) > FARTHEST {
+            return Ok(Accepted::TooFar(next));
+        }
+        self.note(id, kind, seq, body)?;
+        Ok(Accepted::New)
+    }
+
+    /// Uses up the number of an operation that never arrived. One that arrives later is answered with
+    /// `outcome`.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn give_up(&mut self, id: &RequestId, seq: u64, outcome: Outcome) -> Result<()> {
+        if !self.entries.contains_key(id) {
+            self.note(id, OpKind::Missing, seq, &[])?;
+        }
+        self.finish(id, outcome);
+        Ok(())
+    }
+
+    /// Logs an operation that is not known.
+    fn note(&mut self, id: &RequestId, kind: OpKind, seq: u64, body: &[u8]) -> Result<()> {
         let (hash, at) = (blake3::hash(body).to_hex().to_string(), now());
         let header = Header::Accepted {
             request_id: id.clone(),
@@ -232,7 +267,7 @@ impl Journal {
         };
         self.entries.insert(id.clone(), entry);
         self.n_pending += 1;
-        Ok(Accepted::New)
+        Ok(())
     }
 
     /// Whether a request is a repetition, or what everything that is pending waits for: it is taken
@@ -252,12 +287,13 @@ impl Journal {
     fn compare(&self, entry: &Entry, kind: OpKind, body: &[u8]) -> Accepted {
         // Of what was carried over the body is gone, and equal requests may differ in the order of
         // their maps: what cannot be told apart is taken for a repetition.
-        let same = entry.kind == kind
-            && (entry.carried
-                || entry.hash == *blake3::hash(body).to_hex()
-                || self
-                    .logged_body(entry)
-                    .is_some_and(|logged| kind.same_request(&logged, body)));
+        let same = entry.kind == OpKind::Missing
+            || entry.kind == kind
+                && (entry.carried
+                    || entry.hash == *blake3::hash(body).to_hex()
+                    || self
+                        .logged_body(entry)
+                        .is_some_and(|logged| kind.same_request(&logged, body)));
         if same {
             Accepted::Known
         } else {
@@ -306,12 +342,8 @@ impl Journal {
 
     /// The number after the last finished operation.
     pub(crate) fn next_seq(&self) -> u64 {
-        let done = self
-            .entries
-            .values()
-            .filter(|e| e.finished.is_some())
-            .map(|e| e.seq);
-        done.max().max(self.floor).map_or(0, |seq| seq + 1)
+        let done = self.last_finished.max(self.floor);
+        done.map_or(0, |seq| seq.saturating_add(1))
     }
 
     /// Records a result and wakes those who wait for it.
@@ -333,6 +365,7 @@ impl Journal {
         if entry.finished.replace(finished).is_none() {
             self.n_pending -= 1;
         }
+        self.last_finished = self.last_finished.max(Some(entry.seq));
         self.unlogged
             .insert((entry.seq, id.clone()), outcome.clone());
         if let Err(error) = self.log_results() {

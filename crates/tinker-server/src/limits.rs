@@ -27,6 +27,9 @@ pub struct Limits {
     /// First pause after a passing fault that keeps a training run out of memory; each one in a row
     /// is twice as long, up to 30 s.
     pub fault_pause: Duration,
+    /// How long operations wait for an earlier one of their run that has not arrived, counted while the
+    /// client of their session gives signs of life. Clients give a call up after five minutes.
+    pub gap_patience: Duration,
     /// An adapter that nobody used for this long leaves memory and comes back on demand.
     pub unload_after: Duration,
 }
@@ -44,6 +47,7 @@ impl Default for Limits {
             snapshot_every: 64,
             snapshot_engine_time: Duration::from_secs(30),
             fault_pause: Duration::from_secs(1),
+            gap_patience: Duration::from_secs(10 * 60),
             unload_after: Duration::from_secs(30 * 60),
         }
     }

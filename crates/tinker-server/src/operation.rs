@@ -30,6 +30,8 @@ pub(crate) enum OpKind {
     /// Puts a checkpoint in the place of a run's weights.
     LoadWeights,
     Sample,
+    /// Stands for an operation that never arrived and was given up: its number is used up.
+    Missing,
 }
 
 impl OpKind {
@@ -95,7 +97,9 @@ impl Operation {
             OpKind::SaveWeightsForSampler => Self::SaveWeightsForSampler(json(body)?),
             OpKind::SaveWeightsExternal => Self::SaveWeightsExternal(json(body)?),
             OpKind::LoadWeights => Self::LoadWeights(json(body)?),
-            OpKind::Sample => return Err(TypeError::new("a sample is no operation of a run")),
+            OpKind::Sample | OpKind::Missing => {
+                return Err(TypeError::new("this is no operation of a training run"));
+            }
         })
     }
 
@@ -214,6 +218,7 @@ impl From<Error> for Outcome {
             | Error::NotFound(_)
             | Error::Conflict(_)
             | Error::OverQuota(_)
+            | Error::NoMemory(_)
             | Error::Corrupt { .. }
             | Error::Newer { .. }
             | Error::Engine(Engine::Invalid(_) | Engine::NotFinite(_) | Engine::Model { .. }) => {

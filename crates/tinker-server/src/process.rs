@@ -1,11 +1,58 @@
 //! What the operating system says of this process; `None` where it does not say.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 /// Memory in use, bytes.
 pub(crate) fn memory_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     Some(field(&status, "VmRSS:")? * 1024)
+}
+
+/// Memory that this process can still take without pushing anything out: of the machine, and of the group of
+/// processes (a container, say) whose limit holds for it.
+pub(crate) fn available_memory() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok()?;
+    let of_machine = field(&machine, "MemAvailable:")? * 1024;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let of_groups = group_dirs(&groups).into_iter().filter_map(|(dir, names)| {
+        let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
+        left_of_group(&read(names[0])?, &read(names[1])?, &read("memory.stat")?)
+    });
+    Some(of_groups.fold(of_machine, u64::min))
+}
+
+/// Files of the limit on a group's memory and of what it uses.
+const NAMES_V2: [&str; 2] = ["memory.max", "memory.current"];
+const NAMES_V1: [&str; 2] = ["memory.limit_in_bytes", "memory.usage_in_bytes"];
+
+/// Where `/proc/self/cgroup` says that limits on memory may be; in a container the group is its root.
+fn group_dirs(groups: &str) -> Vec<(PathBuf, [&'static str; 2])> {
+    let of_line = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let (root, names) = match controllers {
+            "" => ("/sys/fs/cgroup", NAMES_V2),
+            _ if controllers.split(',').any(|c| c == "memory") => {
+                ("/sys/fs/cgroup/memory", NAMES_V1)
+            }
+            _ => return None,
+        };
+        let root = Path::new(root);
+        let own = root.join(path.trim_start_matches('/'));
+        Some([(own, names), (root.to_owned(), names)])
+    };
+    groups.lines().filter_map(of_line).flatten().collect()
+}
+
+/// What a group may still take, of the texts of its files; `None` if it has no limit. Pages of files that nobody
+/// reads any more are given back when they are needed.
+fn left_of_group(limit: &str, usage: &str, stat: &str) -> Option<u64> {
+    let limit: u64 = limit.trim().parse().ok()?;
+    let usage: u64 = usage.trim().parse().ok()?;
+    let files = field(stat, "total_inactive_file").or_else(|| field(stat, "inactive_file"));
+    let used = usage.saturating_sub(files.unwrap_or(0));
+    Some(limit.saturating_sub(used))
 }
 
 /// Open file descriptors.
@@ -41,12 +88,41 @@ mod tests {
         assert_eq!(field(text, "VmSwap:"), None);
     }
 
+    #[test]
+    fn a_group_has_what_its_limit_leaves_and_gives_pages_of_files_back() {
+        let stat = "anon 10\ninactive_file 30\nactive_file 5\n";
+        assert_eq!(left_of_group("100\n", "90\n", stat), Some(40));
+        assert_eq!(left_of_group("100", "200", ""), Some(0));
+        assert_eq!(left_of_group("max\n", "90\n", stat), None);
+        let v1 = "inactive_file 1\ntotal_inactive_file 20\n";
+        assert_eq!(left_of_group("100", "90", v1), Some(30));
+    }
+
+    #[test]
+    fn groups_are_looked_for_where_the_kernel_says() {
+        let found = group_dirs("9:name=systemd:/\n4:memory,cpu:/a/b\n3:cpuset:/\n0::/c\n");
+        let dirs: Vec<_> = found
+            .iter()
+            .map(|(dir, _)| dir.display().to_string())
+            .collect();
+        assert_eq!(
+            dirs,
+            [
+                "/sys/fs/cgroup/memory/a/b",
+                "/sys/fs/cgroup/memory",
+                "/sys/fs/cgroup/c",
+                "/sys/fs/cgroup"
+            ]
+        );
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn a_process_has_memory_and_files() {
         let open = open_files().unwrap();
 
         assert!(memory_bytes() > Some(1 << 16));
+        assert!(available_memory() > Some(1 << 16));
         assert!(open >= 1 && Some(open) <= max_open_files());
     }
 }

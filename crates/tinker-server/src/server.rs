@@ -183,17 +183,17 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         .training_memory
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let weights = options.weights;
-    let load = move |dir: &Path, threads: usize| {
-        let options = CpuOptions {
-            threads,
-            training_memory,
-            weights,
-            ..CpuOptions::default()
-        };
-        tinker_engine::load_cpu_with(dir, &options)
+    let cpu = move |threads| CpuOptions {
+        threads,
+        training_memory,
+        weights,
+        ..CpuOptions::default()
     };
+    let load = move |dir: &Path, threads: usize| tinker_engine::load_cpu_with(dir, &cpu(threads));
+    let estimate_load = move |dir: &Path| tinker_engine::estimate_load(dir, &cpu(0));
     let app_options = AppOptions {
         load: Arc::new(load),
+        estimate_load: Arc::new(estimate_load),
         weights,
         models: options.models.clone(),
         named_models: options.named_models.clone(),

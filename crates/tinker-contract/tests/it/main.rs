@@ -27,6 +27,7 @@ mod durability;
 mod kills;
 mod parity_page;
 mod plain_http;
+mod promises;
 mod python_losses;
 mod python_metrics;
 mod python_old_sdks;

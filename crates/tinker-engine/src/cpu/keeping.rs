@@ -67,6 +67,12 @@ impl Keeping {
         })
     }
 
+    /// Bytes that a sequence of `rows` rows takes this way, with the deltas of one block.
+    pub(crate) fn bytes(self, arch: &Arch, rows: usize, rank: usize) -> usize {
+        let sizes = Sizes::of(arch, rows, rank);
+        (self.floats(arch.n_layers, sizes) + sizes.kept) * size_of::<f32>()
+    }
+
     fn floats(self, n_layers: usize, sizes: Sizes) -> usize {
         let sets = n_layers - self.again;
         let derived = if self.shares_derived { 1 } else { sets };

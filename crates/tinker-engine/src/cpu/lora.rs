@@ -52,6 +52,14 @@ impl Adapter {
         Ok(adapter)
     }
 
+    /// Floats of each buffer of an adapter.
+    ///
+    /// # Errors
+    /// If there can be no such adapter.
+    pub(crate) fn n_floats(arch: &Arch, spec: &LoraSpec) -> Result<usize> {
+        Layout::new(arch, spec).map(|layout| layout.len)
+    }
+
     /// Bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
         let buffers = [

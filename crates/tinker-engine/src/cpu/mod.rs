@@ -16,6 +16,7 @@ mod infer;
 mod keeping;
 mod linear;
 mod lora;
+mod memory;
 mod model;
 mod pool;
 mod quant;
@@ -42,6 +43,7 @@ use crate::backend::{
 };
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
+use crate::memory::Work;
 use crate::optim::{OptimReport, Optimizer};
 
 /// Loads a model directory onto the CPU.
@@ -67,6 +69,11 @@ pub(crate) fn load(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>>
 /// See [`Isa::limit_to_avx2`].
 pub(crate) fn limit_to_avx2() -> bool {
     Isa::limit_to_avx2()
+}
+
+/// Whether the processor has a unit for products of bf16 matrices.
+pub(crate) fn has_matrix_unit() -> bool {
+    Units::best() == Units::Matrix
 }
 
 /// Bytes for activations that each thread may have, however small the model is.
@@ -209,6 +216,10 @@ fn slot_with_room<'a>(
 impl Backend for Cpu {
     fn info(&self) -> &BaseInfo {
         &self.info
+    }
+
+    fn memory_for(&self, work: Work<'_>) -> u64 {
+        self.memory_of(work) as u64
     }
 
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {

@@ -527,6 +527,18 @@ impl Model {
         linears.map(|l| l.forward.bytes()).sum::<usize>() + embedding
     }
 
+    /// Bytes that the first backward pass adds: layers that are turned for it and were not yet.
+    pub(crate) fn bytes_to_turn(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let attention = [&layer.q, &layer.k, &layer.v, &layer.o];
+            attention.into_iter().chain(layer.mlp.linears())
+        });
+        let to_turn = layers.chain([&self.head]).filter(|linear| {
+            matches!(linear.forward, Factor::Panels(_)) && linear.backward.get().is_none()
+        });
+        to_turn.map(|linear| linear.forward.bytes()).sum()
+    }
+
     /// Number of parameters.
     pub(crate) fn n_parameters(&self) -> u64 {
         let linear = |l: &Linear| l.forward.len() + l.bias.as_ref().map_or(0, Vec::len);

@@ -50,6 +50,13 @@ impl Workspace {
         }
     }
 
+    /// Floats it holds for the rows of a sequence.
+    pub(crate) fn len(&self) -> usize {
+        let streams = self.xs.iter().map(|x| x.len());
+        let acts = self.acts.iter().map(|a| a.len() + a.derived.len());
+        streams.chain(acts).sum::<usize>() + self.derived.len()
+    }
+
     /// Changes what is kept for backward passes.
     fn keep(&mut self, keeping: Keeping) {
         if self.keeping != keeping {

@@ -15,7 +15,7 @@ use tinker_types::{
 };
 
 use crate::caller;
-use crate::clock::{Millis, now, timestamp};
+use crate::clock::{Clock, Millis, timestamp};
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::identity;
@@ -25,7 +25,7 @@ use crate::keys::KeyName;
 pub(crate) const LOCAL_PROJECT: &str = "local";
 /// A session that was not heard of for so long counts as closed; clients give a sign of life every few
 /// seconds.
-const OPEN_FOR: Millis = 5 * 60 * 1000;
+pub(crate) const OPEN_FOR: Millis = 5 * 60 * 1000;
 
 /// A client's connection.
 #[derive(Debug, Clone)]
@@ -148,6 +148,7 @@ impl Tables {
 #[derive(Debug)]
 pub(crate) struct Catalog {
     db: Db,
+    clock: Clock,
     /// Held over a change that depends on what is there, so that the tables can be read meanwhile.
     changes: Mutex<()>,
     tables: RwLock<Tables>,
@@ -158,10 +159,11 @@ impl Catalog {
     ///
     /// # Errors
     /// If a row cannot be read.
-    pub(crate) fn open(db: Db) -> Result<Self> {
+    pub(crate) fn open(db: Db, clock: Clock) -> Result<Self> {
         let tables = db.call(store::load)?;
         Ok(Self {
             db,
+            clock,
             changes: Mutex::default(),
             tables: RwLock::new(tables),
         })
@@ -204,8 +206,8 @@ impl Catalog {
             id: id.clone(),
             idempotency_key,
             request,
-            created_at: now(),
-            last_seen_at: now(),
+            created_at: self.clock.now(),
+            last_seen_at: self.clock.now(),
             finish: None,
             is_taken_up: false,
             owner,
@@ -253,6 +255,23 @@ impl Catalog {
         sessions.any(|id| tables.sessions.contains_key(&id) && !tables.shows(&id))
     }
 
+    /// Whether somebody is there in a session: see [`Session::is_open`].
+    pub(crate) fn is_open(&self, id: &SessionId) -> bool {
+        let (tables, now) = (self.read(), self.clock.now());
+        let found = tables.sessions.get(id);
+        found.is_some_and(|session| session.is_open(now))
+    }
+
+    /// The samplers of sessions in which somebody is there.
+    pub(crate) fn open_samplers(&self) -> Vec<Sampler> {
+        let (tables, now) = (self.read(), self.clock.now());
+        let is_open = |s: &&Sampler| {
+            let session = tables.sessions.get(&s.session_id);
+            session.is_some_and(|session| session.is_open(now))
+        };
+        tables.samplers.values().filter(is_open).cloned().collect()
+    }
+
     /// How many training runs a session has that is closed; none if it is open.
     ///
     /// # Errors
@@ -260,7 +279,10 @@ impl Catalog {
     pub(crate) fn n_closed(&self, id: &SessionId) -> Result<Option<usize>> {
         let tables = self.read();
         let found = tables.sessions.get(id).filter(|_| tables.shows(id));
-        if found.ok_or_else(|| unknown_session(id))?.is_open(now()) {
+        if found
+            .ok_or_else(|| unknown_session(id))?
+            .is_open(self.clock.now())
+        {
             return Ok(None);
         }
         let of_session = |run: &&Run| run.session_id == *id;
@@ -270,14 +292,14 @@ impl Catalog {
     /// Notes that there is work in a session, which opens it again if it was closed; in memory only.
     pub(crate) fn work_in(&self, id: &SessionId) {
         if let Some(session) = self.write().sessions.get_mut(id) {
-            session.last_seen_at = now();
+            session.last_seen_at = self.clock.now();
             session.is_taken_up = session.finish.is_some();
         }
     }
 
     /// How many sessions of a key are open, and how many training runs these have.
     pub(crate) fn n_open(&self, key: &KeyName) -> (usize, usize) {
-        let (tables, now) = (self.read(), now());
+        let (tables, now) = (self.read(), self.clock.now());
         let is_open =
             |session: &&Session| session.owner.as_ref() == Some(key) && session.is_open(now);
         let n_sessions = tables.sessions.values().filter(is_open).count();
@@ -299,12 +321,19 @@ impl Catalog {
         all
     }
 
-    /// Notes a heartbeat; kept in memory until the next write of the session.
-    pub(crate) fn beat(&self, id: &SessionId) -> Result<()> {
+    /// Notes a heartbeat; kept in memory until the next write of the session. False: the session was ended
+    /// and nobody worked in it since.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn beat(&self, id: &SessionId) -> Result<bool> {
         match self.write().sessions.get_mut(id) {
             Some(session) if caller::may_see(session.owner.as_ref()) => {
-                session.last_seen_at = now();
-                Ok(())
+                let goes_on = session.finish.is_none() || session.is_taken_up;
+                if goes_on {
+                    session.last_seen_at = self.clock.now();
+                }
+                Ok(goes_on)
             }
             _ => Err(unknown_session(id)),
         }
@@ -321,7 +350,7 @@ impl Catalog {
             return Ok(());
         }
         session.finish = Some(how);
-        session.last_seen_at = now();
+        session.last_seen_at = self.clock.now();
         let row = session.clone();
         self.db.call(move |c| store::put_session(c, &row))?;
         self.write().sessions.insert(session.id.clone(), session);
@@ -409,7 +438,7 @@ impl Catalog {
     /// Notes that a run was used; in memory only.
     pub(crate) fn touch_run(&self, id: &TrainingRunId) {
         if let Some(run) = self.write().runs.get_mut(id) {
-            run.last_request_at = now();
+            run.last_request_at = self.clock.now();
         }
     }
 
@@ -578,7 +607,7 @@ impl Catalog {
         let tables = self.read();
         let found = tables.checkpoints.get(path)?;
         let is_shown = found.public || tables.shows_run(&path.run);
-        let is_there = found.expires_at.is_none_or(|at| at > now());
+        let is_there = found.expires_at.is_none_or(|at| at > self.clock.now());
         (is_shown && is_there).then(|| found.clone())
     }
 
@@ -645,7 +674,7 @@ impl Catalog {
 
     /// All checkpoints that have not expired, newest first.
     pub(crate) fn checkpoints(&self) -> Vec<SavedCheckpoint> {
-        let (at, tables) = (now(), self.read());
+        let (at, tables) = (self.clock.now(), self.read());
         let mut all: Vec<SavedCheckpoint> = tables
             .checkpoints
             .values()
@@ -658,7 +687,7 @@ impl Catalog {
 
     /// Checkpoints whose time is up.
     pub(crate) fn expired_checkpoints(&self) -> Vec<TinkerPath> {
-        let at = now();
+        let at = self.clock.now();
         let tables = self.read();
         let expired = tables
             .checkpoints
@@ -728,9 +757,11 @@ fn checkpoint_path(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use super::*;
     use crate::caller::{Caller, work_for};
+    use crate::clock::now;
     use crate::keys::KeyLimits;
 
     fn ann() -> Caller {
@@ -739,7 +770,7 @@ mod tests {
     }
 
     fn open(dir: &std::path::Path) -> Catalog {
-        Catalog::open(Db::open(&dir.join("tinker.db")).unwrap()).unwrap()
+        Catalog::open(Db::open(&dir.join("tinker.db")).unwrap(), Clock::default()).unwrap()
     }
 
     #[test]
@@ -761,9 +792,9 @@ mod tests {
             optimizer: OptimizerConfig::default(),
         };
         catalog.put_run(row).unwrap();
-        let mut tables = catalog.write();
-        tables.sessions.get_mut(&session).unwrap().last_seen_at -= OPEN_FOR;
-        drop(tables);
+        catalog
+            .clock
+            .put_forward(Duration::from_millis(OPEN_FOR as u64));
         let key = ann().key.unwrap();
         assert_eq!(catalog.n_open(&key), (0, 0));
         assert_eq!(catalog.n_closed(&session).unwrap(), Some(1));

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tinker_chat::Tokenizer;
-use tinker_engine::{AdapterId, AdapterState, Backend};
+use tinker_engine::{AdapterId, AdapterState, Backend, LoraSpec, Work};
 
 use super::Worker;
 use super::samples::Sampling;
 use crate::bundle::{self, Manifest};
+use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::{Error, Result, is_passing_io};
+use crate::memory::Memory;
 
 /// Memory of sampler weights that stay loaded, the last ones apart: a loop that samples from every
 /// step's weights would otherwise fill the memory.
@@ -32,6 +34,8 @@ pub(super) struct Base {
     weights: HashMap<PathBuf, SamplerWeights>,
     /// Deleted while samples were drawn from them.
     orphans: Vec<SamplerWeights>,
+    clock: Clock,
+    memory: Memory,
 }
 
 #[derive(Debug)]
@@ -55,9 +59,13 @@ impl Worker {
 
     fn load_base(&self, name: &str) -> Result<Base> {
         let model = self.core.models.resolve(name)?;
+        self.check_memory_for(name, &model.dir)?;
         let started = Instant::now();
         let backend = self.load_backend(&model.dir)?;
         let tokenizer = load_tokenizer(&model.dir)?;
+        if let Some(tokenizer) = &tokenizer {
+            check_vocabulary(&model.dir, tokenizer)?;
+        }
         tracing::info!(
             model = name,
             precision = backend.info().precision,
@@ -71,7 +79,20 @@ impl Worker {
             tokenizer,
             weights: HashMap::new(),
             orphans: Vec::new(),
+            clock: self.core.clock.clone(),
+            memory: self.core.memory.clone(),
         })
+    }
+
+    /// Refuses to load a model that there is no memory for.
+    fn check_memory_for(&self, name: &str, dir: &Path) -> Result<()> {
+        // What is wrong with the files is for the loading to say.
+        let needed = (self.core.estimate_load)(dir).unwrap_or(0);
+        self.core.memory.check(
+            needed,
+            &format!("base model {name}"),
+            "take a smaller one, end other programs, or restart the server with fewer bits (--weights int8 or nf4)",
+        )
     }
 
     /// The engine says of a file that it cannot read as of one that is damaged: it cannot use it.
@@ -128,6 +149,24 @@ fn load_tokenizer(dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
     }
 }
 
+/// Refuses a tokenizer of another model, whose ids lead beyond the weights. The engine has checked that these are
+/// as `config.json` says.
+fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let n_rows = config["vocab_size"].as_u64();
+    match (n_rows, tokenizer.highest_id()) {
+        (Some(n_rows), Some(highest)) if u64::from(highest) >= n_rows => {
+            Err(Error::Invalid(format!(
+                "model {}: its tokenizer has token ids up to {highest}, and its weights have {n_rows} tokens: they belong to different models; put the right tokenizer.json beside the weights, or none to work with token ids alone",
+                dir.display()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Why an adapter does not fit the base model at `revision`, and what does.
 fn other_base(manifest: &Manifest, revision: &str) -> String {
     let parts = |revision: &str| match revision.split_once('+') {
@@ -166,6 +205,14 @@ impl Base {
         self.sampling.is_active()
     }
 
+    /// Refuses an adapter that there is no memory for.
+    pub(super) fn check_memory_for_adapter(&self, spec: &LoraSpec) -> Result<()> {
+        let needed = self.backend.memory_for(Work::Adapter(spec));
+        let what = format!("an adapter of rank {} with its optimizer", spec.rank);
+        let advice = "take a lower rank or train fewer modules, end training runs (unload_model), or restart the server with fewer bits (--weights int8 or nf4)";
+        self.memory.check(needed, &what, advice)
+    }
+
     /// Loads a saved adapter, if it was trained on this revision of the base model.
     pub(super) fn import(
         &mut self,
@@ -175,13 +222,14 @@ impl Base {
         if manifest.base_revision != self.revision {
             return Err(Error::Invalid(other_base(manifest, &self.revision)));
         }
+        self.check_memory_for_adapter(&state.spec)?;
         Ok(self.backend.import_adapter(state)?)
     }
 
     /// The adapter of saved weights, loaded on first use.
     pub(super) fn weights(&mut self, disk: &dyn Disk, dir: &Path) -> Result<AdapterId> {
         if let Some(known) = self.weights.get_mut(dir) {
-            known.last_used = Instant::now();
+            known.last_used = self.clock.instant();
             return Ok(known.adapter);
         }
         let (manifest, state) = bundle::read(disk, dir, false)?;
@@ -195,7 +243,7 @@ impl Base {
         let weights = SamplerWeights {
             adapter,
             bytes: self.backend.adapter_bytes(adapter),
-            last_used: Instant::now(),
+            last_used: self.clock.instant(),
         };
         self.orphans.extend(self.weights.insert(dir, weights));
         while self.weights.len() > 1 && self.weights_bytes() > MAX_SAMPLER_BYTES {
@@ -233,13 +281,15 @@ impl Base {
         true
     }
 
-    /// Frees sampler weights that nobody used for `limit`; they are loaded again on demand.
-    pub(super) fn drop_idle_weights(&mut self, limit: Duration) {
-        let idle = |weights: &SamplerWeights| weights.last_used.elapsed() > limit;
+    /// Frees the sampler weights that were not used for as long as `limit` says of their directory; they
+    /// are loaded again on demand.
+    pub(super) fn drop_idle_weights(&mut self, limit: impl Fn(&Path) -> Duration) {
+        let now = self.clock.instant();
+        let idle = |weights: &SamplerWeights| now.saturating_duration_since(weights.last_used);
         let dirs: Vec<PathBuf> = self
             .weights
             .iter()
-            .filter(|(_, w)| idle(w))
+            .filter(|(dir, weights)| idle(weights) > limit(dir))
             .map(|(dir, _)| dir.clone())
             .collect();
         for dir in dirs {

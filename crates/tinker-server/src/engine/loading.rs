@@ -24,7 +24,10 @@ impl Worker {
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let spec = lora_spec(run, &row.lora);
-        let created = self.base(&row.base_model)?.backend.create_adapter(&spec);
+        let base = self.base(&row.base_model)?;
+        let created = base
+            .check_memory_for_adapter(&spec)
+            .and_then(|()| Ok(base.backend.create_adapter(&spec)?));
         let adapter = created.inspect_err(|error| {
             self.note_unusable(run, &error.to_string());
         })?;

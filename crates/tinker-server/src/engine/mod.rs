@@ -2,6 +2,7 @@
 
 mod base;
 mod counting;
+mod gaps;
 mod held;
 mod loading;
 mod optimizers;
@@ -28,6 +29,7 @@ use crate::core::{Core, Held, lock};
 use crate::error::{Error, Result};
 use crate::metrics::Loaded;
 use crate::operation::{OpKind, Outcome};
+use crate::pending::session_of;
 use crate::scheduler::TrainQueue;
 use base::Base;
 use held::HeldSamples;
@@ -66,6 +68,8 @@ pub(crate) enum Command {
     },
     /// The weights in this directory were deleted.
     ForgetWeights(PathBuf),
+    /// Do at once what is done every half minute, and say so.
+    Sweep(std::sync::mpsc::Sender<()>),
     /// Finish the running operation, save, and leave.
     Stop,
     /// Leave at once; what is in the log is enough.
@@ -295,7 +299,9 @@ impl Worker {
                 kind,
             } => {
                 let next = self.core.journal(&run).map_or(0, |j| lock(&j).next_seq());
-                self.queue.open(&run, next);
+                let owner = self.core.catalog.owner_of(session_of(run.as_str()));
+                let owner = owner.as_ref().map_or("", |key| key.as_str());
+                self.queue.open(&run, owner, next);
                 self.queue.push(&run, seq, Queued { request_id, kind });
             }
             Command::Sample { request_id } => {
@@ -314,6 +320,12 @@ impl Worker {
                 self.bases
                     .values_mut()
                     .for_each(|base| base.forget_weights(&dir));
+            }
+            Command::Sweep(done) => {
+                self.guarded(Self::sweep);
+                self.note_loaded();
+                // Whoever asked may have left.
+                let _ = done.send(());
             }
             Command::Stop => return Next::Leave { save: true },
             Command::Abandon => return Next::Leave { save: false },
@@ -396,23 +408,10 @@ impl Worker {
         }
     }
 
-    /// Frees what nobody used for a while.
+    /// Ends what waits in vain, frees what nobody uses, removes what is old.
     fn sweep(&mut self) {
-        let limit = self.core.limits.unload_after;
-        let idle: Vec<TrainingRunId> = self
-            .runs
-            .iter()
-            .filter(|(run, active)| {
-                active.last_used.elapsed() > limit && !self.queue.is_waiting(run)
-            })
-            .map(|(run, _)| run.clone())
-            .collect();
-        for run in idle {
-            self.unload(&run);
-        }
-        self.bases
-            .values_mut()
-            .for_each(|base| base.drop_idle_weights(limit));
+        self.end_waits();
+        self.free_idle();
         self.core.take_up_left_out();
         self.core.futures.leave_to_log(RESULTS_IN_MEMORY);
         self.core.completions.drop_idle(COMPLETIONS_IN_MEMORY);

@@ -44,7 +44,7 @@ impl Worker {
         };
         if let Some(active) = self.runs.get_mut(run) {
             active.time_since += started.elapsed();
-            active.last_used = Instant::now();
+            active.last_used = self.core.clock.instant();
         }
         match attempt {
             Attempt::Done(outcome) => {
@@ -162,7 +162,7 @@ impl Worker {
             applied,
             ops_since: 0,
             time_since: Duration::ZERO,
-            last_used: Instant::now(),
+            last_used: self.core.clock.instant(),
         };
         self.runs.insert(run.clone(), active);
     }

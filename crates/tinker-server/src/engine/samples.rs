@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use tinker_chat::{StopMatcher, Tokenizer};
 use tinker_engine::generate::{
-    FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, Sample, StopCheck,
-    StopFactory, StopReason as Ended,
+    FinishedGeneration, GenerateRequest, Generation, GenerationId, Generator, MAX_ROWS, Sample,
+    StopCheck, StopFactory, StopReason as Ended,
 };
-use tinker_engine::{AdapterId, Backend, BaseInfo};
+use tinker_engine::{AdapterId, Backend, BaseInfo, Work};
 use tinker_types::{
     ErrorCategory, RequestId, SampleRequest, SampleResponse, SampledSequence, SamplingParams, Stop,
     StopReason, TensorData, proto,
@@ -111,7 +111,8 @@ impl Worker {
                 self.core.limits.keep_unnamed_samplers
             )));
         }
-        let disk = Arc::clone(&self.core.disk);
+        let core = Arc::clone(&self.core);
+        let disk = Arc::clone(&core.disk);
         let owner = self.core.catalog.owner_of(sampler.session_id.as_str());
         let base = self.base(&sampler.base_model)?;
         let adapter = dir
@@ -120,6 +121,7 @@ impl Worker {
         let mut generation = generate_request(base, adapter, request, id)?;
         generation.owner = owner.map(|key| key.as_str().into());
         let n_prompt = generation.prompt.len();
+        check_memory(&core, base, &generation)?;
         let group = group_of(sampler.session_id.as_str());
         let number = base.sampling.generator.admit_of(group, generation)?;
         let running = Running {
@@ -190,6 +192,19 @@ impl Worker {
 
 fn cancelled() -> Outcome {
     Outcome::failed(ErrorCategory::User, "the sample was cancelled")
+}
+
+/// Refuses samples whose keys and values there is no memory for. Of those of a request, so many are drawn at
+/// once.
+fn check_memory(core: &Core, base: &Base, generation: &GenerateRequest) -> Result<()> {
+    let n = generation.seeds.len().min(MAX_ROWS);
+    let n_prompt = generation.prompt.len();
+    let n_drawn = generation.max_tokens.unwrap_or(0);
+    let capacity = n_prompt.saturating_add(n_drawn);
+    let needed = base.backend.memory_for(Work::Slots { n, capacity });
+    let what = format!("{n} samples of {n_drawn} tokens after a prompt of {n_prompt}");
+    let advice = "ask for fewer samples or tokens at once, or restart the server with fewer bits (--weights int8 or nf4)";
+    core.memory.check(needed, &what, advice)
 }
 
 /// One step of a base model's generator, publishing what it finished.

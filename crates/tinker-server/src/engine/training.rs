@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use tinker_engine::Optimizer;
+use tinker_engine::{Optimizer, Work};
 use tinker_types::{
     ForwardBackwardRequest, GradientStats, GradientStatsResponse, OptimStepRequest,
     OptimStepResponse, TrainingRunId, ZeroGradResponse, proto,
@@ -26,6 +26,23 @@ impl Worker {
         let find = |id: &str| core.custom_losses.get(&session, id);
         let (base, active) = self.active(run)?;
         let sequences = loss_inputs::sequences(request, base.backend.info(), &find)?;
+        if !request.forward_only {
+            let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+            let needed = base.backend.memory_for(Work::Pass {
+                adapter: active.adapter,
+                n: sequences.len(),
+                longest,
+            });
+            let what = format!(
+                "a pass over {} sequences, the longest of {longest} tokens,",
+                sequences.len()
+            );
+            core.memory.check(
+                needed,
+                &what,
+                "send shorter sequences, or restart the server with less for training (--training-memory) or fewer bits (--weights int8 or nf4)",
+            )?;
+        }
         let outputs = if request.forward_only {
             base.backend.forward(Some(active.adapter), &sequences)?
         } else {

@@ -46,8 +46,13 @@ pub(crate) async fn heartbeat(
     State(app): State<Arc<App>>,
     request: Parsed<HeartbeatRequest>,
 ) -> ApiResult<Json<HeartbeatResponse>> {
-    app.core.catalog.beat(&request.value.session_id)?;
-    Ok(Json(HeartbeatResponse::default()))
+    let id = request.value.session_id;
+    if app.core.catalog.beat(&id)? {
+        Ok(Json(HeartbeatResponse::default()))
+    } else {
+        // Clients stop their heartbeats then.
+        Err(ApiError::gone(format!("session {id} was ended")))
+    }
 }
 
 pub(crate) async fn finish(

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tinker_engine::{
     AdapterId, AdapterState, Backend, BaseInfo, Error, HostTensor, LoraSpec, OptimReport,
-    Optimizer, Prefill, Result, SequenceOutput, SlotId, TrainSequence,
+    Optimizer, Prefill, Result, SequenceOutput, SlotId, TrainSequence, Work,
 };
 use tinker_server::LoadBackend;
 
@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub(crate) export_panics: Arc<AtomicBool>,
     /// What each adapter is said to take.
     pub(crate) adapter_bytes: usize,
+    /// What work is said to take: an adapter, a pass, samples.
+    pub(crate) work_bytes: [u64; 3],
 }
 
 /// Loads a backend with faults for any directory.
@@ -137,6 +139,15 @@ fn noise(weights: &[f32], tokens: &[u32], salt: u32) -> f32 {
 impl Backend for FakeBackend {
     fn info(&self) -> &BaseInfo {
         &self.info
+    }
+
+    fn memory_for(&self, work: Work<'_>) -> u64 {
+        let [adapter, pass, slots] = self.faults.work_bytes;
+        match work {
+            Work::Adapter(_) => adapter,
+            Work::Pass { .. } => pass,
+            Work::Slots { .. } => slots,
+        }
     }
 
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 use tinker_engine::{CpuOptions, Quantization, load_cpu_with};
 use tinker_server::{ApiToken, AppOptions};
+use tinker_types::{LossFn, TensorData};
 
-use crate::harness::{Harness, TOKEN};
+use crate::harness::{Harness, TOKEN, datum, fb, raw_datum};
 
 fn tiny_model() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/qwen3");
@@ -145,7 +146,7 @@ async fn sampled_logprobs_equal_those_of_a_forward_pass() {
         targets.to_vec(),
         vec![1.0; targets.len()],
     );
-    let mut forward = crate::harness::fb(&run, 4, vec![datum.unwrap()]);
+    let mut forward = fb(&run, 4, vec![datum.unwrap()]);
     forward.forward_only = true;
     let answer = server.post_proto(&forward).await;
     let output = server
@@ -257,4 +258,185 @@ async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
         let server = open_with(home.path(), there);
         step(&server, &run, 5).await;
     }
+}
+
+/// A model directory that is a copy of the tiny one with another `config.json`, and a tokenizer of so many
+/// tokens if it has one.
+fn copied(
+    home: &Path,
+    change: impl FnOnce(&mut serde_json::Value),
+    n_tokens: Option<u32>,
+) -> PathBuf {
+    let dir = home.join("copied");
+    std::fs::create_dir_all(&dir).unwrap();
+    let weights = "model.safetensors";
+    std::fs::copy(tiny_model().join(weights), dir.join(weights)).unwrap();
+    let config = std::fs::read(tiny_model().join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    change(&mut config);
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    if let Some(n_tokens) = n_tokens {
+        let vocab: serde_json::Map<String, serde_json::Value> = (0..n_tokens)
+            .map(|id| (format!("t{id}"), json!(id)))
+            .collect();
+        let tokenizer = json!({"version": "1.0", "added_tokens": [],
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}});
+        std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    }
+    dir.canonicalize().unwrap()
+}
+
+/// What creating a run on a model directory fails with.
+async fn refused(server: &Harness, model: &Path) -> String {
+    let session = server.session().await;
+    let body = json!({"session_id": session, "model_seq_id": 0, "base_model": model,
+        "lora_config": {"rank": 4}});
+    let id = server.submit("/create_model", body).await;
+    server.failure(&id).await
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_served_says_what_was_found_and_what_is_supported() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+
+    let model = copied(
+        home.path(),
+        |config| config["architectures"] = json!(["MambaForCausalLM"]),
+        None,
+    );
+    let why = refused(&server, &model).await;
+    assert!(why.contains("MambaForCausalLM"), "{why}");
+    assert!(
+        why.contains("LlamaForCausalLM") && why.contains("Qwen3ForCausalLM"),
+        "{why}"
+    );
+
+    let quantized = |config: &mut serde_json::Value| {
+        config["quantization_config"] = json!({"quant_method": "awq", "bits": 4});
+    };
+    let why = refused(&server, &copied(home.path(), quantized, None)).await;
+    assert!(
+        why.contains("awq") && why.contains("supported: F32, F16, BF16"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+async fn a_tokenizer_of_another_model_is_refused_with_both_sizes() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let config = std::fs::read(tiny_model().join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let n_rows = config["vocab_size"].as_u64().unwrap();
+
+    let model = copied(home.path(), |_| {}, Some(n_rows as u32 + 5));
+    let why = refused(&server, &model).await;
+    let expected = format!(
+        "token ids up to {}, and its weights have {n_rows} tokens",
+        n_rows + 4
+    );
+    assert!(why.contains(&expected), "{why}");
+
+    let model = copied(home.path(), |_| {}, Some(n_rows as u32));
+    let session = server.session().await;
+    let body = json!({"session_id": session, "model_seq_id": 0, "base_model": model,
+        "lora_config": {"rank": 4}});
+    let id = server.submit("/create_model", body).await;
+    assert_eq!(server.result(&id).await.json()["type"], "create_model");
+}
+
+#[tokio::test]
+async fn values_that_are_not_finite_are_named_and_leave_every_byte_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let session = server.session().await;
+    let (run, undisturbed) = (
+        create(&server, &session, 0).await,
+        create(&server, &session, 1).await,
+    );
+    for run in [&run, &undisturbed] {
+        step(&server, run, 1).await;
+        // A gradient that waits for its step is part of the state.
+        let pass = server.forward_backward(run, 3, &[5, 4, 3]).await;
+        server.output(&pass).await;
+    }
+    save(&server, &run, 4, "before").await;
+
+    let tokens = [1, 2, 3];
+    let targets = || ("target_tokens", TensorData::ints(vec![2, 3, 4]));
+    let floats = |name: &'static str, bad: Option<f32>| {
+        let mut values = vec![-1.0, -1.0, -1.0];
+        values[2] = bad.unwrap_or(-1.0);
+        (name, TensorData::floats(values))
+    };
+    let policy = |q: Option<f32>, a: Option<f32>| {
+        vec![targets(), floats("logprobs", q), floats("advantages", a)]
+    };
+    let (nan, inf) = (Some(f32::NAN), Some(f32::INFINITY));
+    let cases = [
+        (
+            LossFn::CrossEntropy,
+            vec![targets(), floats("weights", nan)],
+            "weights is NaN",
+        ),
+        (
+            LossFn::CrossEntropy,
+            vec![targets(), floats("weights", inf)],
+            "weights is inf",
+        ),
+        (
+            LossFn::ImportanceSampling,
+            policy(None, nan),
+            "advantages is NaN",
+        ),
+        (LossFn::Ppo, policy(None, inf), "advantages is inf"),
+        (LossFn::Cispo, policy(nan, None), "logprobs is NaN"),
+        (LossFn::Dro, policy(inf, None), "logprobs is inf"),
+    ];
+    let mut seq = 4;
+    for (loss_fn, inputs, expected) in cases {
+        seq += 1;
+        let mut request = fb(&run, seq, vec![datum(&tokens), raw_datum(&tokens, inputs)]);
+        if loss_fn != LossFn::CrossEntropy {
+            request.data.remove(0);
+        }
+        let at = request.data.len() - 1;
+        request.loss_fn = loss_fn;
+        let answer = server.post_proto(&request).await;
+        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+        let why = server.failure(&id).await;
+        assert_eq!(
+            why,
+            format!("datum {at}: {expected} at position 2: it must be finite")
+        );
+    }
+    // So large that the loss has no number: found while it is computed.
+    let huge = vec![
+        targets(),
+        ("weights", TensorData::floats(vec![f32::MAX; 3])),
+    ];
+    seq += 1;
+    let answer = server
+        .post_proto(&fb(
+            &run,
+            seq,
+            vec![datum(&tokens), raw_datum(&tokens, huge)],
+        ))
+        .await;
+    let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+    let why = server.failure(&id).await;
+    assert!(why.contains("sequence 1"), "{why}");
+    let rate = json!({"model_id": run, "seq_id": seq + 1, "adam_params": {"learning_rate": 1e39}});
+    let id = server.submit("/optim_step", rate).await;
+    server.failure(&id).await;
+
+    save(&server, &run, seq + 2, "after").await;
+    assert!(files(home.path(), &run, "before") == files(home.path(), &run, "after"));
+    for (run, seq) in [(&run, seq + 3), (&undisturbed, 4)] {
+        let step = server.optim_step(run, seq).await;
+        server.result(&step).await;
+        save(&server, run, seq + 1, "end").await;
+    }
+    assert!(files(home.path(), &run, "end") == files(home.path(), &undisturbed, "end"));
 }

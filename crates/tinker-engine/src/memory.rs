@@ -1,0 +1,67 @@
+//! How much memory work takes, told before it begins: what does not fit can be refused instead of ending the
+//! process. Estimates are of the large things, and a few per cent off.
+
+use std::path::Path;
+
+use crate::adapter::LoraSpec;
+use crate::arch::Arch;
+use crate::backend::{AdapterId, CpuOptions, Quantization};
+use crate::error::Result;
+use crate::load::Weights;
+
+/// Outputs of a layer that are packed side by side.
+const PANEL: usize = 32;
+
+/// Work whose memory is asked for; see [`crate::Backend::memory_for`].
+#[derive(Debug, Clone, Copy)]
+pub enum Work<'a> {
+    /// A new adapter that is trained: weights, gradient and moments.
+    Adapter(&'a LoraSpec),
+    /// A training pass over `n` sequences, of which the longest has so many tokens.
+    Pass {
+        /// The adapter that is trained.
+        adapter: AdapterId,
+        /// Sequences.
+        n: usize,
+        /// Tokens of the longest of them.
+        longest: usize,
+    },
+    /// Cached sequences, all at once.
+    Slots {
+        /// How many.
+        n: usize,
+        /// Tokens of each.
+        capacity: usize,
+    },
+}
+
+/// Bytes that a model directory takes once [`crate::load_cpu_with`] has loaded it for sampling, from its
+/// configuration and the headers of its files.
+///
+/// # Errors
+/// If a file is missing or the architecture is not supported.
+pub fn estimate_load(dir: &Path, options: &CpuOptions) -> Result<u64> {
+    let arch = Arch::load(dir)?;
+    let weights = Weights::open(dir)?;
+    // The matrix unit takes bf16 as it is; vectors take what is widened.
+    let keeps_bf16 = !options.vectors_only && crate::cpu::has_matrix_unit();
+    let bytes_of = |(name, shape, is_bf16): (&str, &[usize], bool)| {
+        // A matrix [out, in] is packed with its outputs rounded up to whole panels.
+        let sides = shape.iter().enumerate().map(|(i, side)| match i {
+            0 if shape.len() > 1 => side.next_multiple_of(PANEL) as u64,
+            _ => *side as u64,
+        });
+        let n: u64 = sides.product();
+        let is_embedding = name == "model.embed_tokens.weight";
+        let is_layer =
+            shape.len() > 1 && name.contains(".layers.") && !name.ends_with("mlp.gate.weight");
+        match options.weights.filter(|_| is_layer) {
+            Some(Quantization::Int8) => n + n / shape.last().map_or(1, |k| *k as u64).max(1) * 4,
+            // Half a byte, and a scale for each 64.
+            Some(Quantization::Nf4) => n / 2 + n / 16,
+            None if is_bf16 && (keeps_bf16 || is_embedding && !arch.tied_head) => 2 * n,
+            None => 4 * n,
+        }
+    };
+    Ok(weights.tensors().map(bytes_of).sum())
+}

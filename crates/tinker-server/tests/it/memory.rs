@@ -1,0 +1,164 @@
+//! Work that there is no memory for: refused before it begins, with what it takes and what to do.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::json;
+use tinker_server::{AppOptions, Memory};
+
+use crate::fake::{Faults, load_with};
+use crate::harness::{Harness, create_body, options};
+
+const MB: u64 = 1 << 20;
+
+/// A server whose machine has as much memory as is said at the time.
+fn open(home: &Path, free: &Arc<AtomicU64>, model: u64, work: [u64; 3]) -> Harness {
+    let free = Arc::clone(free);
+    let faults = Faults {
+        work_bytes: work,
+        ..Faults::default()
+    };
+    Harness::with(AppOptions {
+        load: load_with(faults),
+        estimate_load: Arc::new(move |_| Ok(model)),
+        memory: Memory::told_by(move || Some(free.load(Ordering::SeqCst))),
+        ..options(home)
+    })
+}
+
+fn free(bytes: u64) -> Arc<AtomicU64> {
+    Arc::new(AtomicU64::new(bytes))
+}
+
+#[tokio::test]
+async fn a_base_model_that_does_not_fit_is_refused_and_taken_once_it_does() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(4 * MB));
+    let server = open(home.path(), &free, 5 * MB, [0; 3]);
+    let session = server.session().await;
+
+    let id = server
+        .submit("/create_model", create_body(&session, 0))
+        .await;
+    let why = server.failure(&id).await;
+    assert!(
+        why.starts_with(
+            "base model tinker/nano would take about 5.0 MB of memory, and 4.0 MB are available"
+        ),
+        "{why}"
+    );
+    assert!(why.contains("--weights int8 or nf4"), "{why}");
+    let body =
+        json!({"session_id": session, "sampling_session_seq_id": 0, "base_model": "tinker/nano"});
+    server.post("/create_sampling_session", body).await;
+    let sample = |seq: u64| {
+        let body = json!({"sampling_session_id": format!("{session}:sample:0"), "seq_id": seq,
+            "sampling_params": {"max_tokens": 2, "stop": []},
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]}});
+        server.submit("/asample", body)
+    };
+    let why = server.failure(&sample(0).await).await;
+    assert!(
+        why.starts_with("base model tinker/nano would take"),
+        "{why}"
+    );
+
+    free.store(5 * MB, Ordering::SeqCst);
+
+    server.run(&session, 1).await;
+    server.samples(&sample(1).await).await;
+}
+
+#[tokio::test]
+async fn an_adapter_that_does_not_fit_is_refused_and_another_run_is_made_later() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(MB));
+    let server = open(home.path(), &free, 0, [2 * MB, 0, 0]);
+    let session = server.session().await;
+
+    let id = server
+        .submit("/create_model", create_body(&session, 0))
+        .await;
+    let why = server.failure(&id).await;
+    assert!(
+        why.starts_with("an adapter of rank 2 with its optimizer would take about 2.0 MB"),
+        "{why}"
+    );
+    assert!(why.contains("lower rank"), "{why}");
+    let step = server.optim_step(&format!("{session}:train:0"), 1).await;
+    assert!(server.failure(&step).await.contains("an adapter of rank 2"));
+
+    free.store(2 * MB, Ordering::SeqCst);
+
+    server.run(&session, 1).await;
+}
+
+#[tokio::test]
+async fn a_pass_that_does_not_fit_is_refused_and_changes_nothing() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, 0, [0, 20 * MB, 0]);
+    let session = server.session().await;
+    let (run, other) = (server.run(&session, 0).await, server.run(&session, 1).await);
+
+    let refused = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    let why = server.failure(&refused).await;
+    assert!(
+        why.starts_with(
+            "a pass over 1 sequences, the longest of 3 tokens, would take about 20.0 MB"
+        ),
+        "{why}"
+    );
+    assert!(
+        why.contains("--training-memory") && why.contains("shorter"),
+        "{why}"
+    );
+
+    free.store(20 * MB, Ordering::SeqCst);
+    let mut steps = Vec::new();
+    for (run, seq) in [(&run, 2), (&other, 1)] {
+        let pass = server.forward_backward(run, seq, &[1, 2, 3]).await;
+        server.output(&pass).await;
+        let step = server.optim_step(run, seq + 1).await;
+        steps.push(server.result(&step).await.json()["metrics"].clone());
+    }
+
+    assert_eq!(steps[0], steps[1], "the refused pass left something behind");
+}
+
+#[tokio::test]
+async fn samples_that_do_not_fit_are_refused_alone() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(MB));
+    let server = open(home.path(), &free, 0, [0, 0, 3 * MB]);
+    let session = server.session().await;
+    let body =
+        json!({"session_id": session, "sampling_session_seq_id": 0, "base_model": "tinker/nano"});
+    server.post("/create_sampling_session", body).await;
+    let body = json!({"sampling_session_id": format!("{session}:sample:0"), "seq_id": 0, "num_samples": 100,
+        "sampling_params": {"max_tokens": 5, "stop": []},
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]}});
+
+    let id = server.submit("/asample", body).await;
+
+    let why = server.failure(&id).await;
+    let start = "64 samples of 5 tokens after a prompt of 3 would take about 3.0 MB of memory, and 1.0 MB are available";
+    assert!(why.starts_with(start), "{why}");
+}
+
+#[tokio::test]
+async fn a_real_model_is_measured_before_it_is_loaded() {
+    let home = tempfile::tempdir().unwrap();
+    let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/llama");
+    let model = model.canonicalize().unwrap();
+    let defaults = AppOptions::new(home.path().to_owned(), options(home.path()).token);
+    let server = Harness::with(AppOptions {
+        models: vec![model.clone()],
+        memory: Memory::told_by(|| Some(100_000)),
+        ..defaults
+    });
+    let mut body = create_body(&server.session().await, 0);
+    body["base_model"] = json!(model.display().to_string());
+
+    let id = server.submit("/create_model", body).await;
+
+    let why = server.failure(&id).await;
+    assert!(why.contains("and 0.1 MB are available"), "{why}");
+}
