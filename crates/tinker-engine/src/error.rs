@@ -23,6 +23,9 @@ pub enum Error {
     /// A value became infinite or not a number; the engine's state is unchanged.
     #[error("{0}")]
     NotFinite(String),
+    /// The device has no memory left or does not answer; the engine's state is unchanged.
+    #[error("{0}")]
+    Device(String),
     /// An adapter or slot that is not (or no longer) there.
     #[error("{kind} {id} is not loaded")]
     Unknown {

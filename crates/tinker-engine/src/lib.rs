@@ -7,6 +7,8 @@ pub mod adapter;
 pub mod arch;
 pub mod backend;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod fake;
 pub mod generate;

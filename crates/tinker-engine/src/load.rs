@@ -116,6 +116,16 @@ impl Weights {
         Ok(())
     }
 
+    /// Bytes that all tensors take on a device without numbers of 16 bits other than bf16.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn bytes_on_device(&self) -> usize {
+        let bytes = |entry: &Entry| match entry.dtype {
+            Dtype::F16 => 2 * (entry.end - entry.start),
+            _ => entry.end - entry.start,
+        };
+        self.index.values().map(bytes).sum()
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.index.contains_key(name)

@@ -1,12 +1,16 @@
 //! Adapters in the layout of the kernels: every factor in both orientations, gradients flat.
 
-mod layout;
+pub(crate) mod layout;
+#[cfg(feature = "cuda")]
+mod numbers;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use self::layout::{Group, tensor_shapes};
 use self::layout::{Layout, Place, TensorPlace};
+#[cfg(feature = "cuda")]
+pub(crate) use self::numbers::Numbers;
 use super::buffer::Buffer;
 use super::elementwise;
 use crate::adapter::{ALPHA, AdapterState, HostTensor, LoraSpec};

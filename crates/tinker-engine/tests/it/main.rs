@@ -9,8 +9,12 @@
 mod architectures;
 mod bad_input;
 mod common;
+#[cfg(feature = "cuda")]
+mod emulated;
 mod finite_differences;
 mod generating;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod half;
 mod invariance;
 mod loading;

@@ -70,49 +70,49 @@ impl Group {
 
 /// Where the factors of a group lie in the flat buffers.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) inner: usize,
+pub(crate) struct Place {
+    pub(crate) inner: usize,
     /// Start of the common `A [modules * rank, in]`.
-    pub(super) a: usize,
-    pub(super) modules: Vec<ModulePlace>,
-    pub(super) layers: Vec<LayerPlace>,
+    pub(crate) a: usize,
+    pub(crate) modules: Vec<ModulePlace>,
+    pub(crate) layers: Vec<LayerPlace>,
 }
 
 /// Where the second factor of a module lies.
 #[derive(Debug, Clone)]
-pub(super) struct ModulePlace {
+pub(crate) struct ModulePlace {
     /// PEFT name without the factor.
-    pub(super) name: String,
-    pub(super) out: usize,
+    pub(crate) name: String,
+    pub(crate) out: usize,
     /// Start of `B^T [rank, out]`.
-    pub(super) b: usize,
+    pub(crate) b: usize,
 }
 
 /// The part of a module that one layer computes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LayerPlace {
+pub(crate) struct LayerPlace {
     /// Index of the module.
-    pub(super) module: usize,
+    pub(crate) module: usize,
     /// First of the module's outputs.
-    pub(super) start: usize,
-    pub(super) out: usize,
+    pub(crate) start: usize,
+    pub(crate) out: usize,
 }
 
 /// The modules of an adapter and their places, a function of the architecture and the spec.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Rank rounded up to a whole vector; the rows and columns beyond the rank are zero and stay zero.
-    pub(super) rank: usize,
+    pub(crate) rank: usize,
     /// Each group of each block, if it is trained.
-    pub(super) blocks: Vec<[Option<Place>; 4]>,
+    pub(crate) blocks: Vec<[Option<Place>; 4]>,
     /// Gate and up, and down, of each expert of each block.
-    pub(super) experts: Vec<Vec<[Option<Place>; 2]>>,
-    pub(super) head: Option<Place>,
-    pub(super) len: usize,
+    pub(crate) experts: Vec<Vec<[Option<Place>; 2]>>,
+    pub(crate) head: Option<Place>,
+    pub(crate) len: usize,
 }
 
 impl Layout {
-    pub(super) fn new(arch: &Arch, spec: &LoraSpec) -> Result<Self> {
+    pub(crate) fn new(arch: &Arch, spec: &LoraSpec) -> Result<Self> {
         if spec.rank == 0 || spec.rank > arch.hidden_size {
             let (rank, hidden) = (spec.rank, arch.hidden_size);
             return Err(Error::Invalid(format!(
@@ -190,14 +190,14 @@ impl Layout {
         start
     }
 
-    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Place> {
         let experts = self.experts.iter().flatten().flatten().flatten();
         let blocks = self.blocks.iter().flatten().flatten();
         blocks.chain(experts).chain(&self.head)
     }
 
     /// Tensors by PEFT name, with rows, columns and how to find an element.
-    pub(super) fn tensors(&self, rank: usize) -> impl Iterator<Item = TensorPlace> {
+    pub(crate) fn tensors(&self, rank: usize) -> impl Iterator<Item = TensorPlace> {
         self.places().flat_map(move |place| {
             place
                 .modules
@@ -238,29 +238,29 @@ pub(crate) fn tensor_shapes(
 }
 
 /// How a PEFT tensor lies in a flat buffer: `A` as it is, `B` transposed, both without padding.
-pub(super) struct TensorPlace {
-    pub(super) name: String,
-    pub(super) shape: [usize; 2],
-    pub(super) start: usize,
-    pub(super) strides: [usize; 2],
+pub(crate) struct TensorPlace {
+    pub(crate) name: String,
+    pub(crate) shape: [usize; 2],
+    pub(crate) start: usize,
+    pub(crate) strides: [usize; 2],
 }
 
 impl TensorPlace {
-    pub(super) fn is_a(&self) -> bool {
+    pub(crate) fn is_a(&self) -> bool {
         self.strides[1] == 1
     }
 
-    pub(super) fn indices(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn indices(&self) -> impl Iterator<Item = usize> {
         let [rows, columns] = self.shape;
         let [down, right] = self.strides;
         (0..rows).flat_map(move |i| (0..columns).map(move |j| self.start + i * down + j * right))
     }
 
-    pub(super) fn gather(&self, flat: &[f32]) -> Vec<f32> {
+    pub(crate) fn gather(&self, flat: &[f32]) -> Vec<f32> {
         self.indices().map(|i| flat[i]).collect()
     }
 
-    pub(super) fn scatter(&self, values: &[f32], flat: &mut [f32]) -> Result<()> {
+    pub(crate) fn scatter(&self, values: &[f32], flat: &mut [f32]) -> Result<()> {
         let [rows, columns] = self.shape;
         if values.len() != rows * columns {
             let (name, n) = (&self.name, values.len());

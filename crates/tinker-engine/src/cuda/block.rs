@@ -1,0 +1,533 @@
+//! One decoder block: its forward pass around attention, and its backward pass.
+
+use std::sync::Arc;
+
+use super::adapter::{Adapter, Site};
+use super::device::Device;
+use super::linear::{Backward, Batch};
+use super::memory::{Buffer, Floats};
+use super::model::{Layer, Model};
+use super::ops::{Heads, Ops};
+use crate::arch::{Activation, Arch};
+use crate::cpu::lora::Group;
+use crate::error::Result;
+
+/// Layers of each group.
+const GROUP_SIZES: [usize; 4] = [3, 1, 2, 1];
+
+/// Cosines and sines of each row's rotary angles, for each of the model's ropes, `[2, rows, half]`.
+#[derive(Debug)]
+pub(super) struct Angles {
+    ropes: Vec<(usize, Buffer)>,
+}
+
+impl Angles {
+    /// The angles of rows at `positions`.
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        arch: &Arch,
+        positions: impl Iterator<Item = usize> + Clone,
+    ) -> Result<Self> {
+        let mut ropes = Vec::with_capacity(arch.ropes.len());
+        for rope in &arch.ropes {
+            let angles = positions.clone().flat_map(|position| {
+                let turn = move |frequency: &f32| (position as f32 * frequency).sin_cos();
+                rope.frequencies.iter().map(turn)
+            });
+            let (mut cosines, sines): (Vec<f32>, Vec<f32>) = angles
+                .map(|(sine, cosine)| (cosine * rope.amplitude, sine * rope.amplitude))
+                .unzip();
+            cosines.extend(sines);
+            let half = rope.frequencies.len();
+            ropes.push((half, Buffer::of(device, &cosines)?));
+        }
+        Ok(Self { ropes })
+    }
+}
+
+/// What one block computes for its rows; kept for the backward pass in training.
+#[derive(Debug)]
+pub(super) struct Activations {
+    /// `1 / rms` of the norms before attention and MLP and of those after them, `[rows]`.
+    inverse: [Buffer; 4],
+    /// Output of the attention norm, `[rows, hidden]`.
+    normed: Buffer,
+    /// Queries and keys before their norm and rotation; only with `qk_norm`.
+    q_raw: Buffer,
+    k_raw: Buffer,
+    /// `1 / rms` of query and key heads, `[rows * heads]`.
+    q_inverse: Buffer,
+    k_inverse: Buffer,
+    /// Rotated queries `[rows, q_width]` and keys `[rows, kv_width]`.
+    pub(super) q: Buffer,
+    pub(super) k: Buffer,
+    /// `[rows, kv_width]`.
+    pub(super) v: Buffer,
+    /// Log of the normaliser of each row's attention, `[heads, rows]`.
+    pub(super) logs: Buffer,
+    /// Output of attention, `[rows, q_width]`.
+    pub(super) attended: Buffer,
+    /// What attention and MLP add, before their norms, `[rows, hidden]`; only with `post_norms`.
+    attention_out: Buffer,
+    mlp_out: Buffer,
+    /// Residual stream between attention and MLP, `[rows, hidden]`.
+    middle: Buffer,
+    /// Output of the MLP norm, `[rows, hidden]`.
+    mlp_normed: Buffer,
+    /// `[rows, mlp]`.
+    gate: Buffer,
+    up: Buffer,
+    /// `act(gate) * up`.
+    activated: Buffer,
+    /// `scale * A x` of each group, `[rows, layers * rank]`.
+    u: [Buffer; 4],
+}
+
+impl Activations {
+    pub(super) fn new(device: &Arc<dyn Device>) -> Self {
+        let none = || Buffer::empty(device);
+        Self {
+            inverse: std::array::from_fn(|_| none()),
+            normed: none(),
+            q_raw: none(),
+            k_raw: none(),
+            q_inverse: none(),
+            k_inverse: none(),
+            q: none(),
+            k: none(),
+            v: none(),
+            logs: none(),
+            attended: none(),
+            attention_out: none(),
+            mlp_out: none(),
+            middle: none(),
+            mlp_normed: none(),
+            gate: none(),
+            up: none(),
+            activated: none(),
+            u: std::array::from_fn(|_| none()),
+        }
+    }
+
+    /// Makes room for `rows` rows.
+    pub(super) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<()> {
+        let (hidden, mlp) = (rows * arch.hidden_size, rows * arch.intermediate_size);
+        let heads = [arch.n_heads, arch.n_kv_heads].map(|n| rows * n);
+        let [q, kv] = heads.map(|n| n * arch.head_dim);
+        for buffer in [&mut self.normed, &mut self.middle, &mut self.mlp_normed] {
+            buffer.reserve(hidden)?;
+        }
+        for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
+            buffer.reserve(mlp)?;
+        }
+        if arch.post_norms {
+            self.attention_out.reserve(hidden)?;
+            self.mlp_out.reserve(hidden)?;
+        }
+        if arch.qk_norm {
+            self.q_raw.reserve(q)?;
+            self.k_raw.reserve(kv)?;
+            self.q_inverse.reserve(heads[0])?;
+            self.k_inverse.reserve(heads[1])?;
+        }
+        self.q.reserve(q)?;
+        self.attended.reserve(q)?;
+        self.k.reserve(kv)?;
+        self.v.reserve(kv)?;
+        self.logs.reserve(heads[0])?;
+        for inverse in &mut self.inverse {
+            inverse.reserve(rows)?;
+        }
+        for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
+            u.reserve(rows * layers * rank)?;
+        }
+        Ok(())
+    }
+
+    /// Floats that [`Activations::reserve`] takes for a row.
+    pub(super) fn floats_per_row(arch: &Arch, rank: usize) -> usize {
+        let (q, kv) = (
+            arch.n_heads * arch.head_dim,
+            arch.n_kv_heads * arch.head_dim,
+        );
+        let norms = if arch.post_norms { 2 } else { 0 };
+        let raw = if arch.qk_norm { q + kv } else { 0 };
+        let ranks = GROUP_SIZES.iter().sum::<usize>() * rank;
+        (3 + norms) * arch.hidden_size
+            + 3 * arch.intermediate_size
+            + 2 * (q + kv)
+            + raw
+            + ranks
+            + 3 * arch.n_heads
+            + 4
+    }
+}
+
+/// Scratch of the backward pass, shared by all blocks of one sequence.
+#[derive(Debug)]
+pub(super) struct Deltas {
+    /// Gradient of the residual stream, `[rows, hidden]`.
+    pub(super) x: Buffer,
+    /// Gradient of a norm's output, `[rows, hidden]`.
+    pub(super) normed: Buffer,
+    /// Gradient of a norm's input, where attention or MLP ends in one, `[rows, hidden]`.
+    raw: Buffer,
+    /// Gradient of an activation, `[rows, max(mlp, q_width)]`.
+    wide: Buffer,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    /// `dO . O` of each row's attention, `[heads, rows]`.
+    dots: Buffer,
+    /// Gradient of `u`, `[rows, layers * rank]`.
+    pub(super) u: Buffer,
+}
+
+impl Deltas {
+    pub(super) fn new(device: &Arc<dyn Device>) -> Self {
+        let none = || Buffer::empty(device);
+        Self {
+            x: none(),
+            normed: none(),
+            raw: none(),
+            wide: none(),
+            q: none(),
+            k: none(),
+            v: none(),
+            dots: none(),
+            u: none(),
+        }
+    }
+
+    /// Makes room for `rows` rows.
+    pub(super) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<()> {
+        let hidden = rows * arch.hidden_size;
+        let [q, kv] = [arch.n_heads, arch.n_kv_heads].map(|n| rows * n * arch.head_dim);
+        for buffer in [&mut self.x, &mut self.normed, &mut self.raw] {
+            buffer.reserve(hidden)?;
+        }
+        self.wide.reserve(q.max(rows * arch.intermediate_size))?;
+        self.q.reserve(q)?;
+        self.k.reserve(kv)?;
+        self.v.reserve(kv)?;
+        self.dots.reserve(rows * arch.n_heads)?;
+        self.u
+            .reserve(rows * rank * GROUP_SIZES[Group::Qkv as usize])
+    }
+}
+
+/// What the backward pass of every block of a sequence reads and writes.
+#[derive(Debug)]
+pub(super) struct BackwardPass<'a> {
+    pub(super) rows: usize,
+    pub(super) adapter: &'a Adapter,
+    pub(super) angles: &'a Angles,
+    pub(super) deltas: &'a Deltas,
+    /// Of the whole adapter, flat; added to.
+    pub(super) gradient: Floats,
+    /// Rows of a tile of attention.
+    pub(super) tile: usize,
+}
+
+/// One layer of a model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Block<'a> {
+    pub(super) arch: &'a Arch,
+    pub(super) layer: &'a Layer,
+    pub(super) index: usize,
+    pub(super) heads: Heads,
+}
+
+impl<'a> Block<'a> {
+    pub(super) fn of(model: &'a Model, index: usize) -> Self {
+        Self {
+            arch: &model.arch,
+            layer: &model.layers[index],
+            index,
+            heads: model.heads(index),
+        }
+    }
+
+    fn site(&self, group: Group) -> Site {
+        Site::Block(self.index, group)
+    }
+
+    /// Turns the heads of `x` by the block's rope, if it has one; `direction` -1 turns back.
+    fn rotate(
+        &self,
+        ops: &Ops,
+        angles: &Angles,
+        rows: usize,
+        (x, n): (Floats, usize),
+        direction: f32,
+    ) -> Result<()> {
+        let rope = self.arch.layers[self.index].rope;
+        let Some((half, angles)) = rope.and_then(|rope| angles.ropes.get(rope)) else {
+            return Ok(());
+        };
+        let heads = (n, self.heads.size, *half);
+        ops.rope(rows, x, heads, angles.floats(), direction)
+    }
+
+    /// From the residual stream `x [rows, hidden]` to rotated queries and keys, and values.
+    pub(super) fn project(
+        &self,
+        ops: &mut Ops,
+        batch: &Batch<'_>,
+        x: Floats,
+        angles: &Angles,
+        acts: &Activations,
+    ) -> Result<()> {
+        let (layer, rows, heads) = (self.layer, batch.rows, &self.heads);
+        let (eps, norm) = (self.arch.rms_eps, layer.attention_norm.floats());
+        let normed = acts.normed.floats();
+        ops.rms_norm((rows, eps), x, norm, normed, acts.inverse[0].floats())?;
+        let (q, k) = (acts.q.floats(), acts.k.floats());
+        let raw = match &layer.qk_norm {
+            Some(_) => [acts.q_raw.floats(), acts.k_raw.floats()],
+            None => [q, k],
+        };
+        let outputs = [
+            (&layer.q, raw[0]),
+            (&layer.k, raw[1]),
+            (&layer.v, acts.v.floats()),
+        ];
+        let u = acts.u[Group::Qkv as usize].floats();
+        batch.forward(ops, self.site(Group::Qkv), normed, u, &outputs)?;
+        if let Some((q_norm, k_norm)) = &layer.qk_norm {
+            let inverse = [acts.q_inverse.floats(), acts.k_inverse.floats()];
+            let of_q = (rows * heads.n, eps);
+            ops.rms_norm(of_q, raw[0], q_norm.floats(), q, inverse[0])?;
+            let of_k = (rows * heads.n_kv, eps);
+            ops.rms_norm(of_k, raw[1], k_norm.floats(), k, inverse[1])?;
+        }
+        self.rotate(ops, angles, rows, (q, heads.n), 1.0)?;
+        self.rotate(ops, angles, rows, (k, heads.n_kv), 1.0)
+    }
+
+    /// From attention's output to the residual stream after the block: `x` is the block's input,
+    /// `out` becomes its output, both `[rows, hidden]`.
+    pub(super) fn finish(
+        &self,
+        ops: &mut Ops,
+        batch: &Batch<'_>,
+        x: Floats,
+        out: Floats,
+        acts: &Activations,
+    ) -> Result<()> {
+        let (arch, layer, rows) = (self.arch, self.layer, batch.rows);
+        let (n, eps) = (rows * arch.hidden_size, arch.rms_eps);
+        let middle = acts.middle.floats();
+        let post = (
+            layer.post_attention_norm.as_ref(),
+            acts.attention_out.floats(),
+        );
+        let added = post.0.map_or(middle, |_| post.1);
+        let u = acts.u[Group::O as usize].floats();
+        let attended = acts.attended.floats();
+        batch.forward(ops, self.site(Group::O), attended, u, &[(&layer.o, added)])?;
+        if let Some(norm) = post.0 {
+            let inverse = acts.inverse[2].floats();
+            ops.rms_norm((rows, eps), added, norm.floats(), middle, inverse)?;
+        }
+        ops.add(n, x, middle)?;
+        let normed = acts.mlp_normed.floats();
+        let inverse = acts.inverse[1].floats();
+        ops.rms_norm(
+            (rows, eps),
+            middle,
+            layer.mlp_norm.floats(),
+            normed,
+            inverse,
+        )?;
+        self.mlp(ops, batch, out, acts)?;
+        ops.add(n, middle, out)
+    }
+
+    /// `out = mlp(mlp_normed)`, with the norm after it where there is one.
+    fn mlp(&self, ops: &mut Ops, batch: &Batch<'_>, out: Floats, acts: &Activations) -> Result<()> {
+        let (layer, rows) = (self.layer, batch.rows);
+        let [gate, up] = [&acts.gate, &acts.up].map(Buffer::floats);
+        let activated = acts.activated.floats();
+        let u = acts.u[Group::GateUp as usize].floats();
+        let outputs = [(&layer.gate, gate), (&layer.up, up)];
+        let normed = acts.mlp_normed.floats();
+        batch.forward(ops, self.site(Group::GateUp), normed, u, &outputs)?;
+        let (kernel, _) = self.activation();
+        ops.activate(
+            kernel,
+            rows * self.arch.intermediate_size,
+            gate,
+            up,
+            activated,
+        )?;
+        let raw = layer.post_mlp_norm.as_ref();
+        let added = raw.map_or(out, |_| acts.mlp_out.floats());
+        let u = acts.u[Group::Down as usize].floats();
+        batch.forward(
+            ops,
+            self.site(Group::Down),
+            activated,
+            u,
+            &[(&layer.down, added)],
+        )?;
+        if let Some(norm) = raw {
+            let inverse = acts.inverse[3].floats();
+            let eps = self.arch.rms_eps;
+            ops.rms_norm((rows, eps), added, norm.floats(), out, inverse)?;
+        }
+        Ok(())
+    }
+
+    /// The kernels of the activation and of its gradient.
+    fn activation(&self) -> (&'static str, &'static str) {
+        match self.arch.activation {
+            Activation::Silu => ("swiglu", "swiglu_backward"),
+            Activation::GeluTanh => ("geglu", "geglu_backward"),
+        }
+    }
+
+    /// Turns the gradient of the block's output in `deltas.x` into that of its input `x`, adding the
+    /// adapter's gradients. Overwrites `acts`. Below the first block nothing is trained, so its
+    /// input's gradient is left unfinished.
+    pub(super) fn backward(
+        &self,
+        ops: &mut Ops,
+        pass: &BackwardPass<'_>,
+        x: Floats,
+        acts: &Activations,
+    ) -> Result<()> {
+        self.backward_mlp(ops, pass, acts)?;
+        self.backward_attention(ops, pass, x, acts)
+    }
+
+    /// The gradient of what attention or MLP adds, taken back through the norm it ends in, if any.
+    fn before_norm(
+        &self,
+        ops: &Ops,
+        pass: &BackwardPass<'_>,
+        norm: Option<&Buffer>,
+        (x, inverse): (&Buffer, &Buffer),
+    ) -> Result<Floats> {
+        let dy = pass.deltas.x.floats();
+        let Some(norm) = norm else { return Ok(dy) };
+        let (x, inverse, raw) = (x.floats(), inverse.floats(), pass.deltas.raw.floats());
+        ops.rms_norm_backward((pass.rows, false), x, norm.floats(), inverse, dy, raw)?;
+        Ok(raw)
+    }
+
+    fn backward_mlp(
+        &self,
+        ops: &mut Ops,
+        pass: &BackwardPass<'_>,
+        acts: &Activations,
+    ) -> Result<()> {
+        let (layer, rows, deltas) = (self.layer, pass.rows, pass.deltas);
+        let (wide, normed, du) = (
+            deltas.wide.floats(),
+            deltas.normed.floats(),
+            deltas.u.floats(),
+        );
+        let raw = (&acts.mlp_out, &acts.inverse[3]);
+        let d_out = self.before_norm(ops, pass, layer.post_mlp_norm.as_ref(), raw)?;
+        let down = Backward {
+            lora: pass.adapter.lora(self.site(Group::Down)),
+            x: acts.activated.floats(),
+            u: acts.u[Group::Down as usize].floats(),
+            layers: &[(&layer.down, d_out)],
+        };
+        down.run(ops, rows, Some(wide), pass.gradient, du)?;
+        let [gate, up] = [&acts.gate, &acts.up].map(Buffer::floats);
+        let (_, kernel) = self.activation();
+        ops.activate_backward(kernel, rows * self.arch.intermediate_size, wide, gate, up)?;
+        let gate_up = Backward {
+            lora: pass.adapter.lora(self.site(Group::GateUp)),
+            x: acts.mlp_normed.floats(),
+            u: acts.u[Group::GateUp as usize].floats(),
+            layers: &[(&layer.gate, gate), (&layer.up, up)],
+        };
+        gate_up.run(ops, rows, Some(normed), pass.gradient, du)?;
+        ops.rms_norm_backward(
+            (rows, true),
+            acts.middle.floats(),
+            layer.mlp_norm.floats(),
+            acts.inverse[1].floats(),
+            normed,
+            deltas.x.floats(),
+        )
+    }
+
+    fn backward_attention(
+        &self,
+        ops: &mut Ops,
+        pass: &BackwardPass<'_>,
+        x: Floats,
+        acts: &Activations,
+    ) -> Result<()> {
+        let (layer, rows, deltas) = (self.layer, pass.rows, pass.deltas);
+        let raw = (&acts.attention_out, &acts.inverse[2]);
+        let d_out = self.before_norm(ops, pass, layer.post_attention_norm.as_ref(), raw)?;
+        let (wide, du) = (deltas.wide.floats(), deltas.u.floats());
+        let attended = acts.attended.floats();
+        let o = Backward {
+            lora: pass.adapter.lora(self.site(Group::O)),
+            x: attended,
+            u: acts.u[Group::O as usize].floats(),
+            layers: &[(&layer.o, d_out)],
+        };
+        o.run(ops, rows, Some(wide), pass.gradient, du)?;
+        let [q, k, v] = [&acts.q, &acts.k, &acts.v].map(Buffer::floats);
+        let [dq, dk, dv] = [&deltas.q, &deltas.k, &deltas.v].map(Buffer::floats);
+        ops.attention_backward(
+            &self.heads,
+            (rows, pass.tile),
+            [q, k, v, attended, wide, acts.logs.floats()],
+            [dq, dk, dv, deltas.dots.floats()],
+        )?;
+        let [dq, dk] = self.backward_rotation(ops, pass, acts, [dq, dk])?;
+        let qkv = Backward {
+            lora: pass.adapter.lora(self.site(Group::Qkv)),
+            x: acts.normed.floats(),
+            u: acts.u[Group::Qkv as usize].floats(),
+            layers: &[(&layer.q, dq), (&layer.k, dk), (&layer.v, dv)],
+        };
+        if self.index == 0 {
+            return qkv.run(ops, rows, None, pass.gradient, du);
+        }
+        let normed = deltas.normed.floats();
+        qkv.run(ops, rows, Some(normed), pass.gradient, du)?;
+        ops.rms_norm_backward(
+            (rows, true),
+            x,
+            layer.attention_norm.floats(),
+            acts.inverse[0].floats(),
+            normed,
+            deltas.x.floats(),
+        )
+    }
+
+    /// Back through rotation and head norms of queries and keys; returns where the gradients then are.
+    fn backward_rotation(
+        &self,
+        ops: &Ops,
+        pass: &BackwardPass<'_>,
+        acts: &Activations,
+        [dq, dk]: [Floats; 2],
+    ) -> Result<[Floats; 2]> {
+        let (rows, heads) = (pass.rows, &self.heads);
+        self.rotate(ops, pass.angles, rows, (dq, heads.n), -1.0)?;
+        self.rotate(ops, pass.angles, rows, (dk, heads.n_kv), -1.0)?;
+        let Some((q_norm, k_norm)) = &self.layer.qk_norm else {
+            return Ok([dq, dk]);
+        };
+        // The rotated values are not needed any more; the gradients are built in their place.
+        let [q, k] = [&acts.q, &acts.k].map(Buffer::floats);
+        let [q_raw, k_raw] = [&acts.q_raw, &acts.k_raw].map(Buffer::floats);
+        let [q_inverse, k_inverse] = [&acts.q_inverse, &acts.k_inverse].map(Buffer::floats);
+        let of_q = (rows * heads.n, false);
+        ops.rms_norm_backward(of_q, q_raw, q_norm.floats(), q_inverse, dq, q)?;
+        let of_k = (rows * heads.n_kv, false);
+        ops.rms_norm_backward(of_k, k_raw, k_norm.floats(), k_inverse, dk, k)?;
+        Ok([q, k])
+    }
+}

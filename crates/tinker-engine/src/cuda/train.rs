@@ -1,0 +1,392 @@
+//! Training and scoring of whole sequences, one after the other.
+//!
+//! The sizes of every product depend on the own sequence alone, and gradients are added in the order
+//! of the batch: so neither depends on batch mates.
+
+use std::sync::Arc;
+
+use super::adapter::Adapter;
+use super::block::{Activations, Angles, BackwardPass, Block, Deltas};
+use super::device::Device;
+use super::head::{HeadGradients, HeadScratch, Pass};
+use super::linear::{Batch, Run};
+use super::memory::{Buffer, Floats, Table};
+use super::model::Model;
+use super::ops::Ops;
+use crate::backend::SequenceOutput;
+use crate::error::{Error, Result};
+use crate::loss::TrainSequence;
+
+/// What a pass over a sequence needs, kept between calls.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    /// Residual stream before each block and after the last; two by turns without a backward pass.
+    xs: Vec<Buffer>,
+    acts: Vec<Activations>,
+    deltas: Deltas,
+    head: HeadScratch,
+    normed: Buffer,
+    inverse: Buffer,
+    tokens: Table,
+    tiles: Table,
+    gradient: Buffer,
+    device: Arc<dyn Device>,
+}
+
+/// A range of a sequence's rows for a block of attention, as its kernel reads it.
+pub(super) struct Tile {
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    pub(super) stride: usize,
+    pub(super) row: usize,
+    pub(super) rows: usize,
+    pub(super) first: usize,
+}
+
+impl Tile {
+    /// The tiles of `rows` rows from `row` on, of a sequence that has `first` before them.
+    pub(super) fn of_rows(tile: usize, mut from: Self, words: &mut Vec<u64>) {
+        let (mut left, size) = (from.rows, tile);
+        while left > 0 {
+            let rows = size.min(left);
+            words.extend([from.keys, from.values]);
+            words.extend([from.stride, from.row, rows, from.first].map(|n| n as u64));
+            from.row += rows;
+            from.first += rows;
+            left -= rows;
+        }
+    }
+}
+
+/// Words of a tile.
+pub(super) const TILE_WORDS: usize = 6;
+
+/// A pass over a batch of sequences.
+#[derive(Debug)]
+pub(super) struct Training<'a> {
+    pub(super) model: &'a Model,
+    pub(super) ops: &'a mut Ops,
+    pub(super) workspace: &'a mut Workspace,
+    /// Rows of a tile of attention.
+    pub(super) tile: usize,
+    /// Bytes for activations that a backward pass reads.
+    pub(super) memory: usize,
+}
+
+impl Workspace {
+    pub(super) fn new(device: &Arc<dyn Device>) -> Self {
+        Self {
+            xs: Vec::new(),
+            acts: Vec::new(),
+            deltas: Deltas::new(device),
+            head: HeadScratch::new(device),
+            normed: Buffer::empty(device),
+            inverse: Buffer::empty(device),
+            tokens: Table::empty(device),
+            tiles: Table::empty(device),
+            gradient: Buffer::empty(device),
+            device: Arc::clone(device),
+        }
+    }
+
+    fn reserve(
+        &mut self,
+        model: &Model,
+        (rows, rank): (usize, usize),
+        (sets, trains): (usize, bool),
+    ) -> Result<()> {
+        let arch = &model.arch;
+        let streams = if trains { arch.n_layers + 1 } else { 2 };
+        self.acts.truncate(sets);
+        while self.acts.len() < sets {
+            self.acts.push(Activations::new(&self.device));
+        }
+        while self.xs.len() < streams {
+            self.xs.push(Buffer::empty(&self.device));
+        }
+        let n = rows * arch.hidden_size;
+        for acts in &mut self.acts {
+            acts.reserve(arch, rows, rank)?;
+        }
+        for x in &mut self.xs[..streams] {
+            x.reserve(n)?;
+        }
+        if trains {
+            self.deltas.reserve(arch, rows, rank)?;
+        }
+        self.normed.reserve(n)?;
+        self.inverse.reserve(rows)
+    }
+}
+
+impl Training<'_> {
+    /// Log-probabilities and losses, in the order of the batch.
+    pub(super) fn forward(
+        &mut self,
+        adapter: Option<&Adapter>,
+        sequences: &[TrainSequence],
+    ) -> Result<Vec<SequenceOutput>> {
+        self.check(sequences)?;
+        let outputs = sequences.iter().enumerate();
+        outputs
+            .map(|(i, sequence)| self.run(i, adapter, sequence, None))
+            .collect()
+    }
+
+    /// As [`Training::forward`], and returns the sum of `before` and the gradients of all.
+    pub(super) fn forward_backward(
+        &mut self,
+        adapter: &Adapter,
+        sequences: &[TrainSequence],
+    ) -> Result<(Vec<SequenceOutput>, Buffer)> {
+        self.check(sequences)?;
+        let len = adapter.gradient_len();
+        let device = Arc::clone(&self.ops.device);
+        let total = match &adapter.gradient {
+            Some(gradient) => gradient.copied()?,
+            None => Buffer::zeros(&device, len)?,
+        };
+        self.workspace.gradient.reserve(len)?;
+        let own = self.workspace.gradient.floats().range(0, len);
+        let mut outputs = Vec::with_capacity(sequences.len());
+        for (i, sequence) in sequences.iter().enumerate() {
+            own.clear(&device)?;
+            outputs.push(self.run(i, Some(adapter), sequence, Some(own))?);
+            if !self.ops.sum_of_squares(len, own)?.is_finite() {
+                return Err(Error::NotFinite(format!(
+                    "sequence {i}: its gradient is not finite"
+                )));
+            }
+            self.ops.add(len, own, total.floats())?;
+        }
+        if !self.ops.sum_of_squares(len, total.floats())?.is_finite() {
+            adapter.check_gradient(&self.model.arch, &total)?;
+        }
+        Ok((outputs, total))
+    }
+
+    /// Checks the batch against the model.
+    fn check(&self, sequences: &[TrainSequence]) -> Result<()> {
+        let arch = &self.model.arch;
+        for (i, sequence) in sequences.iter().enumerate() {
+            let outcome = sequence.check(arch.vocab_size, arch.max_context);
+            outcome.map_err(|message| Error::Invalid(format!("sequence {i}: {message}")))?;
+        }
+        Ok(())
+    }
+
+    /// Sets of activations that there is room for: of all blocks, or of the last ones and one that the
+    /// others share, which are then computed again.
+    fn sets(&self, rows: usize, rank: usize) -> usize {
+        let row = Activations::floats_per_row(&self.model.arch, rank) * size_of::<f32>();
+        let n_layers = self.model.arch.n_layers;
+        (self.memory / (row * rows).max(1)).clamp(1, n_layers)
+    }
+
+    /// Runs one sequence; with `gradient` (flat, zero) also backward into it.
+    fn run(
+        &mut self,
+        i: usize,
+        adapter: Option<&Adapter>,
+        sequence: &TrainSequence,
+        gradient: Option<Floats>,
+    ) -> Result<SequenceOutput> {
+        let (arch, rows) = (&self.model.arch, sequence.tokens.len());
+        let rank = adapter.map_or(0, Adapter::padded_rank);
+        let trains = gradient.is_some();
+        let sets = if trains { self.sets(rows, rank) } else { 1 };
+        self.workspace
+            .reserve(self.model, (rows, rank), (sets, trains))?;
+        let run = [Run {
+            rows: 0..rows,
+            adapter,
+        }];
+        let batch = Batch {
+            rows,
+            runs: &run,
+            rank,
+            trains,
+        };
+        let angles = Angles::new(&self.ops.device, arch, 0..rows)?;
+        let x = self.blocks(&batch, &angles, &sequence.tokens, sets)?;
+        let (normed, inverse) = (
+            self.workspace.normed.floats(),
+            self.workspace.inverse.floats(),
+        );
+        let norm = self.model.final_norm.floats();
+        let eps = arch.rms_eps;
+        self.ops.rms_norm((rows, eps), x, norm, normed, inverse)?;
+        let mut logprobs = Vec::with_capacity(sequence.targets.len());
+        let of_sequence = |message| Error::Invalid(format!("sequence {i}: {message}"));
+        // A loss of the whole sequence needs all log-probabilities before any derivative: the head
+        // runs for them first, then with the linear loss that has this derivative.
+        let whole = if sequence.loss.is_per_target() {
+            None
+        } else {
+            self.head(adapter, sequence, trains, &mut logprobs, None)?;
+            Some(sequence.loss.evaluate(&logprobs).map_err(of_sequence)?)
+        };
+        let d_hidden = self.workspace.deltas.normed.floats();
+        let into = gradient.map(|adapter| HeadGradients { d_hidden, adapter });
+        let loss = match &whole {
+            None => self.head(adapter, sequence, trains, &mut logprobs, into)?,
+            Some(_) if !trains => 0.0,
+            Some(whole) => {
+                let linear = sequence.linear(&whole.gradient);
+                self.head(adapter, &linear, trains, &mut Vec::new(), into)?
+            }
+        };
+        let output = SequenceOutput {
+            logprobs,
+            loss: whole.map_or(loss, |whole| whole.total),
+        };
+        check_output(i, sequence.k, &output)?;
+        if let (Some(gradient), Some(adapter)) = (gradient, adapter) {
+            self.backward(&batch, adapter, &angles, gradient, sets)?;
+        }
+        Ok(output)
+    }
+
+    fn head(
+        &mut self,
+        adapter: Option<&Adapter>,
+        sequence: &TrainSequence,
+        trains: bool,
+        logprobs: &mut Vec<f32>,
+        gradients: Option<HeadGradients>,
+    ) -> Result<f64> {
+        let pass = Pass {
+            model: self.model,
+            adapter,
+            trains,
+        };
+        let hidden = self.workspace.normed.floats();
+        let scratch = &mut self.workspace.head;
+        pass.run(self.ops, sequence, hidden, scratch, logprobs, gradients)
+    }
+
+    /// All blocks: from tokens to the residual stream after the last, which is returned.
+    fn blocks(
+        &mut self,
+        batch: &Batch<'_>,
+        angles: &Angles,
+        tokens: &[u32],
+        sets: usize,
+    ) -> Result<Floats> {
+        let (arch, workspace) = (&self.model.arch, &mut *self.workspace);
+        let tokens = (workspace.tokens.set(tokens)?, batch.rows);
+        let table = self.model.embedding();
+        let first = workspace.xs[0].floats();
+        self.ops.embed(table, tokens, arch.embedding_scale, first)?;
+        let xs: Vec<Floats> = workspace.xs.iter().map(Buffer::floats).collect();
+        let stream = |layer: usize| xs[if batch.trains { layer } else { layer % 2 }];
+        for layer in 0..arch.n_layers {
+            let (x, out) = (stream(layer), stream(layer + 1));
+            let set = layer.saturating_sub(arch.n_layers - sets);
+            let acts = &workspace.acts[set];
+            let block = Block::of(self.model, layer);
+            block.project(self.ops, batch, x, angles, acts)?;
+            attend(
+                self.ops,
+                &block,
+                batch.rows,
+                self.tile,
+                &mut workspace.tiles,
+                acts,
+            )?;
+            block.finish(self.ops, batch, x, out, acts)?;
+        }
+        Ok(stream(arch.n_layers))
+    }
+
+    /// From the gradient of the final norm's output, in `deltas.normed`, to the adapter's.
+    fn backward(
+        &mut self,
+        batch: &Batch<'_>,
+        adapter: &Adapter,
+        angles: &Angles,
+        gradient: Floats,
+        sets: usize,
+    ) -> Result<()> {
+        let (rows, n_layers) = (batch.rows, self.model.arch.n_layers);
+        let workspace = &mut *self.workspace;
+        let (deltas, inverse) = (&workspace.deltas, workspace.inverse.floats());
+        self.ops.rms_norm_backward(
+            (rows, false),
+            workspace.xs[n_layers].floats(),
+            self.model.final_norm.floats(),
+            inverse,
+            deltas.normed.floats(),
+            deltas.x.floats(),
+        )?;
+        let pass = BackwardPass {
+            rows,
+            adapter,
+            angles,
+            deltas,
+            gradient,
+            tile: self.tile,
+        };
+        // Blocks below this one share its activations.
+        let shared = n_layers - sets;
+        for layer in (0..n_layers).rev() {
+            let (block, x) = (Block::of(self.model, layer), workspace.xs[layer].floats());
+            let acts = &workspace.acts[layer.saturating_sub(shared)];
+            if layer < shared {
+                block.project(self.ops, batch, x, angles, acts)?;
+                attend(
+                    self.ops,
+                    &block,
+                    rows,
+                    self.tile,
+                    &mut workspace.tiles,
+                    acts,
+                )?;
+                block.finish(self.ops, batch, x, deltas.normed.floats(), acts)?;
+            }
+            block.backward(self.ops, &pass, x, acts)?;
+        }
+        Ok(())
+    }
+}
+
+/// Attention of a whole sequence to itself.
+fn attend(
+    ops: &Ops,
+    block: &Block<'_>,
+    rows: usize,
+    tile: usize,
+    tiles: &mut Table,
+    acts: &Activations,
+) -> Result<()> {
+    let mut words = Vec::new();
+    let whole = Tile {
+        keys: acts.k.floats().address(),
+        values: acts.v.floats().address(),
+        stride: 0,
+        row: 0,
+        rows,
+        first: 0,
+    };
+    Tile::of_rows(tile, whole, &mut words);
+    let tiles = (tiles.set(&words)?, words.len() / TILE_WORDS);
+    let out = (acts.attended.floats(), acts.logs.floats());
+    ops.attention(&block.heads, acts.q.floats(), tiles, 0, rows, out)
+}
+
+/// Refuses what is no result, as the CPU does.
+fn check_output(i: usize, k: usize, output: &SequenceOutput) -> Result<()> {
+    if let Some(at) = output.logprobs.iter().position(|l| !l.is_finite()) {
+        let (position, logprob) = (at / k.max(1), output.logprobs[at]);
+        return Err(Error::NotFinite(format!(
+            "sequence {i}: the log-probability at position {position} is {logprob}"
+        )));
+    }
+    if output.loss.is_finite() {
+        return Ok(());
+    }
+    let loss = output.loss;
+    Err(Error::NotFinite(format!(
+        "sequence {i}: the loss is {loss}"
+    )))
+}
