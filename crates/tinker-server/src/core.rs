@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tinker_engine::Backend;
 use tinker_types::{
@@ -402,6 +402,13 @@ impl Core {
         });
     }
 
+    /// Forgets results older than `limit` whose logs are closed; they are found again on demand.
+    pub(crate) fn forget_unused_futures(&self, limit: Duration) {
+        let journals = lock(&self.journals);
+        self.futures
+            .forget_unused(limit, |run| journals.contains_key(run));
+    }
+
     fn open_journal(&self, run: &TrainingRunId) -> Result<Journal> {
         let mut journal = Journal::open(
             Arc::clone(&self.disk),
@@ -753,7 +760,19 @@ mod tests {
         drop(journal);
         assert_eq!(n_open(&core), 0);
 
+        core.futures.leave_to_log(Duration::ZERO);
         let again = core.journal(&run).unwrap();
+        core.forget_unused_futures(Duration::ZERO);
+        assert_eq!(core.futures.len(), 1, "its log is open");
+        drop(again);
+        assert_eq!(n_open(&core), 0);
+        core.forget_unused_futures(Duration::from_secs(60));
+        assert_eq!(core.futures.len(), 1, "it is young");
+        core.forget_unused_futures(Duration::ZERO);
+        assert_eq!(core.futures.len(), 0);
+
+        let again = core.journal(&run).unwrap();
+        assert_eq!(core.futures.len(), 1, "somebody asked");
         assert!(lock(&again).found()[0].finished.is_some());
         drop((again, core));
         assert_eq!(lock(&open(home.path()).journals).len(), 0);

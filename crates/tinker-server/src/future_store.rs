@@ -170,6 +170,18 @@ impl FutureStore {
         }
     }
 
+    /// Forgets results that have been in the logs of training runs for longer than `limit`, of the runs
+    /// that are not `in_use`: whoever asks for one opens the log, and it is known again.
+    pub(crate) fn forget_unused(&self, limit: Duration, in_use: impl Fn(&TrainingRunId) -> bool) {
+        self.lock()
+            .retain(|_, entry| match (&entry.scope, &entry.state) {
+                (Scope::Run(run), State::OnDisk { .. }) => {
+                    entry.since.elapsed() < limit || in_use(run)
+                }
+                _ => true,
+            });
+    }
+
     /// Notes that somebody got a result that was read from a log.
     pub(crate) fn note_delivered(&self, id: &RequestId) {
         if let Some(entry) = self.lock().get_mut(id) {

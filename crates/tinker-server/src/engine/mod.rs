@@ -44,6 +44,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 /// How long a result that nobody fetches stays in memory beside its log.
 const RESULTS_IN_MEMORY: Duration = Duration::from_secs(60);
 
+/// How long it is known without its log that a result is there.
+const FUTURES_IN_MEMORY: Duration = Duration::from_secs(10 * 60);
+
 /// How long the list of a sampler's finished samples is kept for a client that does not ask for it.
 const COMPLETIONS_IN_MEMORY: Duration = Duration::from_secs(10 * 60);
 
@@ -416,6 +419,7 @@ impl Worker {
         self.core.futures.leave_to_log(RESULTS_IN_MEMORY);
         self.core.completions.drop_idle(COMPLETIONS_IN_MEMORY);
         self.core.close_settled_journals();
+        self.core.forget_unused_futures(FUTURES_IN_MEMORY);
         self.core.discard_expired();
         self.core.discard_stale_samplers();
         self.core.discard_stale_uploads();
