@@ -183,15 +183,13 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         .training_memory
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let weights = options.weights;
-    let load = move |dir: &Path, threads: usize| {
-        let options = CpuOptions {
-            threads,
-            training_memory,
-            weights,
-            ..CpuOptions::default()
-        };
-        tinker_engine::load_cpu_with(dir, &options)
+    let cpu = CpuOptions {
+        training_memory,
+        weights,
+        ..CpuOptions::default()
     };
+    let loader = options.device.find(&cpu)?;
+    let load = move |dir: &Path, threads: usize| loader.load(dir, threads);
     let app_options = AppOptions {
         load: Arc::new(load),
         weights,
@@ -246,6 +244,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         models: options.models.clone(),
         training_memory: options.training_memory,
         weights: options.weights.map(|weights| weights.name().to_owned()),
+        device: Some(options.device.name().to_owned()),
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
         outside: None,

@@ -72,14 +72,14 @@ pub(super) struct Weights {
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Into {
+pub(super) struct Target {
     pub(super) floats: Floats,
     pub(super) stride: usize,
     pub(super) scale: f32,
     pub(super) adds: bool,
 }
 
-impl Into {
+impl Target {
     /// Rows of `n`, replaced.
     pub(super) fn rows(floats: Floats, n: usize) -> Self {
         Self {
@@ -342,7 +342,7 @@ impl Ops {
         rows: usize,
         (x, x_stride): (Floats, usize),
         w: Weights,
-        into: Into,
+        into: Target,
     ) -> Result<()> {
         let n = w.n;
         fits(&[
@@ -414,7 +414,7 @@ impl Ops {
         [m, n, k]: [usize; 3],
         (a, a_stride, a_turned): (Floats, usize, bool),
         b: (u64, usize, bool),
-        into: Into,
+        into: Target,
     ) -> Result<()> {
         let a_span = if a_turned {
             span(k, m, a_stride)
@@ -437,7 +437,7 @@ impl Ops {
         [m, n, k]: [usize; 3],
         parts: u64,
         b: (u64, usize, bool),
-        into: Into,
+        into: Target,
     ) -> Result<()> {
         fits(&[(into.floats, span(m, n, into.stride))])?;
         let bytes = (m * k * Number::Bf16.bytes()) as u64;
@@ -445,7 +445,7 @@ impl Ops {
         for part in (0..3).rev() {
             let a = (parts + part * bytes, k, false);
             let adds = into.adds || part < 2;
-            self.gemm_of(Number::Bf16, [m, n, k], a, b, Into { adds, ..into })?;
+            self.gemm_of(Number::Bf16, [m, n, k], a, b, Target { adds, ..into })?;
         }
         Ok(())
     }
@@ -456,7 +456,7 @@ impl Ops {
         [m, n, k]: [usize; 3],
         a: (u64, usize, bool),
         b: (u64, usize, bool),
-        into: Into,
+        into: Target,
     ) -> Result<()> {
         let matrix = |(address, stride, turned)| Matrix {
             address,

@@ -97,7 +97,9 @@ impl Workspace {
     ) -> Result<()> {
         let arch = &model.arch;
         let streams = if trains { arch.n_layers + 1 } else { 2 };
-        self.acts.truncate(sets);
+        if trains {
+            self.acts.truncate(sets);
+        }
         while self.acts.len() < sets {
             self.acts.push(Activations::new(&self.device));
         }
@@ -105,7 +107,7 @@ impl Workspace {
             self.xs.push(Buffer::empty(&self.device));
         }
         let n = rows * arch.hidden_size;
-        for acts in &mut self.acts {
+        for acts in &mut self.acts[..sets] {
             acts.reserve(arch, rows, rank)?;
         }
         for x in &mut self.xs[..streams] {
