@@ -27,6 +27,7 @@ pub(super) struct Workspace {
     head: HeadScratch,
     normed: Buffer,
     inverse: Buffer,
+    angles: Angles,
     tokens: Table,
     tiles: Table,
     gradient: Buffer,
@@ -82,6 +83,7 @@ impl Workspace {
             head: HeadScratch::new(device),
             normed: Buffer::empty(device),
             inverse: Buffer::empty(device),
+            angles: Angles::default(),
             tokens: Table::empty(device),
             tiles: Table::empty(device),
             gradient: Buffer::empty(device),
@@ -209,7 +211,8 @@ impl Training<'_> {
             rank,
             trains,
         };
-        let angles = Angles::new(&self.ops.device, arch, 0..rows)?;
+        let mut angles = std::mem::take(&mut self.workspace.angles);
+        angles.set(&self.ops.device, arch, 0..rows)?;
         let x = self.blocks(&batch, &angles, &sequence.tokens, sets)?;
         let (normed, inverse) = (
             self.workspace.normed.floats(),
@@ -246,6 +249,7 @@ impl Training<'_> {
         if let (Some(gradient), Some(adapter)) = (gradient, adapter) {
             self.backward(&batch, adapter, &angles, gradient, sets)?;
         }
+        self.workspace.angles = angles;
         Ok(output)
     }
 
