@@ -2,7 +2,7 @@
 # Holds the GPU of this machine to its CPU, then prints tokens per second of both, and of PyTorch if
 # this Python has it. Exits with 0 if they agree, 1 if not, 3 if there is no GPU.
 #
-# usage: ./run.sh        (PYTHON names another Python than python3)
+# usage: ./run.sh [--rehearse]      (PYTHON names another Python than python3; a rehearsal needs no GPU)
 cd "$(dirname "$0")" || exit 2
 python=${PYTHON:-python3}
 
@@ -18,8 +18,8 @@ export LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$libraries"
 
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
-if "$python" -c 'import torch, safetensors, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    ./gpu_suite fixtures "$work" --torch "$python" torch_engine.py
+if "$python" -c 'import torch, safetensors' 2>/dev/null; then
+    ./gpu_suite fixtures "$work" --torch "$python" torch_engine.py "$@"
 else
-    ./gpu_suite fixtures "$work"
+    ./gpu_suite fixtures "$work" "$@"
 fi

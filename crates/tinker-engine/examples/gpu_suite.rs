@@ -1,8 +1,9 @@
 //! Holds the GPU to the CPU, then times both; `cargo xtask gpu` packs it for a machine without Rust.
 //!
-//! `gpu_suite FIXTURES WORK [--torch PYTHON SCRIPT]`: `FIXTURES` has the reference models, each with
-//! `reference/adapter.safetensors`; random models to time are written into `WORK`. Exits with 0 if
-//! everything agrees, 1 if not, and 3 if there is no GPU to run on.
+//! `gpu_suite FIXTURES WORK [--torch PYTHON SCRIPT] [--rehearse]`: `FIXTURES` has the reference models,
+//! each with `reference/adapter.safetensors`; random models to time are written into `WORK`. Exits with 0
+//! if everything agrees, 1 if not, and 3 if there is no GPU to run on. A rehearsal puts the CPU in the
+//! GPU's place, on the smallest model: it shows that the program works, and nothing about a GPU.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -39,22 +40,38 @@ const STEP: AdamW = AdamW {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (fixtures, work, torch) = match &arguments[..] {
+    let rehearses = arguments.iter().any(|argument| argument == "--rehearse");
+    let given: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|argument| *argument != "--rehearse")
+        .collect();
+    let (fixtures, work, torch) = match given[..] {
         [fixtures, work] => (fixtures, work, None),
-        [fixtures, work, flag, python, script] if flag == "--torch" => {
-            (fixtures, work, Some((python.as_str(), script.as_str())))
-        }
+        [fixtures, work, "--torch", python, script] => (fixtures, work, Some((python, script))),
         _ => {
-            eprintln!("usage: gpu_suite FIXTURES WORK [--torch PYTHON SCRIPT]");
+            eprintln!("usage: gpu_suite FIXTURES WORK [--torch PYTHON SCRIPT] [--rehearse]");
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = cuda_is_available() {
+    let mut suite = Suite {
+        load: |dir| Ok(load_cuda(dir, None)?),
+        shapes: &SHAPES,
+        device: "cuda",
+    };
+    if rehearses {
+        suite = Suite {
+            load: |dir| Ok(load_cpu(dir, 1)?),
+            shapes: &SHAPES[..1],
+            device: "cpu",
+        };
+        println!("a rehearsal: the CPU is in the GPU's place\n");
+    } else if let Err(error) = cuda_is_available() {
         eprintln!("no GPU was tried: {error}");
         return ExitCode::from(3);
     }
-    let outcome = parity(Path::new(fixtures)).and_then(|agrees| {
-        speed(Path::new(work), torch)?;
+    let outcome = parity(&suite, Path::new(fixtures)).and_then(|agrees| {
+        speed(&suite, Path::new(work), torch)?;
         Ok(agrees)
     });
     match outcome {
@@ -67,8 +84,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is held to the CPU, and what it is timed on.
+struct Suite {
+    load: fn(&Path) -> Result<Box<dyn Backend>, Failure>,
+    shapes: &'static [Shape],
+    /// As PyTorch's program calls it.
+    device: &'static str,
+}
+
 /// Runs every reference model on both devices; returns whether they agree.
-fn parity(fixtures: &Path) -> Result<bool, Failure> {
+fn parity(suite: &Suite, fixtures: &Path) -> Result<bool, Failure> {
     let entries = std::fs::read_dir(fixtures)?.collect::<Result<Vec<_>, _>>()?;
     let mut models: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
     models.retain(|dir| dir.join("config.json").exists());
@@ -84,7 +109,7 @@ fn parity(fixtures: &Path) -> Result<bool, Failure> {
         let name = name.unwrap_or_default();
         let adapter = adapter(&dir)?;
         let on_cpu = Answers::of(&mut *load_cpu(&dir, 0)?, &adapter)?;
-        let on_gpu = Answers::of(&mut *load_cuda(&dir, None)?, &adapter)?;
+        let on_gpu = Answers::of(&mut *(suite.load)(&dir)?, &adapter)?;
         let off = on_gpu.differences(&on_cpu);
         let same = if on_gpu.same_bits { "yes" } else { "NO" };
         let columns = off.map(|off| format!("{off:>10.1e}")).join(" ");
@@ -242,7 +267,7 @@ struct Shape {
 
 const HEAD: usize = 64;
 
-const SHAPES: [Shape; 3] = [
+static SHAPES: [Shape; 3] = [
     Shape {
         name: "small",
         hidden: 256,
@@ -392,13 +417,13 @@ fn write_random(path: &Path, dtype: Dtype, shapes: &[(String, Vec<usize>)]) -> R
 }
 
 /// Prints tokens per second of training and of decoding one and eight sequences.
-fn speed(work: &Path, torch: Option<(&str, &str)>) -> Result<(), Failure> {
+fn speed(suite: &Suite, work: &Path, torch: Option<(&str, &str)>) -> Result<(), Failure> {
     println!("tokens per second, best of three");
     println!(
         "{:<6} {:<44} {:>10} {:>10} {:>10}",
         "shape", "engine", "training", "decoding 1", "decoding 8"
     );
-    for shape in SHAPES {
+    for shape in suite.shapes {
         let dir = work.join(shape.name);
         shape.write(&dir)?;
         let row = |engine: &str, figures: [f64; 3]| {
@@ -408,11 +433,11 @@ fn speed(work: &Path, torch: Option<(&str, &str)>) -> Result<(), Failure> {
         if !shape.gpu_alone {
             let mut backend = load_cpu(&dir, 0)?;
             let name = backend.info().precision.clone();
-            row(&name, figures(&mut *backend, &shape)?);
+            row(&name, figures(&mut *backend, shape)?);
         }
-        let mut backend = load_cuda(&dir, None)?;
+        let mut backend = (suite.load)(&dir)?;
         let name = backend.info().precision.clone();
-        row(&name, figures(&mut *backend, &shape)?);
+        row(&name, figures(&mut *backend, shape)?);
         drop(backend);
         let Some((python, script)) = torch else {
             continue;
@@ -421,7 +446,14 @@ fn speed(work: &Path, torch: Option<(&str, &str)>) -> Result<(), Failure> {
             let run = |task: &str, n: usize| -> Result<(f64, String), Failure> {
                 let mut command = Command::new(python);
                 command.args([script, task]).arg(&dir);
-                command.args(["--device", "cuda", "--repeats", "3", "--compute", compute]);
+                command.args([
+                    "--device",
+                    suite.device,
+                    "--repeats",
+                    "3",
+                    "--compute",
+                    compute,
+                ]);
                 let output = command.args(["--sequences", &n.to_string()]).output()?;
                 let report: Value = serde_json::from_slice(&output.stdout)
                     .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
@@ -434,9 +466,15 @@ fn speed(work: &Path, torch: Option<(&str, &str)>) -> Result<(), Failure> {
                 let name = report["name"].as_str().unwrap_or("PyTorch").to_owned();
                 Ok((tokens / best, name))
             };
-            let [(train, name), (one, _), (eight, _)] =
-                [run("train", 1)?, run("decode", 1)?, run("decode", 8)?];
-            row(&name, [train, one, eight]);
+            let all = || Ok([run("train", 1)?, run("decode", 1)?, run("decode", 8)?]);
+            match all() {
+                Ok([(train, name), (one, _), (eight, _)]) => row(&name, [train, one, eight]),
+                Err::<_, Failure>(error) => {
+                    let said = error.to_string();
+                    let last = said.lines().last().unwrap_or_default();
+                    println!("{:<6} PyTorch {compute} did not run: {last}", shape.name);
+                }
+            }
         }
     }
     Ok(())
