@@ -4,8 +4,8 @@ The decoder is written with `torch.nn.functional` directly, without the module o
 library, with a preallocated KV cache and the fused AdamW, so that PyTorch shows what it can.
 
 usage: torch_engine.py make DIR --shape small|large --weights bf16|f32
-       torch_engine.py train DIR --compute f32|bf16 --threads N --repeats N
-       torch_engine.py decode DIR --sequences N --compute f32|bf16 --threads N --repeats N
+       torch_engine.py train DIR --compute f32|bf16 --threads N --repeats N [--device cuda]
+       torch_engine.py decode DIR --sequences N --compute f32|bf16 --threads N --repeats N [--device cuda]
 
 `make` writes the model, adapter and tokens that both programs read.
 """
@@ -132,10 +132,11 @@ class Decoder:
 
     def __init__(self, path, shape, dtype):
         self.shape, self.dtype = shape, dtype
+        device = torch.get_default_device()
         # Cloned, as a loaded tensor is a map of the file, which starts at any byte: in memory of its
         # own it is aligned, and products with it are faster.
         self.base, self.lora = (
-            {name: tensor.to(to).clone() for name, tensor in load_file(path / file).items()}
+            {name: tensor.to(device, to).clone() for name, tensor in load_file(path / file).items()}
             for file, to in (("model.safetensors", dtype), ("adapter.safetensors", torch.float32))
         )
         angles = torch.outer(
@@ -279,8 +280,10 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--weights", choices=DTYPES, default="bf16")
     parser.add_argument("--compute", choices=DTYPES, default="f32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     dtype = DTYPES[args.compute]
     if args.task == "make":
         return make(args.dir, SHAPES[args.shape], DTYPES[args.weights])
@@ -289,7 +292,8 @@ def main():
     else:
         result = decode(args.dir, dtype, args.sequences, args.repeats)
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    capability = torch.backends.cpu.get_cpu_capability()
+    on_gpu = args.device == "cuda"
+    capability = "cuda" if on_gpu else torch.backends.cpu.get_cpu_capability()
     result["name"] = f"PyTorch {torch.__version__} {capability} {args.compute}"
     print(json.dumps(result))
 

@@ -22,6 +22,21 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         "-D",
         "warnings",
     ];
+    let with_gpu = [
+        "clippy",
+        "--package",
+        "tinker",
+        "--package",
+        "tinker-engine",
+        "--package",
+        "tinker-server",
+        "--features",
+        "tinker/cuda",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
     let doc = [
         "doc",
         "--workspace",
@@ -31,6 +46,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     check(&mut cargo(root, ["fmt", "--all", "--check"]))?;
     tidy::run(root)?;
     check(&mut cargo(root, clippy))?;
+    check(&mut cargo(root, with_gpu))?;
     check(cargo(root, doc).env("RUSTDOCFLAGS", "-D warnings"))?;
     test::run(root, &test::Args::default())?;
     chaos::run(root, &chaos::Args::default())?;

@@ -27,8 +27,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let name = format!("tinker-{}-{}", env!("CARGO_PKG_VERSION"), host(root)?);
     let dist = target.join("dist");
     std::fs::create_dir_all(&dist).with_context(|| format!("cannot make {}", dist.display()))?;
-    let mut files = vec![(BINARY, target.join("release").join(BINARY), 0o755)];
-    files.extend(DOCUMENTS.map(|document| (document, root.join(document), 0o644)));
+    let program = target.join("release").join(BINARY);
+    let mut files = vec![(BINARY.to_owned(), program, 0o755)];
+    files.extend(DOCUMENTS.map(|document| (document.to_owned(), root.join(document), 0o644)));
 
     let archive = archive(&name, &files)?;
     let digest: String = Sha256::digest(&archive)
@@ -48,7 +49,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 }
 
 /// A gzipped tar of `(name in the archive, file, mode)` under the directory `top`; no times, no owners.
-fn archive(top: &str, files: &[(&str, std::path::PathBuf, u32)]) -> Result<Vec<u8>> {
+pub(crate) fn archive(top: &str, files: &[(String, std::path::PathBuf, u32)]) -> Result<Vec<u8>> {
     let gzip = GzBuilder::new()
         .mtime(0)
         .write(Vec::new(), Compression::best());
@@ -85,9 +86,10 @@ mod tests {
             path
         };
 
-        let first = archive("top", &[("tool", make("a", "same"), 0o755)]).unwrap();
-        let second = archive("top", &[("tool", make("b", "same"), 0o755)]).unwrap();
-        let other = archive("top", &[("tool", make("c", "other"), 0o755)]).unwrap();
+        let pack = |file| archive("top", &[("tool".to_owned(), file, 0o755)]).unwrap();
+        let first = pack(make("a", "same"));
+        let second = pack(make("b", "same"));
+        let other = pack(make("c", "other"));
 
         assert_eq!(first, second);
         assert_ne!(first, other);

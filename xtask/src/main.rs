@@ -11,6 +11,7 @@ mod chaos;
 mod ci;
 mod cookbook;
 mod dist;
+mod gpu;
 mod kill;
 mod models;
 mod process;
@@ -55,6 +56,8 @@ enum Task {
     /// Measures us beside a peer in one run.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Packs a program that holds a GPU to the CPU and times both, and runs it if there is one here.
+    Gpu,
     /// Packs the release binary, licences and README into target/dist.
     Dist,
 }
@@ -82,6 +85,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Models(args) => models::run(&root, &args),
         Task::Bench(bench) => bench::run(&root, &bench),
+        Task::Gpu => gpu::run(&root),
         Task::Dist => dist::run(&root),
     }
 }

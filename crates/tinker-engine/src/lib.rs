@@ -15,6 +15,8 @@ pub mod generate;
 pub mod load;
 pub mod loss;
 mod memory;
+#[cfg(not(feature = "cuda"))]
+mod no_cuda;
 pub mod optim;
 pub mod peft;
 mod prefix_cache;
@@ -27,6 +29,8 @@ pub use backend::{
     AdapterId, Backend, BaseInfo, CpuOptions, Precision, Prefill, Quantization, SequenceOutput,
     SlotId, limit_to_avx2, load_cpu, load_cpu_on_vectors, load_cpu_with,
 };
+#[cfg(feature = "cuda")]
+pub use cuda::{is_available as cuda_is_available, load_cuda};
 pub use error::{Error, Result};
 pub use fake::{FakeBackend, load_fake};
 pub use generate::{
@@ -35,6 +39,8 @@ pub use generate::{
 };
 pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
 pub use memory::{Work, estimate_load};
+#[cfg(not(feature = "cuda"))]
+pub use no_cuda::{cuda_is_available, load_cuda};
 pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
 pub use prompt::{Alternatives, PromptScores};
 pub use sampler::Sampling;

@@ -44,6 +44,9 @@ pub struct LockInfo {
     /// What it was told to turn the weights of base models into, by name; absent for those of the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// What it was told to compute on; absent in signs of servers that knew the CPU alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Threads its engine was told to take; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
@@ -85,6 +88,7 @@ impl std::fmt::Debug for LockInfo {
             .field("named_models", &self.named_models)
             .field("training_memory", &self.training_memory)
             .field("weights", &self.weights)
+            .field("device", &self.device)
             .field("threads", &self.threads)
             .field("max_disk_bytes", &self.max_disk_bytes)
             .field("outside", &self.outside)
@@ -247,6 +251,7 @@ mod tests {
             named_models: BTreeMap::new(),
             training_memory: None,
             weights: None,
+            device: None,
             threads: 0,
             max_disk_bytes: None,
             outside: None,

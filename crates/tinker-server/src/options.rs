@@ -8,6 +8,7 @@ use std::time::Duration;
 use tinker_engine::Quantization;
 use tinker_types::ClientConfig;
 
+use crate::device::Device;
 use crate::tls::TlsFiles;
 use crate::token::ApiToken;
 
@@ -43,6 +44,8 @@ pub struct ServeOptions {
     pub training_memory: Option<u64>,
     /// Fewer bits for the weights of base models; `None` keeps those of their files.
     pub weights: Option<Quantization>,
+    /// What computes.
+    pub device: Device,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
@@ -72,6 +75,7 @@ impl ServeOptions {
             named_models: BTreeMap::new(),
             training_memory: None,
             weights: None,
+            device: Device::Auto,
             threads: 0,
             max_disk_bytes: None,
             idle_timeout: None,

@@ -183,14 +183,14 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         .training_memory
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let weights = options.weights;
-    let cpu = move |threads| CpuOptions {
-        threads,
+    let cpu = CpuOptions {
         training_memory,
         weights,
         ..CpuOptions::default()
     };
-    let load = move |dir: &Path, threads: usize| tinker_engine::load_cpu_with(dir, &cpu(threads));
-    let estimate_load = move |dir: &Path| tinker_engine::estimate_load(dir, &cpu(0));
+    let loader = options.device.find(&cpu)?;
+    let load = move |dir: &Path, threads: usize| loader.load(dir, threads);
+    let estimate_load = move |dir: &Path| loader.estimate(dir);
     let app_options = AppOptions {
         load: Arc::new(load),
         estimate_load: Arc::new(estimate_load),
@@ -248,6 +248,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         named_models: options.named_models.clone(),
         training_memory: options.training_memory,
         weights: options.weights.map(|weights| weights.name().to_owned()),
+        device: Some(options.device.name().to_owned()),
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
         outside: None,

@@ -162,6 +162,9 @@ fn arguments(earlier: &LockInfo) -> Vec<OsString> {
     if let Some(weights) = &earlier.weights {
         add("--weights", weights.into());
     }
+    if let Some(device) = &earlier.device {
+        add("--device", device.into());
+    }
     if let Some(bytes) = earlier.training_memory {
         add("--training-memory", bytes.to_string().into());
     }
@@ -319,6 +322,7 @@ mod tests {
             named_models: [("b/c".to_owned(), "/models/b".into())].into(),
             training_memory: Some(1 << 30),
             weights: Some("nf4".into()),
+            device: Some("cpu".into()),
             threads: 3,
             max_disk_bytes: Some(5 << 30),
             outside: None,
@@ -371,6 +375,7 @@ mod tests {
             ["--max-disk", "5368709120"],
             ["--training-memory", "1073741824"],
             ["--weights", "nf4"],
+            ["--device", "cpu"],
             ["--model", "/models/a"],
             ["--model", "b/c=/models/b"],
         ] {

@@ -16,20 +16,20 @@ use crate::error::Result;
 const GROUP_SIZES: [usize; 4] = [3, 1, 2, 1];
 
 /// Cosines and sines of each row's rotary angles, for each of the model's ropes, `[2, rows, half]`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Angles {
     ropes: Vec<(usize, Buffer)>,
 }
 
 impl Angles {
-    /// The angles of rows at `positions`.
-    pub(super) fn new(
+    /// Becomes the angles of rows at `positions`.
+    pub(super) fn set(
+        &mut self,
         device: &Arc<dyn Device>,
         arch: &Arch,
         positions: impl Iterator<Item = usize> + Clone,
-    ) -> Result<Self> {
-        let mut ropes = Vec::with_capacity(arch.ropes.len());
-        for rope in &arch.ropes {
+    ) -> Result<()> {
+        for (i, rope) in arch.ropes.iter().enumerate() {
             let angles = positions.clone().flat_map(|position| {
                 let turn = move |frequency: &f32| (position as f32 * frequency).sin_cos();
                 rope.frequencies.iter().map(turn)
@@ -38,10 +38,15 @@ impl Angles {
                 .map(|(sine, cosine)| (cosine * rope.amplitude, sine * rope.amplitude))
                 .unzip();
             cosines.extend(sines);
-            let half = rope.frequencies.len();
-            ropes.push((half, Buffer::of(device, &cosines)?));
+            if self.ropes.len() <= i {
+                self.ropes
+                    .push((rope.frequencies.len(), Buffer::empty(device)));
+            }
+            let (_, buffer) = &mut self.ropes[i];
+            buffer.reserve(cosines.len())?;
+            buffer.set(&cosines)?;
         }
-        Ok(Self { ropes })
+        Ok(())
     }
 }
 

@@ -126,6 +126,7 @@ pub(super) struct Scratch {
     xs: [Buffer; 2],
     normed: Buffer,
     inverse: Buffer,
+    angles: Angles,
     tokens: Table,
     places: Table,
     tiles: Table,
@@ -141,6 +142,7 @@ impl Scratch {
             xs: [none(), none()],
             normed: none(),
             inverse: none(),
+            angles: Angles::default(),
             tokens: table(),
             places: table(),
             tiles: table(),
@@ -319,7 +321,7 @@ impl Inference<'_> {
         let positions = segments
             .iter()
             .flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
-        let angles = Angles::new(&device, arch, positions)?;
+        self.scratch.angles.set(&device, arch, positions)?;
         let (places, tiles) = tables(arch, segments, self.tile);
         let scratch = &mut *self.scratch;
         let owners: Vec<_> = segments
@@ -343,7 +345,7 @@ impl Inference<'_> {
             .embed(model.embedding(), tokens, arch.embedding_scale, x)?;
         for layer in 0..arch.n_layers {
             let block = Block::of(model, layer);
-            block.project(self.ops, &batch, x, &angles, acts)?;
+            block.project(self.ops, &batch, x, &scratch.angles, acts)?;
             let (q, k, v) = (acts.q.floats(), acts.k.floats(), acts.v.floats());
             let width = block.heads.kv_width();
             self.ops

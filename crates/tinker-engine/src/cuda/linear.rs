@@ -6,7 +6,7 @@ use super::adapter::{Adapter, Lora, Site};
 use super::device::Number;
 use super::memory::Floats;
 use super::model::Linear;
-use super::ops::{Into, Ops, Weights};
+use super::ops::{Ops, Target, Weights};
 use crate::error::Result;
 
 /// Rows that go through a block together, and whose they are.
@@ -71,7 +71,7 @@ impl Batch<'_> {
                 stride: inner,
                 turned: false,
             };
-            self.product(ops, rows, x, a, Into::rows(u, n).scaled(lora.scale))?;
+            self.product(ops, rows, x, a, Target::rows(u, n).scaled(lora.scale))?;
             for (i, (linear, y)) in outputs.iter().enumerate() {
                 let b = lora.b(i);
                 let weights = Weights {
@@ -87,7 +87,13 @@ impl Batch<'_> {
                     stride: n,
                 };
                 let y = y.range(run.rows.start * linear.out, rows * linear.out);
-                self.product(ops, rows, left, weights, Into::rows(y, linear.out).adding())?;
+                self.product(
+                    ops,
+                    rows,
+                    left,
+                    weights,
+                    Target::rows(y, linear.out).adding(),
+                )?;
             }
         }
         Ok(())
@@ -97,7 +103,7 @@ impl Batch<'_> {
     fn base(&self, ops: &mut Ops, x: Floats, outputs: &[(&Linear, Floats)]) -> Result<()> {
         let mut parts = None;
         for (linear, y) in outputs {
-            let (weights, into) = (linear.weights(), Into::rows(*y, linear.out));
+            let (weights, into) = (linear.weights(), Target::rows(*y, linear.out));
             if self.trains && weights.numbers == Number::Bf16 {
                 let parts = match parts {
                     Some(parts) => parts,
@@ -120,7 +126,7 @@ impl Batch<'_> {
     }
 
     /// A product with weights of floats, by the device's own product in training alone.
-    fn product(&self, ops: &mut Ops, rows: usize, x: View, w: Weights, into: Into) -> Result<()> {
+    fn product(&self, ops: &mut Ops, rows: usize, x: View, w: Weights, into: Target) -> Result<()> {
         if self.trains && w.numbers == Number::F32 {
             let sizes = [rows, w.n, w.inner];
             let right = (w.address, w.stride, !w.turned);
@@ -155,9 +161,9 @@ impl Backward<'_> {
     ) -> Result<()> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             if let Some(dx) = dx {
-                let into = Into {
+                let into = Target {
                     adds: i > 0,
-                    ..Into::rows(dx, linear.inner)
+                    ..Target::rows(dx, linear.inner)
                 };
                 let sizes = [rows, linear.inner, linear.out];
                 let weights = linear.weights();
@@ -190,7 +196,7 @@ impl Backward<'_> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             let (b, out) = (lora.b(i), linear.out);
             let column = lora.column(i);
-            let into = Into {
+            let into = Target {
                 floats: du.from(column),
                 stride: n,
                 scale: lora.scale,
@@ -204,7 +210,7 @@ impl Backward<'_> {
                 into,
             )?;
             let b = lora.b_of(i, gradient);
-            let into = Into {
+            let into = Target {
                 floats: b.floats,
                 stride: b.stride,
                 scale: 1.0,
@@ -213,7 +219,7 @@ impl Backward<'_> {
             let left = (self.u.from(column), n, true);
             ops.gemm([rank, out, rows], left, (dy.address(), out, false), into)?;
         }
-        let into = Into::rows(lora.a_of(gradient), inner).adding();
+        let into = Target::rows(lora.a_of(gradient), inner).adding();
         ops.gemm(
             [n, inner, rows],
             (du, n, true),
@@ -221,7 +227,7 @@ impl Backward<'_> {
             into,
         )?;
         if let Some(dx) = dx {
-            let into = Into::rows(dx, inner).adding();
+            let into = Target::rows(dx, inner).adding();
             let right = (lora.a().address(), inner, false);
             ops.gemm([rows, inner, n], (du, n, false), right, into)?;
         }

@@ -245,6 +245,9 @@ impl Backend for Gpu {
 
     fn drop_adapter(&mut self, adapter: AdapterId) {
         self.adapters.remove(&adapter);
+        if self.adapters.is_empty() {
+            self.workspace = Workspace::new(&self.ops.device);
+        }
     }
 
     fn forward(
@@ -262,7 +265,18 @@ impl Backend for Gpu {
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
         let adapter = Arc::clone(self.adapter(id)?);
-        let (outputs, gradient) = self.training().forward_backward(&adapter, sequences)?;
+        let mut training = self.training();
+        let outcome = match training.forward_backward(&adapter, sequences) {
+            // What else is on the device may have taken what activations were to have: with as few of
+            // them as possible, and none kept from earlier passes, it may do, to the same bits.
+            Err(Error::Device(_)) => {
+                *training.workspace = Workspace::new(&training.ops.device);
+                training.memory = 0;
+                training.forward_backward(&adapter, sequences)
+            }
+            outcome => outcome,
+        };
+        let (outputs, gradient) = outcome?;
         drop(adapter);
         self.adapter_mut(id)?.gradient = Some(gradient);
         Ok(outputs)

@@ -27,6 +27,7 @@ pub(super) struct Workspace {
     head: HeadScratch,
     normed: Buffer,
     inverse: Buffer,
+    angles: Angles,
     tokens: Table,
     tiles: Table,
     gradient: Buffer,
@@ -82,6 +83,7 @@ impl Workspace {
             head: HeadScratch::new(device),
             normed: Buffer::empty(device),
             inverse: Buffer::empty(device),
+            angles: Angles::default(),
             tokens: Table::empty(device),
             tiles: Table::empty(device),
             gradient: Buffer::empty(device),
@@ -97,7 +99,9 @@ impl Workspace {
     ) -> Result<()> {
         let arch = &model.arch;
         let streams = if trains { arch.n_layers + 1 } else { 2 };
-        self.acts.truncate(sets);
+        if trains {
+            self.acts.truncate(sets);
+        }
         while self.acts.len() < sets {
             self.acts.push(Activations::new(&self.device));
         }
@@ -105,7 +109,7 @@ impl Workspace {
             self.xs.push(Buffer::empty(&self.device));
         }
         let n = rows * arch.hidden_size;
-        for acts in &mut self.acts {
+        for acts in &mut self.acts[..sets] {
             acts.reserve(arch, rows, rank)?;
         }
         for x in &mut self.xs[..streams] {
@@ -207,7 +211,8 @@ impl Training<'_> {
             rank,
             trains,
         };
-        let angles = Angles::new(&self.ops.device, arch, 0..rows)?;
+        let mut angles = std::mem::take(&mut self.workspace.angles);
+        angles.set(&self.ops.device, arch, 0..rows)?;
         let x = self.blocks(&batch, &angles, &sequence.tokens, sets)?;
         let (normed, inverse) = (
             self.workspace.normed.floats(),
@@ -244,6 +249,7 @@ impl Training<'_> {
         if let (Some(gradient), Some(adapter)) = (gradient, adapter) {
             self.backward(&batch, adapter, &angles, gradient, sets)?;
         }
+        self.workspace.angles = angles;
         Ok(output)
     }
 

@@ -35,6 +35,32 @@ pub(crate) fn all_models() -> impl Iterator<Item = &'static str> {
     MODELS.into_iter().chain(ROUNDED).chain(ARCHITECTURES)
 }
 
+/// The models without experts.
+#[cfg(feature = "cuda")]
+pub(crate) fn dense() -> impl Iterator<Item = &'static str> {
+    all_models().filter(|model| !model.contains("moe"))
+}
+
+/// Models that between them have everything that a kernel, or a block of the GPU, can have.
+#[cfg(feature = "cuda")]
+pub(crate) const FEW: [&str; 4] = ["llama", "qwen3-bf16", "gemma2", "phi3"];
+
+/// Each model on the CPU, and a few on the emulated GPU.
+pub(crate) fn on_every_device(
+    models: impl IntoIterator<Item = &'static str>,
+) -> Vec<(&'static str, Load)> {
+    let models: Vec<_> = models.into_iter().collect();
+    let on_cpu = models.iter().map(|model| (*model, load as Load));
+    #[cfg(feature = "cuda")]
+    let on_gpu = FEW
+        .into_iter()
+        .filter(|model| models.contains(model))
+        .map(|model| (model, crate::emulated::load_emulated as Load));
+    #[cfg(not(feature = "cuda"))]
+    let on_gpu = std::iter::empty();
+    on_cpu.chain(on_gpu).collect()
+}
+
 /// Each model, on each unit of this machine.
 pub(crate) fn on_every_unit(
     models: impl IntoIterator<Item = &'static str>,

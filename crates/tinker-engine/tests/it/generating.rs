@@ -5,7 +5,7 @@ use tinker_engine::{
     SlotId, StopCheck, StopReason, TrainSequence, load_cpu, sampler,
 };
 
-use crate::common::{Reference, all_models, all_modules, dir, load};
+use crate::common::{Load, Reference, all_models, all_modules, dir, load};
 
 fn request(prompt: &[u32], seeds: &[u64]) -> GenerateRequest {
     GenerateRequest {
@@ -56,36 +56,41 @@ fn one(backend: &mut dyn Backend, request: GenerateRequest) -> Generation {
 #[test]
 fn samples_do_not_depend_on_company_or_rows() {
     for model in all_models() {
-        let mut backend = load(model, 2);
-        let tuned = Some(Reference::of(model).import(&mut *backend));
-        let requests = || -> Vec<GenerateRequest> {
-            let with = |adapter, prompt: &[u32], seeds: &[u64]| GenerateRequest {
-                adapter,
-                ..request(prompt, seeds)
-            };
-            vec![
-                with(tuned, &[5, 6, 7], &[1, 2, 3]),
-                with(None, &[9; 40], &[1]),
-                with(tuned, &[1], &[7, 8]),
-            ]
-        };
-        let together = run(&mut *backend, 64, requests());
-
-        for max_rows in [1, 2, 4] {
-            assert_eq!(
-                run(&mut *backend, max_rows, requests()),
-                together,
-                "{model}"
-            );
-        }
-        for (request, expected) in requests().into_iter().zip(&together) {
-            assert_eq!(one(&mut *backend, request), *expected, "{model}");
-        }
-        let [first, second, third] = &together[0].samples[..] else {
-            panic!("three samples")
-        };
-        assert!(first.tokens != second.tokens && second.tokens != third.tokens);
+        check_company(model, load, &[1, 2, 4]);
     }
+}
+
+/// Checks that requests get the same samples with others, with few rows, and alone.
+pub(crate) fn check_company(model: &str, load: Load, rows: &[usize]) {
+    let mut backend = load(model, 2);
+    let tuned = Some(Reference::of(model).import(&mut *backend));
+    let requests = || -> Vec<GenerateRequest> {
+        let with = |adapter, prompt: &[u32], seeds: &[u64]| GenerateRequest {
+            adapter,
+            ..request(prompt, seeds)
+        };
+        vec![
+            with(tuned, &[5, 6, 7], &[1, 2, 3]),
+            with(None, &[9; 40], &[1]),
+            with(tuned, &[1], &[7, 8]),
+        ]
+    };
+    let together = run(&mut *backend, 64, requests());
+
+    for max_rows in rows.iter().copied() {
+        assert_eq!(
+            run(&mut *backend, max_rows, requests()),
+            together,
+            "{model}"
+        );
+    }
+    for (request, expected) in requests().into_iter().zip(&together) {
+        assert_eq!(one(&mut *backend, request), *expected, "{model}");
+    }
+    let [first, second, third] = &together[0].samples[..] else {
+        panic!("three samples")
+    };
+    assert!(first.tokens != second.tokens && second.tokens != third.tokens);
 }
 
 #[test]

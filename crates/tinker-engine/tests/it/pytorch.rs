@@ -4,7 +4,8 @@ use serde_json::Value;
 use tinker_engine::AdamW;
 
 use crate::common::{
-    ARCHITECTURES, LOSSES, MODELS, Reference, floats, load, on_every_unit, relative, tokens,
+    ARCHITECTURES, LOSSES, MODELS, Reference, floats, load, on_every_device, on_every_unit,
+    relative, tokens,
 };
 
 /// Tolerance in relative L2; the reference's own rounding is below 2e-6.
@@ -137,7 +138,7 @@ fn three_steps_of_training_agree() {
 
 #[test]
 fn greedy_decoding_gives_the_same_tokens_and_logprobs() {
-    for model in MODELS.into_iter().chain(ARCHITECTURES) {
+    for (model, load) in on_every_device(MODELS.into_iter().chain(ARCHITECTURES)) {
         let reference = Reference::of(model);
         let mut backend = load(model, 2);
         let adapter = reference.import(&mut *backend);

@@ -253,6 +253,26 @@ fn a_run_that_cannot_begin_does_not_take_a_name() {
 }
 
 #[test]
+#[cfg(not(feature = "cuda"))]
+fn a_gpu_to_serve_with_that_the_program_was_not_built_for() {
+    let home = Home::new();
+
+    home.run(&["serve", "--port", "0", "--device", "cuda"])
+        .failed(
+            1,
+            "this program was built without support for GPUs",
+            "cargo build --release --features cuda",
+        );
+    let weights = ["--device", "cuda", "--weights", "nf4"];
+    home.run(&[&["serve", "--port", "0"], &weights[..]].concat())
+        .failed(
+            2,
+            "--weights nf4 is for the CPU",
+            "leave it out or use --device cpu",
+        );
+}
+
+#[test]
 fn a_model_directory_to_serve_that_is_none() {
     let home = Home::new();
     let empty = home.path("").display().to_string();

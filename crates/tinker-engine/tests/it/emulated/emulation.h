@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <utility>
 #include <vector>
 #include <ucontext.h>
@@ -31,12 +32,12 @@ static inline int __float_as_int(float x) {
 
 namespace emulation {
 
-const size_t STACK = 64 << 10;
+const size_t STACK = 32 << 10;
 
 struct Fiber {
     ucontext_t context;
     jmp_buf place;
-    bool started, done;
+    bool started = false, done = false;
     std::vector<char> stack;
 };
 
@@ -46,14 +47,18 @@ struct Body {
 };
 
 static thread_local Body body;
-static thread_local std::vector<Fiber> fibers;
+// Not to be moved, as their contexts point into themselves.
+static thread_local std::deque<Fiber> fibers;
 static thread_local jmp_buf scheduler;
 static thread_local Fiber* current;
 
+// A fiber's life: one thread of a block after the other.
 static void enter() {
-    body.call(body.args);
-    current->done = true;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        body.call(body.args);
+        current->done = true;
+        if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+    }
 }
 
 static void resume(Fiber& fiber, unsigned thread) {
@@ -79,7 +84,7 @@ static void yield() {
 // Runs one block; returns false if threads disagree about how often to meet.
 static bool block(unsigned threads) {
     if (fibers.size() < threads) fibers.resize(threads);
-    for (unsigned t = 0; t < threads; t++) fibers[t].started = fibers[t].done = false;
+    for (unsigned t = 0; t < threads; t++) fibers[t].done = false;
     resume(fibers[0], 0);
     if (fibers[0].done) {
         // It never waited, so no thread may: they need no stacks of their own.

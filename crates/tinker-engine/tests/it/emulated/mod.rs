@@ -44,6 +44,10 @@ fn kernels(head: usize) -> &'static Library {
         .or_insert_with(|| Box::leak(Box::new(compile(head))))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how a machine names its C++ compiler"
+)]
 fn compile(head: usize) -> Library {
     let table: String = KERNELS
         .iter()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 use tinker_server::{
-    ApiToken, Quantization, ServeOptions, Server, TlsFiles, check_model_name, list_keys,
+    ApiToken, Device, Quantization, ServeOptions, Server, TlsFiles, check_model_name, list_keys,
 };
 
 use super::live;
@@ -45,6 +45,9 @@ pub(super) struct Args {
     /// Memory for training beside weights, such as 2GB; what does not fit is computed again
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     training_memory: Option<u64>,
+    /// What computes: the GPU if the program was built for it and one answers, else the CPU
+    #[arg(long, value_enum, default_value_t = Computer::Auto)]
+    device: Computer,
     /// Threads of the engine; 0 takes one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     threads: usize,
@@ -73,6 +76,27 @@ impl Weights {
         match self {
             Self::Int8 => Quantization::Int8,
             Self::Nf4 => Quantization::Nf4,
+        }
+    }
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Computer {
+    /// A GPU for the models that it takes, if there is one; else the CPU
+    Auto,
+    /// The CPU
+    Cpu,
+    /// The first NVIDIA GPU, and nothing else
+    Cuda,
+}
+
+impl Computer {
+    fn device(self) -> Device {
+        match self {
+            Self::Auto => Device::Auto,
+            Self::Cpu => Device::Cpu,
+            Self::Cuda => Device::Cuda,
         }
     }
 }
@@ -137,6 +161,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         named_models,
         training_memory: args.training_memory,
         weights: args.weights.map(Weights::quantization),
+        device: args.device.device(),
         threads: args.threads,
         max_disk_bytes: args.max_disk,
         idle_timeout: args.idle_timeout,

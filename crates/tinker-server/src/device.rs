@@ -1,0 +1,166 @@
+//! Which device base models are loaded onto.
+
+use std::path::Path;
+
+use tinker_engine::{
+    Backend, CpuOptions, cuda_is_available, estimate_load, load_cpu_with, load_cuda,
+};
+
+use crate::error::{Error, Result};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// A GPU for the models that it takes, if there is one; else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU, and nothing else.
+    Cuda,
+}
+
+impl Device {
+    /// Its name in settings and records.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// What serves as it on this machine.
+    ///
+    /// # Errors
+    /// If a GPU is asked for and does not answer, or cannot do what `options` ask for.
+    pub(crate) fn find(self, options: &CpuOptions) -> Result<Loader> {
+        self.find_with(options, cuda_is_available)
+    }
+
+    fn find_with(
+        self,
+        options: &CpuOptions,
+        is_available: impl Fn() -> tinker_engine::Result<()>,
+    ) -> Result<Loader> {
+        let loader = |device| Loader {
+            device,
+            options: *options,
+        };
+        let Some(weights) = options.weights else {
+            return match (self, is_available()) {
+                (Self::Cpu, _) => Ok(loader(Self::Cpu)),
+                (Self::Cuda, Err(error)) => Err(error.into()),
+                (Self::Auto, Err(error)) => {
+                    if cfg!(feature = "cuda") {
+                        tracing::info!("computing on the CPU: {error}");
+                    }
+                    Ok(loader(Self::Cpu))
+                }
+                (wanted, Ok(())) => Ok(loader(wanted)),
+            };
+        };
+        if self == Self::Cuda {
+            let weights = weights.name();
+            return Err(Error::Invalid(format!(
+                "--weights {weights} is for the CPU: the GPU holds weights as their files do, \
+                 leave it out or use --device cpu"
+            )));
+        }
+        Ok(loader(Self::Cpu))
+    }
+}
+
+/// Loads base models onto what was found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Loader {
+    /// [`Device::Auto`] is a GPU, with the CPU for what it does not take.
+    device: Device,
+    options: CpuOptions,
+}
+
+impl Loader {
+    /// Loads the model in `dir`; `threads` are of the CPU.
+    pub(crate) fn load(
+        &self,
+        dir: &Path,
+        threads: usize,
+    ) -> tinker_engine::Result<Box<dyn Backend>> {
+        let options = CpuOptions {
+            threads,
+            ..self.options
+        };
+        if self.device == Device::Cpu {
+            return load_cpu_with(dir, &options);
+        }
+        match load_cuda(dir, options.training_memory) {
+            Err(error) if self.device == Device::Auto => {
+                tracing::info!("computing on the CPU: {error}");
+                load_cpu_with(dir, &options)
+            }
+            loaded => loaded,
+        }
+    }
+
+    /// About how many bytes of this machine's memory loading the model in `dir` takes; 0 where it may go
+    /// to a GPU, which has its own and says itself what does not fit.
+    pub(crate) fn estimate(&self, dir: &Path) -> tinker_engine::Result<u64> {
+        match self.device {
+            Device::Cpu => estimate_load(dir, &self.options),
+            Device::Auto | Device::Cuda => Ok(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tinker_engine::{Error as Engine, Quantization};
+
+    use super::*;
+
+    const ABSENT: fn() -> tinker_engine::Result<()> = || Err(Engine::Device("no GPU".into()));
+
+    #[test]
+    fn a_gpu_that_is_asked_for_and_absent_is_an_error_and_auto_takes_the_cpu() {
+        let options = CpuOptions::default();
+        let found = |device: Device, answer: fn() -> tinker_engine::Result<()>| {
+            let found = device.find_with(&options, answer);
+            found.map(|loader| loader.device).map_err(|e| e.to_string())
+        };
+
+        assert_eq!(found(Device::Auto, ABSENT), Ok(Device::Cpu));
+        assert_eq!(found(Device::Auto, || Ok(())), Ok(Device::Auto));
+        assert_eq!(found(Device::Cpu, || Ok(())), Ok(Device::Cpu));
+        assert_eq!(found(Device::Cuda, || Ok(())), Ok(Device::Cuda));
+        assert_eq!(found(Device::Cuda, ABSENT), Err("no GPU".into()));
+    }
+
+    #[test]
+    fn fewer_bits_are_for_the_cpu() {
+        let options = CpuOptions {
+            weights: Some(Quantization::Int8),
+            ..CpuOptions::default()
+        };
+
+        let auto = Device::Auto.find_with(&options, || Ok(())).unwrap();
+        let error = Device::Cuda.find_with(&options, || Ok(())).unwrap_err();
+
+        assert_eq!(auto.device, Device::Cpu);
+        assert!(error.to_string().contains("--weights int8 is for the CPU"));
+    }
+
+    /// A build without the feature, or a machine without a GPU, says what to do.
+    #[test]
+    fn the_error_for_an_absent_gpu_has_a_next_step() {
+        if let Err(error) = Device::Cuda.find(&CpuOptions::default()) {
+            let text = error.to_string();
+            assert!(
+                ["--features cuda", "--device cpu", "LD_LIBRARY_PATH"]
+                    .iter()
+                    .any(|step| text.contains(step)),
+                "{text}"
+            );
+        }
+    }
+}
