@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tinker_engine::{Family, Quantization};
+use tinker_engine::{Family, Precision, Quantization};
 use tinker_types::{
     ClientConfig, CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig, RequestId,
     SampleRequest, SessionId, TrainingRunId, TypeError, UntypedFuture, UserMetadata,
@@ -51,6 +51,8 @@ pub struct AppOptions {
     pub disk: Arc<dyn Disk>,
     /// How `load` holds the weights of base models; `None` as in their files.
     pub weights: Option<Quantization>,
+    /// What `load` computes with.
+    pub precision: Precision,
     /// How base models are loaded.
     pub load: LoadBackend,
 }
@@ -77,6 +79,7 @@ impl AppOptions {
             limits: Limits::default(),
             disk: Arc::new(OsDisk),
             weights: None,
+            precision: Precision::default(),
             load: Arc::new(tinker_engine::load_cpu),
         }
     }
@@ -110,7 +113,7 @@ impl App {
         let core = Core::open(
             CoreOptions {
                 models: ModelRegistry::new(options.home.clone(), &options.models)?
-                    .held_as(options.weights),
+                    .held_as(options.weights, options.precision),
                 home: options.home,
                 disk: options.disk,
                 limits: options.limits,

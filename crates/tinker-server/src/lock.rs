@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tinker_engine::Precision;
 
 use crate::disk::{Disk, OsDisk, create_dir, set_private, write_private};
 use crate::error::{Error, Result};
@@ -40,6 +41,9 @@ pub struct LockInfo {
     /// What it was told to turn the weights of base models into, by name; absent for those of the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// What it was told to compute with, by name.
+    #[serde(default = "default_precision")]
+    pub precision: String,
     /// Threads its engine was told to take; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
@@ -61,6 +65,11 @@ pub struct Outside {
     pub tls: Option<TlsFiles>,
 }
 
+/// Of servers that could not be told.
+fn default_precision() -> String {
+    Precision::F32.name().to_owned()
+}
+
 impl LockInfo {
     /// Where a client on this machine reaches it, such as `http://127.0.0.1:8642`.
     #[must_use]
@@ -80,6 +89,7 @@ impl std::fmt::Debug for LockInfo {
             .field("models", &self.models)
             .field("training_memory", &self.training_memory)
             .field("weights", &self.weights)
+            .field("precision", &self.precision)
             .field("threads", &self.threads)
             .field("max_disk_bytes", &self.max_disk_bytes)
             .field("outside", &self.outside)
@@ -241,6 +251,7 @@ mod tests {
             models: Vec::new(),
             training_memory: None,
             weights: None,
+            precision: default_precision(),
             threads: 0,
             max_disk_bytes: None,
             outside: None,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use tinker_engine::Quantization;
+use tinker_engine::{Precision, Quantization};
 
 use crate::disk::{Disk, OsDisk, create_dir, remove_dir};
 use crate::error::{Error, Result};
@@ -69,9 +69,9 @@ pub struct BaseModel {
     pub max_context: Option<u64>,
     /// Architecture, as `config.json` says.
     pub architecture: Option<String>,
-    /// Forty hexadecimal digits that change with the model's files, and `+` with the name of a
-    /// [`Quantization`] where a server holds them with fewer bits: an adapter belongs to one revision. Of
-    /// directories, `config.json` and the sizes of the safetensors files are looked at.
+    /// Forty hexadecimal digits that change with the model's files; `+` with the name of a [`Quantization`]
+    /// where a server holds them with fewer bits, and `+bf16` where it computes so: an adapter belongs to
+    /// one revision. Of directories, `config.json` and the sizes of the safetensors files are looked at.
     pub revision: String,
 }
 
@@ -99,6 +99,7 @@ pub(crate) struct ModelRegistry {
     home: PathBuf,
     added: Vec<BaseModel>,
     weights: Option<Quantization>,
+    precision: Precision,
 }
 
 impl ModelRegistry {
@@ -115,13 +116,16 @@ impl ModelRegistry {
             home,
             added,
             weights: None,
+            precision: Precision::default(),
         })
     }
 
-    /// Says in revisions that weights are held with fewer bits: what is trained on these fits no others.
+    /// Says in revisions that weights are held, or multiplied, with fewer bits: what is trained on these
+    /// fits no others.
     #[must_use]
-    pub(crate) fn held_as(mut self, weights: Option<Quantization>) -> Self {
+    pub(crate) fn held_as(mut self, weights: Option<Quantization>, precision: Precision) -> Self {
         self.weights = weights;
+        self.precision = precision;
         self
     }
 
@@ -133,6 +137,9 @@ impl ModelRegistry {
         let mut model = self.find(name)?;
         if let Some(weights) = self.weights {
             model.revision = format!("{}+{}", model.revision, weights.name());
+        }
+        if self.precision != Precision::default() {
+            model.revision = format!("{}+{}", model.revision, self.precision.name());
         }
         Ok(model)
     }

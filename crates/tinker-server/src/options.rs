@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tinker_engine::Quantization;
+use tinker_engine::{Precision, Quantization};
 use tinker_types::ClientConfig;
 
 use crate::tls::TlsFiles;
@@ -40,6 +40,8 @@ pub struct ServeOptions {
     pub training_memory: Option<u64>,
     /// Fewer bits for the weights of base models; `None` keeps those of their files.
     pub weights: Option<Quantization>,
+    /// Numbers that weights and what they are multiplied with are rounded to.
+    pub precision: Precision,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
@@ -68,6 +70,7 @@ impl ServeOptions {
             models: Vec::new(),
             training_memory: None,
             weights: None,
+            precision: Precision::default(),
             threads: 0,
             max_disk_bytes: None,
             idle_timeout: None,

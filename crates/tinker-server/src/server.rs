@@ -182,12 +182,13 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     let training_memory = options
         .training_memory
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let weights = options.weights;
+    let (weights, precision) = (options.weights, options.precision);
     let load = move |dir: &Path, threads: usize| {
         let options = CpuOptions {
             threads,
             training_memory,
             weights,
+            precision,
             ..CpuOptions::default()
         };
         tinker_engine::load_cpu_with(dir, &options)
@@ -195,6 +196,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     let app_options = AppOptions {
         load: Arc::new(load),
         weights,
+        precision,
         models: options.models.clone(),
         threads: options.threads,
         client_config: options.client_config.clone(),
@@ -246,6 +248,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         models: options.models.clone(),
         training_memory: options.training_memory,
         weights: options.weights.map(|weights| weights.name().to_owned()),
+        precision: options.precision.name().to_owned(),
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
         outside: None,

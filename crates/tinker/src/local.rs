@@ -162,6 +162,7 @@ fn arguments(earlier: &LockInfo) -> Vec<OsString> {
     if let Some(weights) = &earlier.weights {
         add("--weights", weights.into());
     }
+    add("--precision", earlier.precision.clone().into());
     if let Some(bytes) = earlier.training_memory {
         add("--training-memory", bytes.to_string().into());
     }
@@ -313,6 +314,7 @@ mod tests {
             models: vec!["/models/a".into()],
             training_memory: Some(1 << 30),
             weights: Some("nf4".into()),
+            precision: "bf16".into(),
             threads: 3,
             max_disk_bytes: Some(5 << 30),
             outside: None,
@@ -365,6 +367,7 @@ mod tests {
             ["--max-disk", "5368709120"],
             ["--training-memory", "1073741824"],
             ["--weights", "nf4"],
+            ["--precision", "bf16"],
             ["--model", "/models/a"],
         ] {
             assert!(
