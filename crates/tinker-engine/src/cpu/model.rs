@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::amx::Tiles;
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::{Cols, Panels, Rows};
+use super::gemm::{Cols, Panels, Rounding, Rows};
 use super::lora::Group;
 use super::quant::Quantized;
 #[cfg(target_arch = "x86_64")]
@@ -227,6 +227,15 @@ impl Linear {
             Precision::F32 => Rows::row_major(data, width),
             Precision::Bf16 => Rows::rounded(data, width),
         }
+    }
+
+    /// How a backward pass multiplies activations with each other.
+    pub(crate) fn rounding(&self) -> Rounding {
+        #[cfg(target_arch = "x86_64")]
+        if self.precision == Precision::Bf16 && self.units != Units::Vectors {
+            return Rounding(Some(self.units.tiles()));
+        }
+        Rounding(None)
     }
 
     /// `W^T` as right factor, to sample or score prompts with.

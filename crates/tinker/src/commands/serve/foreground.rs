@@ -74,7 +74,7 @@ enum Precision {
     /// The accuracy of float32
     #[default]
     F32,
-    /// bf16, as PyTorch computes with a bf16 model: faster where the processor has bf16 instructions
+    /// As PyTorch computes with a bf16 model; faster with AMX or AVX512-BF16
     Bf16,
 }
 
