@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tinker_engine::{CpuOptions, Family, Quantization};
+use tinker_engine::{CpuOptions, Family, Precision, Quantization};
 use tinker_types::{
     ClientConfig, CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig, RequestId,
     SampleRequest, SessionId, TrainingRunId, TypeError, UntypedFuture, UserMetadata,
@@ -57,6 +57,8 @@ pub struct AppOptions {
     pub disk: Arc<dyn Disk>,
     /// How `load` holds the weights of base models; `None` as in their files.
     pub weights: Option<Quantization>,
+    /// What `load` computes with.
+    pub precision: Precision,
     /// How base models are loaded.
     pub load: LoadBackend,
     /// How much memory a base model takes.
@@ -89,6 +91,7 @@ impl AppOptions {
             clock: Clock::default(),
             disk: Arc::new(OsDisk),
             weights: None,
+            precision: Precision::default(),
             load: Arc::new(tinker_engine::load_cpu),
             estimate_load: Arc::new(|dir| {
                 tinker_engine::estimate_load(dir, &CpuOptions::default())
@@ -127,7 +130,7 @@ impl App {
             CoreOptions {
                 models: ModelRegistry::new(options.home.clone(), &options.models)?
                     .with_names(&options.named_models)?
-                    .held_as(options.weights),
+                    .held_as(options.weights, options.precision),
                 home: options.home,
                 disk: options.disk,
                 limits: options.limits,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tinker_engine::{
-    Backend, CpuOptions, cuda_is_available, estimate_load, load_cpu_with, load_cuda,
+    Backend, CpuOptions, Precision, cuda_is_available, estimate_load, load_cpu_with, load_cuda,
 };
 
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Device {
             device,
             options: *options,
         };
-        let Some(weights) = options.weights else {
+        let Some(choice) = only_of_the_cpu(options) else {
             return match (self, is_available()) {
                 (Self::Cpu, _) => Ok(loader(Self::Cpu)),
                 (Self::Cuda, Err(error)) => Err(error.into()),
@@ -62,14 +62,20 @@ impl Device {
             };
         };
         if self == Self::Cuda {
-            let weights = weights.name();
             return Err(Error::Invalid(format!(
-                "--weights {weights} is for the CPU: the GPU holds weights as their files do, \
+                "{choice} is for the CPU: the GPU holds weights as their files do and computes in f32, \
                  leave it out or use --device cpu"
             )));
         }
         Ok(loader(Self::Cpu))
     }
+}
+
+/// The option that no GPU follows, if one is set.
+fn only_of_the_cpu(options: &CpuOptions) -> Option<String> {
+    let weights = options.weights.map(|w| format!("--weights {}", w.name()));
+    let precision = options.precision;
+    weights.or((precision != Precision::F32).then(|| format!("--precision {}", precision.name())))
 }
 
 /// Loads base models onto what was found.
@@ -138,16 +144,26 @@ mod tests {
 
     #[test]
     fn fewer_bits_are_for_the_cpu() {
-        let options = CpuOptions {
+        let int8 = CpuOptions {
             weights: Some(Quantization::Int8),
             ..CpuOptions::default()
         };
+        let bf16 = CpuOptions {
+            precision: Precision::Bf16,
+            ..CpuOptions::default()
+        };
 
-        let auto = Device::Auto.find_with(&options, || Ok(())).unwrap();
-        let error = Device::Cuda.find_with(&options, || Ok(())).unwrap_err();
+        for (options, named) in [(int8, "--weights int8"), (bf16, "--precision bf16")] {
+            let auto = Device::Auto.find_with(&options, || Ok(())).unwrap();
+            let error = Device::Cuda.find_with(&options, || Ok(())).unwrap_err();
 
-        assert_eq!(auto.device, Device::Cpu);
-        assert!(error.to_string().contains("--weights int8 is for the CPU"));
+            assert_eq!(auto.device, Device::Cpu);
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("{named} is for the CPU"))
+            );
+        }
     }
 
     /// A build without the feature, or a machine without a GPU, says what to do.

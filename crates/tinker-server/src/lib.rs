@@ -78,6 +78,6 @@ pub use options::ServeOptions;
 pub use router::router;
 pub use server::{Server, serve};
 pub use summary::{Observer, Summary};
-pub use tinker_engine::Quantization;
+pub use tinker_engine::{Precision, Quantization};
 pub use tls::TlsFiles;
 pub use token::ApiToken;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tinker_engine::Precision;
 
 use crate::disk::{Disk, OsDisk, create_dir, set_private, write_private};
 use crate::error::{Error, Result};
@@ -47,6 +48,9 @@ pub struct LockInfo {
     /// What it was told to compute on; absent in signs of servers that knew the CPU alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// What it was told to compute with, by name.
+    #[serde(default = "default_precision")]
+    pub precision: String,
     /// Threads its engine was told to take; 0 is one per core.
     #[serde(default)]
     pub threads: usize,
@@ -66,6 +70,11 @@ pub struct Outside {
     /// Its certificate; absent if it serves them without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+}
+
+/// Of servers that could not be told.
+fn default_precision() -> String {
+    Precision::F32.name().to_owned()
 }
 
 impl LockInfo {
@@ -89,6 +98,7 @@ impl std::fmt::Debug for LockInfo {
             .field("training_memory", &self.training_memory)
             .field("weights", &self.weights)
             .field("device", &self.device)
+            .field("precision", &self.precision)
             .field("threads", &self.threads)
             .field("max_disk_bytes", &self.max_disk_bytes)
             .field("outside", &self.outside)
@@ -252,6 +262,7 @@ mod tests {
             training_memory: None,
             weights: None,
             device: None,
+            precision: default_precision(),
             threads: 0,
             max_disk_bytes: None,
             outside: None,

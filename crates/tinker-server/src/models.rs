@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tinker_engine::Quantization;
+use tinker_engine::{Precision, Quantization};
 
 use crate::disk::{Disk, OsDisk, create_dir, remove_dir};
 use crate::error::{Error, Result};
@@ -74,9 +74,9 @@ pub struct BaseModel {
     pub max_context: Option<u64>,
     /// Architecture, as `config.json` says.
     pub architecture: Option<String>,
-    /// Forty hexadecimal digits that change with the model's files, and `+` with the name of a
-    /// [`Quantization`] where a server holds them with fewer bits: an adapter belongs to one revision. Of
-    /// directories, `config.json` and the sizes of the safetensors files are looked at.
+    /// Forty hexadecimal digits that change with the model's files; `+` with the name of a [`Quantization`]
+    /// where a server holds them with fewer bits, and `+bf16` where it computes so: an adapter belongs to
+    /// one revision. Of directories, `config.json` and the sizes of the safetensors files are looked at.
     pub revision: String,
 }
 
@@ -127,6 +127,7 @@ pub(crate) struct ModelRegistry {
     home: PathBuf,
     added: Vec<BaseModel>,
     weights: Option<Quantization>,
+    precision: Precision,
 }
 
 impl ModelRegistry {
@@ -143,6 +144,7 @@ impl ModelRegistry {
             home,
             added,
             weights: None,
+            precision: Precision::default(),
         })
     }
 
@@ -161,10 +163,12 @@ impl ModelRegistry {
         Ok(self)
     }
 
-    /// Says in revisions that weights are held with fewer bits: what is trained on these fits no others.
+    /// Says in revisions that weights are held, or multiplied, with fewer bits: what is trained on these
+    /// fits no others.
     #[must_use]
-    pub(crate) fn held_as(mut self, weights: Option<Quantization>) -> Self {
+    pub(crate) fn held_as(mut self, weights: Option<Quantization>, precision: Precision) -> Self {
         self.weights = weights;
+        self.precision = precision;
         self
     }
 
@@ -176,6 +180,9 @@ impl ModelRegistry {
         let mut model = self.find(name)?;
         if let Some(weights) = self.weights {
             model.revision = format!("{}+{}", model.revision, weights.name());
+        }
+        if self.precision != Precision::default() {
+            model.revision = format!("{}+{}", model.revision, self.precision.name());
         }
         Ok(model)
     }

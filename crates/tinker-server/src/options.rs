@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tinker_engine::Quantization;
+use tinker_engine::{Precision, Quantization};
 use tinker_types::ClientConfig;
 
 use crate::device::Device;
@@ -46,6 +46,8 @@ pub struct ServeOptions {
     pub weights: Option<Quantization>,
     /// What computes.
     pub device: Device,
+    /// Numbers that weights and what they are multiplied with are rounded to.
+    pub precision: Precision,
     /// Threads of the engine; 0 takes one per core.
     pub threads: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
@@ -76,6 +78,7 @@ impl ServeOptions {
             training_memory: None,
             weights: None,
             device: Device::Auto,
+            precision: Precision::default(),
             threads: 0,
             max_disk_bytes: None,
             idle_timeout: None,

@@ -182,10 +182,11 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     let training_memory = options
         .training_memory
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let weights = options.weights;
+    let (weights, precision) = (options.weights, options.precision);
     let cpu = CpuOptions {
         training_memory,
         weights,
+        precision,
         ..CpuOptions::default()
     };
     let loader = options.device.find(&cpu)?;
@@ -195,6 +196,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         load: Arc::new(load),
         estimate_load: Arc::new(estimate_load),
         weights,
+        precision,
         models: options.models.clone(),
         named_models: options.named_models.clone(),
         threads: options.threads,
@@ -249,6 +251,7 @@ fn lock_info(options: &ServeOptions, addr: SocketAddr, token: &ApiToken) -> Lock
         training_memory: options.training_memory,
         weights: options.weights.map(|weights| weights.name().to_owned()),
         device: Some(options.device.name().to_owned()),
+        precision: options.precision.name().to_owned(),
         threads: options.threads,
         max_disk_bytes: options.max_disk_bytes,
         outside: None,

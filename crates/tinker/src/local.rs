@@ -165,6 +165,7 @@ fn arguments(earlier: &LockInfo) -> Vec<OsString> {
     if let Some(device) = &earlier.device {
         add("--device", device.into());
     }
+    add("--precision", earlier.precision.clone().into());
     if let Some(bytes) = earlier.training_memory {
         add("--training-memory", bytes.to_string().into());
     }
@@ -323,6 +324,7 @@ mod tests {
             training_memory: Some(1 << 30),
             weights: Some("nf4".into()),
             device: Some("cpu".into()),
+            precision: "bf16".into(),
             threads: 3,
             max_disk_bytes: Some(5 << 30),
             outside: None,
@@ -376,6 +378,7 @@ mod tests {
             ["--training-memory", "1073741824"],
             ["--weights", "nf4"],
             ["--device", "cpu"],
+            ["--precision", "bf16"],
             ["--model", "/models/a"],
             ["--model", "b/c=/models/b"],
         ] {

@@ -1,7 +1,7 @@
 //! The engine beside PyTorch: same weights, shapes, threads and work, in alternating rounds.
 //!
 //! The programs print one [`Report`] per call. They must agree on losses and tokens before their
-//! times are compared. PyTorch runs in float32, as we compute, and in bf16, which is less exact.
+//! times are compared. Both compute in float32 and in bf16, which is less exact.
 
 mod outcome;
 mod report;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Size of the model and of its batch.
     #[arg(long, value_enum, default_value_t)]
     shape: Shape,
-    /// Rounds; each runs us and PyTorch in both precisions once per task.
+    /// Rounds; each runs us and PyTorch, in both precisions, once per task.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Steps (training) or passes of 128 tokens, 32 of the large shape (decoding), per round.
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// Threads of either program; all cores if absent.
     #[arg(long)]
     threads: Option<usize>,
-    /// Numbers that the model file holds; ours computes to the accuracy of float32 either way.
+    /// Numbers that the model file holds, whatever is computed with.
     #[arg(long, value_enum, default_value_t)]
     weights: Precision,
     /// Keep both programs to 256-bit vectors, as on processors without AVX-512.
@@ -58,7 +58,7 @@ enum Shape {
     Large,
 }
 
-/// Goals of one shape, beside PyTorch in float32 and in bf16.
+/// Goals of one shape, each precision beside PyTorch in the same.
 struct Goals {
     train: [f64; 2],
     decode: [f64; 2],
@@ -258,16 +258,18 @@ impl<'a> Programs<'a> {
         let mut rounds = Rounds::default();
         for round in 1..=self.args.rounds {
             eprintln!("{task:?}: round {round} of {}", self.args.rounds);
-            rounds.ours.merge(self.ours(task)?);
+            rounds.ours.merge(self.ours(task, Precision::F32)?);
+            rounds.ours_bf16.merge(self.ours(task, Precision::Bf16)?);
             rounds.f32.merge(self.torch(task, Precision::F32)?);
             rounds.bf16.merge(self.torch(task, Precision::Bf16)?);
         }
         Ok(rounds)
     }
 
-    fn ours(&self, task: Task) -> Result<Report> {
+    fn ours(&self, task: Task, compute: Precision) -> Result<Report> {
         let mut program = Command::new(&self.example);
         self.describe(&mut program, task);
+        program.args(["--precision", compute.name()]);
         program.args(self.args.avx2.then_some("--avx2"));
         read_report(&mut program)
     }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use super::buffer::{Buffer, round_up};
 use super::elementwise::{self, ScoreBlock};
-use super::gemm::{Cols, PANEL, Product, ROWS, Rows, Store, matmul};
+use super::gemm::{Cols, PANEL, Product, ROWS, Rounding, Rows, Store, matmul};
 use super::pool::SharedMut;
 use crate::arch::Arch;
 
@@ -161,6 +161,7 @@ pub(crate) unsafe fn forward(
                 kv.keys(heads, kv_head, block),
                 &q[at..],
                 block,
+                Rounding(None),
                 &mut scratch.scores,
             );
             elementwise::softmax(&mut scratch.scores, block, log);
@@ -191,12 +192,20 @@ fn score_block(heads: &Heads, first: usize, rows: usize) -> ScoreBlock {
 }
 
 /// `Q K^T` of one block.
-fn scores(heads: &Heads, keys: Cols<'_>, q: &[f32], block: ScoreBlock, out: &mut [f32]) {
-    let products = &mut [Product::new(keys, out, block.stride, Store::Replace)];
+fn scores(
+    heads: &Heads,
+    keys: Cols<'_>,
+    q: &[f32],
+    block: ScoreBlock,
+    rounding: Rounding,
+    out: &mut [f32],
+) {
     let left = Rows::RowMajor {
         data: q,
         stride: heads.q_width(),
     };
+    let (left, keys) = rounding.of(left, keys);
+    let products = &mut [Product::new(keys, out, block.stride, Store::Replace)];
     matmul(block.rows, heads.size, left, products);
 }
 
@@ -213,6 +222,8 @@ pub(crate) struct Attended<'a> {
     pub(crate) out: &'a [f32],
     /// `[heads, rows]`.
     pub(crate) log_normaliser: &'a [f32],
+    /// How products with keys and values are computed.
+    pub(crate) rounding: Rounding,
 }
 
 /// Gradients of queries, keys and values, in the shapes of [`Attended`]; keys and values are added to.
@@ -286,10 +297,11 @@ fn backward_block(
     let (p, dp) = (&mut scratch.scores, &mut scratch.d_scores);
     let (q, d_out_block) = (&attended.q[q_at..], &d_out[q_at..]);
 
-    scores(heads, attended.kv.keys(heads, kv_head, block), q, block, p);
+    let (keys_t, rounding) = (attended.kv.keys(heads, kv_head, block), attended.rounding);
+    scores(heads, keys_t, q, block, rounding, p);
     let values_t = &scratch.values_t[block.from * size..];
     let values_t = Cols::panels(values_t, size, keys, size * PANEL);
-    scores(heads, values_t, d_out_block, block, dp);
+    scores(heads, values_t, d_out_block, block, rounding, dp);
     let mut d_dot_out = [0.0; BLOCK];
     for (i, dot) in d_dot_out[..rows].iter_mut().enumerate() {
         let at = q_at + i * q_width;
@@ -319,6 +331,7 @@ fn backward_block(
     matmul(keys, rows, left, products);
     let right = Cols::row_major(&attended.k[kv_at..], keys, size, kv_width);
     let left = Rows::RowMajor { data: dp, stride };
+    let (left, right) = rounding.of(left, right);
     let products = &mut [Product::new(
         right,
         &mut gradients.q[q_at..],

@@ -351,6 +351,29 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Whether both factors of a product of a backward pass that no weights are part of are rounded to bf16,
+/// for a unit that multiplies tiles of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rounding(pub(super) Option<TileUnit>);
+
+impl Rounding {
+    /// The factors as they are multiplied.
+    pub(crate) fn of<'a>(self, left: Rows<'a>, right: Cols<'a>) -> (Rows<'a>, Cols<'a>) {
+        match (self.0, left) {
+            #[cfg(target_arch = "x86_64")]
+            (Some(unit), Rows::RowMajor { data, stride }) => {
+                (Rows::Rounded { data, stride }, right.round().on(unit))
+            }
+            _ => (left, right),
+        }
+    }
+
+    /// Whether it rounds.
+    pub(crate) fn rounds(self) -> bool {
+        self.0.is_some()
+    }
+}
+
 /// Whether a product replaces the output or is added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Store {

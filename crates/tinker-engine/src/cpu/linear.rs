@@ -5,10 +5,11 @@ mod shared;
 use std::ops::Range;
 
 use super::elementwise;
-use super::gemm::{Cols, Product, Rows, Store, is_tall, matmul, matmul_on};
+use super::gemm::{Cols, Product, Rounding, Rows, Store, is_tall, matmul, matmul_on};
 use super::lora::{Adapter, Group, Lora};
 use super::model::{Linear, Units};
 use super::pool::Pool;
+use super::tile;
 
 /// Rows that go through a block together, and whose they are.
 #[derive(Debug, Clone, Copy)]
@@ -201,6 +202,31 @@ impl Lora<'_> {
     }
 }
 
+/// The transpose of `[rows, n]` as left factor. Vectors read it as it lies; units that round take rows.
+struct Turned<'a> {
+    data: &'a [f32],
+    n: usize,
+    turned: Option<Vec<f32>>,
+}
+
+impl<'a> Turned<'a> {
+    fn new(data: &'a [f32], n: usize, rounding: Rounding) -> Self {
+        let turned = rounding.rounds().then(|| tile::transposed(data, n));
+        Self { data, n, turned }
+    }
+
+    /// Its rows from `first` on.
+    fn rows(&self, first: usize) -> Rows<'_> {
+        match &self.turned {
+            Some(turned) => {
+                let rows = self.data.len() / self.n;
+                Rows::row_major(&turned[first * rows..], rows)
+            }
+            None => Rows::transposed(&self.data[first..], self.n),
+        }
+    }
+}
+
 /// What the backward pass of linear layers with the same input reads.
 #[derive(Debug)]
 pub(crate) struct Backward<'a> {
@@ -218,6 +244,11 @@ impl Backward<'_> {
         self.layers
             .first()
             .map_or(Units::Vectors, |(linear, _)| linear.units)
+    }
+
+    fn rounding(&self) -> Rounding {
+        let first = self.layers.first();
+        first.map_or(Rounding(None), |(linear, _)| linear.rounding())
     }
 
     /// Adds the gradients of `A` and `B` to `gradient` (flat, of the whole adapter) and writes that of
@@ -269,19 +300,20 @@ impl Backward<'_> {
     ) {
         let (n, rank) = (lora.width(), lora.rank);
         let inner = lora.a.len() / n;
+        let rounding = self.rounding();
+        let u = Turned::new(&self.u[..rows * n], n, rounding);
         for (i, (_, dy)) in self.layers.iter().enumerate() {
             let place = lora.b_place(i);
-            let left = Rows::Transposed {
-                data: &self.u[lora.column(i)..],
-                stride: n,
-            };
             let right = Cols::row_major(dy, rows, place.out, place.out);
+            let (left, right) = rounding.of(u.rows(lora.column(i)), right);
             let product = Product::new(right, place.of(gradient), place.stride, Store::Add);
             matmul(rank, rows, left, &mut [product]);
         }
+        let du_t = Turned::new(du, n, rounding);
         let right = Cols::row_major(self.x, rows, inner, inner);
+        let (left, right) = rounding.of(du_t.rows(0), right);
         let product = Product::new(right, lora.a_gradient(gradient), inner, Store::Add);
-        matmul(n, rows, Rows::transposed(du, n), &mut [product]);
+        matmul(n, rows, left, &mut [product]);
         if let Some(dx) = dx {
             let right = self.units().on(Cols::row_major(lora.a, n, inner, inner));
             let product = Product::new(right, dx, inner, Store::Add);

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::amx::Tiles;
 use super::buffer::Buffer;
 use super::elementwise;
-use super::gemm::{Cols, Panels, Rows};
+use super::gemm::{Cols, Panels, Rounding, Rows};
 use super::lora::Group;
 use super::quant::Quantized;
 #[cfg(target_arch = "x86_64")]
@@ -178,11 +178,14 @@ impl Linear {
             inner,
             bias,
             quantization,
+            precision,
         } = part;
         let (weights, out) = (source.weights, rows.len());
-        let Form {
-            units, precision, ..
-        } = source.form;
+        let units = match (source.form.units, precision) {
+            // Which take bf16 numbers alone.
+            (Units::Dots, Precision::F32) => Units::Vectors,
+            (units, _) => units,
+        };
         let tensor = weights.tensor(&format!("{name}.weight"), &[of, inner])?;
         let column = |j: usize, row: &mut [f32]| {
             tensor.read((rows.start + j) * inner, row)?;
@@ -224,6 +227,15 @@ impl Linear {
             Precision::F32 => Rows::row_major(data, width),
             Precision::Bf16 => Rows::rounded(data, width),
         }
+    }
+
+    /// How a backward pass multiplies activations with each other.
+    pub(crate) fn rounding(&self) -> Rounding {
+        #[cfg(target_arch = "x86_64")]
+        if self.precision == Precision::Bf16 && self.units != Units::Vectors {
+            return Rounding(Some(self.units.tiles()));
+        }
+        Rounding(None)
     }
 
     /// `W^T` as right factor, to sample or score prompts with.
@@ -435,18 +447,20 @@ struct Part<'a> {
     inner: usize,
     bias: bool,
     quantization: Option<Quantization>,
+    precision: Precision,
 }
 
 impl<'a> Part<'a> {
     /// All of a weight `[out, inner]`.
-    fn whole(name: &'a str, [out, inner]: [usize; 2], bias: bool) -> Self {
+    fn whole(name: &'a str, [out, inner]: [usize; 2], precision: Precision) -> Self {
         Self {
             name,
             rows: 0..out,
             of: out,
             inner,
-            bias,
+            bias: false,
             quantization: None,
+            precision,
         }
     }
 }
@@ -466,7 +480,10 @@ impl Model {
         let layers = (0..arch.n_layers)
             .map(|i| source.layer(i))
             .collect::<Result<Vec<_>>>()?;
-        let linear = |name: &str| Linear::load(&source, Part::whole(name, [vocab, hidden], false));
+        let linear = |name: &str| {
+            let part = Part::whole(name, [vocab, hidden], form.precision);
+            Linear::load(&source, part)
+        };
         let embedding = "model.embed_tokens";
         let (head, embedding) = if arch.tied_head {
             (linear(embedding)?, None)
@@ -614,7 +631,9 @@ impl Source<'_> {
 
     fn experts(&self, i: usize, moe: &Moe) -> Result<Experts> {
         let name = format!("model.layers.{i}.mlp.gate");
-        let router = Part::whole(&name, [moe.n_experts, self.arch.hidden_size], false);
+        // Rounding would send tokens to other experts, which no other rounding does.
+        let sizes = [moe.n_experts, self.arch.hidden_size];
+        let router = Part::whole(&name, sizes, Precision::F32);
         let experts = (0..moe.n_experts).map(|expert| self.gated((i, Some(expert))));
         Ok(Experts {
             moe: *moe,
@@ -644,6 +663,7 @@ impl Source<'_> {
                     inner,
                     bias,
                     quantization: self.form.quantization,
+                    precision: self.form.precision,
                 };
                 start = part.rows.end;
                 layers.push(Linear::load(self, part)?);

@@ -5,7 +5,10 @@
 //! on every instruction set, and a product has the bits that `f32` weights of these values give.
 
 use super::gemm::PANEL;
+#[cfg(target_arch = "x86_64")]
+use super::simd::Isa;
 use super::simd::kernels;
+use super::tile;
 use crate::backend::Quantization;
 
 /// Inputs that share a scale in [`Codes::Nf4`].
@@ -140,10 +143,9 @@ impl Quantized {
         let columns = PANEL.min(self.k - first);
         for (p, out) in out[..self.n * PANEL].chunks_mut(PANEL * PANEL).enumerate() {
             self.widen_rows(p, first, &mut square[..columns * PANEL]);
-            for (t, out) in out.chunks_exact_mut(PANEL).enumerate() {
-                for (j, out) in out.iter_mut().enumerate() {
-                    *out = square[j * PANEL + t];
-                }
+            let rows = out.len() / PANEL;
+            for j in (0..PANEL).step_by(4) {
+                tile::pack_quad(&square[j * PANEL..], PANEL, rows, PANEL, &mut out[j..]);
             }
         }
     }
@@ -211,7 +213,7 @@ kernels! {
     }
 
     /// As [`widen_int8`], of the values that 4 bits stand for.
-    fn widen_nf4 / widen_nf4_at(codes: &[u8], scales: &[f32], out: &mut [f32]) {
+    fn widen_nf4_by_load / widen_nf4_by_load_at(codes: &[u8], scales: &[f32], out: &mut [f32]) {
         let (low_scales, high_scales) = scales[..PANEL].split_at(PANEL / 2);
         let rows = out.chunks_exact_mut(PANEL).zip(codes.chunks_exact(PANEL / 2));
         for (out, codes) in rows {
@@ -221,6 +223,52 @@ kernels! {
             }
             for ((out, code), scale) in high.iter_mut().zip(codes).zip(high_scales) {
                 *out = NF4[usize::from(code >> 4)] * scale;
+            }
+        }
+    }
+}
+
+/// As [`widen_int8`], of the values that 4 bits stand for.
+fn widen_nf4(codes: &[u8], scales: &[f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::best() == Isa::Avx512 {
+        // SAFETY: an `Isa` is only made for a machine that has it.
+        return unsafe { x86::widen_nf4(codes, scales, out) };
+    }
+    widen_nf4_by_load(codes, scales, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! The 16 values of 4 bits in one register, where looking up sixteen of them is one instruction.
+
+    use std::arch::x86_64::{
+        _mm_loadu_si128, _mm512_cvtepu8_epi32, _mm512_loadu_ps, _mm512_mul_ps,
+        _mm512_permutexvar_ps, _mm512_srli_epi32, _mm512_storeu_ps,
+    };
+
+    use super::{NF4, PANEL};
+
+    /// As [`super::widen_nf4`]; lanes of the table are chosen by the lower four bits alone.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn widen_nf4(codes: &[u8], scales: &[f32], out: &mut [f32]) {
+        const HALF: usize = PANEL / 2;
+        let (low_scales, high_scales) = scales[..PANEL].split_at(HALF);
+        let (rows, _) = out.as_chunks_mut::<PANEL>();
+        let (codes, _) = codes.as_chunks::<HALF>();
+        // SAFETY: each load and store is of 16 floats, or 16 bytes, of a slice or array that has them.
+        unsafe {
+            let table = _mm512_loadu_ps(NF4.as_ptr());
+            let low_scales = _mm512_loadu_ps(low_scales.as_ptr());
+            let high_scales = _mm512_loadu_ps(high_scales.as_ptr());
+            for (out, codes) in rows.iter_mut().zip(codes) {
+                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+                let high = _mm512_srli_epi32::<4>(low);
+                let low = _mm512_permutexvar_ps(low, table);
+                let high = _mm512_permutexvar_ps(high, table);
+                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(low, low_scales));
+                let out = out[HALF..].as_mut_ptr();
+                _mm512_storeu_ps(out, _mm512_mul_ps(high, high_scales));
             }
         }
     }
@@ -317,7 +365,7 @@ mod tests {
         let widen = |isa| {
             let (mut eight, mut four) = (vec![0.0; 64 * PANEL], vec![0.0; 128 * PANEL]);
             widen_int8_at(isa, &signed, &scales, &mut eight);
-            widen_nf4_at(isa, &codes, &scales, &mut four);
+            widen_nf4_by_load_at(isa, &codes, &scales, &mut four);
             (eight, four)
         };
         let portable = widen(Isa::Baseline);
@@ -325,5 +373,8 @@ mod tests {
         for isa in Isa::available() {
             assert!(widen(isa) == portable, "{isa:?}");
         }
+        let mut four = vec![0.0; 128 * PANEL];
+        widen_nf4(&codes, &scales, &mut four);
+        assert!(four == portable.1);
     }
 }

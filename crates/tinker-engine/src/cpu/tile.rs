@@ -481,6 +481,22 @@ pub(super) fn pack_quad(data: &[f32], stride: usize, depth: usize, step: usize, 
     }
 }
 
+/// The transpose of `data [rows, n]`.
+pub(super) fn transposed(data: &[f32], n: usize) -> Vec<f32> {
+    let rows = data.len() / n;
+    let mut out = vec![0.0; data.len()];
+    let quads = rows / 4 * 4;
+    for row in (0..quads).step_by(4) {
+        pack_quad(&data[row * n..], n, n, rows, &mut out[row..]);
+    }
+    for row in quads..rows {
+        for t in 0..n {
+            out[t * rows + row] = data[row * n + t];
+        }
+    }
+    out
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     //! The x86-64 vector types, and the tiles compiled for them.

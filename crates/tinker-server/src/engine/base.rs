@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tinker_chat::Tokenizer;
-use tinker_engine::{AdapterId, AdapterState, Backend, LoraSpec, Work};
+use tinker_engine::{AdapterId, AdapterState, Backend, LoraSpec, Precision, Quantization, Work};
 
 use super::Worker;
 use super::samples::Sampling;
@@ -169,29 +169,62 @@ fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer) -> Result<()> {
 
 /// Why an adapter does not fit the base model at `revision`, and what does.
 fn other_base(manifest: &Manifest, revision: &str) -> String {
-    let parts = |revision: &str| match revision.split_once('+') {
-        None => (revision.to_owned(), None),
-        Some((files, weights)) => (files.to_owned(), Some(weights.to_owned())),
-    };
-    let (files, here) = parts(revision);
-    let (files_there, there) = parts(&manifest.base_revision);
+    let (here, there) = (Held::of(revision), Held::of(&manifest.base_revision));
     let model = &manifest.base_model;
-    if files != files_there {
+    if here.files != there.files {
         return format!(
             "the adapter was trained on revision {} of {model}, and this is revision {revision}: it fits no other weights",
             manifest.base_revision
         );
     }
-    let named = |weights: Option<&str>| weights.unwrap_or("as in its files").to_owned();
-    let restart = there.as_ref().map_or_else(
-        || "without --weights".to_owned(),
-        |weights| format!("with --weights {weights}"),
-    );
+    let options = [
+        ("--weights", here.weights, there.weights),
+        ("--precision", here.precision, there.precision),
+    ];
+    let restart = |(option, here, there): (&str, Option<&str>, Option<&str>)| match there {
+        _ if here == there => None,
+        None => Some(format!("without {option}")),
+        Some(there) => Some(format!("with {option} {there}")),
+    };
+    let restart: Vec<String> = options.into_iter().filter_map(restart).collect();
     format!(
-        "the adapter was trained on {model} with weights {}, and this server holds them {}: restart it {restart}",
-        named(there.as_deref()),
-        named(here.as_deref())
+        "the adapter was trained on {model} {there}, and this server holds it {here}: restart it {}",
+        restart.join(" and ")
     )
+}
+
+/// What a base model's revision says, see [`crate::BaseModel::revision`].
+#[derive(Debug, Clone, Copy)]
+struct Held<'a> {
+    files: &'a str,
+    weights: Option<&'a str>,
+    precision: Option<&'a str>,
+}
+
+impl<'a> Held<'a> {
+    fn of(revision: &'a str) -> Self {
+        let (files, rest) = revision.split_once('+').unwrap_or((revision, ""));
+        let find = |names: &[&'static str]| {
+            let mut known = names.iter().copied();
+            known.find(|name| rest.split('+').any(|part| part == *name))
+        };
+        Self {
+            files,
+            weights: find(&Quantization::ALL.map(Quantization::name)),
+            precision: find(&Precision::ALL.map(Precision::name)),
+        }
+    }
+}
+
+impl std::fmt::Display for Held<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "with weights {} in {}",
+            self.weights.unwrap_or("as in its files"),
+            self.precision.unwrap_or(Precision::F32.name())
+        )
+    }
 }
 
 impl Base {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use tinker_engine::{CpuOptions, Quantization, load_cpu_with};
+use tinker_engine::{CpuOptions, Precision, Quantization, load_cpu_with};
 use tinker_server::{ApiToken, AppOptions};
 use tinker_types::{LossFn, TensorData};
 
@@ -207,12 +207,13 @@ async fn an_adapter_is_not_put_on_another_base_model() {
     assert!(failure.contains("it fits no other weights"), "{failure}");
 }
 
-/// A server that holds base models with fewer bits.
-fn open_with(home: &Path, weights: Option<Quantization>) -> Harness {
+/// A server that holds base models, or computes, with fewer bits.
+fn open_with(home: &Path, weights: Option<Quantization>, precision: Precision) -> Harness {
     let load = move |dir: &Path, threads: usize| {
         let options = CpuOptions {
             threads,
             weights,
+            precision,
             ..CpuOptions::default()
         };
         load_cpu_with(dir, &options)
@@ -220,6 +221,7 @@ fn open_with(home: &Path, weights: Option<Quantization>) -> Harness {
     Harness::with(AppOptions {
         threads: 2,
         weights,
+        precision,
         load: Arc::new(load),
         ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
     })
@@ -227,13 +229,22 @@ fn open_with(home: &Path, weights: Option<Quantization>) -> Harness {
 
 #[tokio::test]
 async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
-    let nf4 = Some(Quantization::Nf4);
+    let plain = (None, Precision::F32);
+    let nf4 = (Some(Quantization::Nf4), Precision::F32);
+    let bf16 = (None, Precision::Bf16);
     for (there, here, restart) in [
-        (None, nf4, "restart it without --weights"),
-        (nf4, None, "restart it with --weights nf4"),
+        (plain, nf4, "restart it without --weights"),
+        (nf4, plain, "restart it with --weights nf4"),
+        (plain, bf16, "restart it without --precision"),
+        (
+            nf4,
+            bf16,
+            "restart it with --weights nf4 and without --precision",
+        ),
+        (bf16, plain, "restart it with --precision bf16"),
     ] {
         let home = tempfile::tempdir().unwrap();
-        let server = open_with(home.path(), there);
+        let server = open_with(home.path(), there.0, there.1);
         let session = server.session().await;
         let run = create(&server, &session, 0).await;
         step(&server, &run, 1).await;
@@ -244,7 +255,7 @@ async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
         server.result(&id).await;
         drop(server);
 
-        let server = open_with(home.path(), here);
+        let server = open_with(home.path(), here.0, here.1);
         let body =
             json!({"session_id": session, "model_seq_id": 1, "path": path, "optimizer": true});
         let loaded = server.submit("/load_weights", body).await;
@@ -255,7 +266,7 @@ async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
         }
         drop(server);
 
-        let server = open_with(home.path(), there);
+        let server = open_with(home.path(), there.0, there.1);
         step(&server, &run, 5).await;
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Report {
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
     pub(super) ours: Report,
+    /// Ours in bf16, which is near.
+    pub(super) ours_bf16: Report,
     /// PyTorch in float32, whose results ours must equal.
     pub(super) f32: Report,
     /// PyTorch in bf16, whose results are near.
@@ -37,9 +39,10 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
-    /// Checks that all did the same work: losses of all steps agree to 1e-4, with bf16 to 1e-2.
+    /// Checks that all did the same work: losses of all steps agree to 1e-4, of bf16 to 1e-2.
     pub(super) fn agree_on_losses(&self) -> Result<()> {
         compare_losses(&self.ours.losses, &self.f32.losses, 1e-4)?;
+        compare_losses(&self.ours_bf16.losses, &self.f32.losses, 1e-2)?;
         compare_losses(&self.ours.losses, &self.bf16.losses, 1e-2)
     }
 
@@ -47,8 +50,11 @@ impl Rounds {
     /// sequence from its start, with log-probabilities equal to 1e-4; two nearly equal best tokens may
     /// end it. With bf16 they soon do, so only the number of tokens is compared.
     pub(super) fn agree_on_tokens(&self, n_sequences: usize) -> Result<usize> {
-        let (n, beside) = (self.ours.tokens.len(), self.bf16.tokens.len());
-        ensure!(n == beside, "{n} tokens against {beside} of PyTorch bf16");
+        let n = self.ours.tokens.len();
+        for (who, report) in [("ours in", &self.ours_bf16), ("PyTorch", &self.bf16)] {
+            let beside = report.tokens.len();
+            ensure!(n == beside, "{n} tokens against {beside} of {who} bf16");
+        }
         let beside = self.f32.tokens.len();
         ensure!(n == beside, "{n} tokens against {beside} of PyTorch");
         for (who, report) in [("ours", &self.ours), ("PyTorch", &self.f32)] {
@@ -142,8 +148,12 @@ mod tests {
     }
 
     fn rounds(ours: Report, f32: Report) -> Rounds {
-        let bf16 = ours.clone();
-        Rounds { ours, f32, bf16 }
+        Rounds {
+            ours_bf16: ours.clone(),
+            bf16: ours.clone(),
+            ours,
+            f32,
+        }
     }
 
     fn trained(losses: &[f64]) -> Report {
@@ -174,16 +184,25 @@ mod tests {
 
     #[test]
     fn other_losses_are_refused() {
-        let check = |ours: &[f64], f32: &[f64], bf16: &[f64]| {
-            let (ours, f32, bf16) = (trained(ours), trained(f32), trained(bf16));
-            Rounds { ours, f32, bf16 }.agree_on_losses()
+        let check_all = |ours: &[f64], ours_bf16: &[f64], f32: &[f64], bf16: &[f64]| {
+            let [ours, ours_bf16, f32, bf16] = [ours, ours_bf16, f32, bf16].map(trained);
+            let rounds = Rounds {
+                ours,
+                ours_bf16,
+                f32,
+                bf16,
+            };
+            rounds.agree_on_losses()
         };
+        let check = |ours, f32, bf16| check_all(ours, ours, f32, bf16);
 
         assert!(check(&[2.0], &[2.0001], &[2.01]).is_ok());
         assert!(check(&[2.0], &[2.001], &[2.0]).is_err());
         assert!(check(&[2.0], &[2.0], &[2.1]).is_err());
         assert!(check(&[2.0], &[2.0, 2.0], &[2.0]).is_err());
         assert!(check(&[2.0], &[f64::NAN], &[2.0]).is_err());
+        assert!(check_all(&[2.0], &[2.01], &[2.0], &[2.0]).is_ok());
+        assert!(check_all(&[2.0], &[2.1], &[2.0], &[2.0]).is_err());
         let error = check(&[], &[], &[]).unwrap_err().to_string();
         assert_eq!(error, "there are no losses to compare");
     }
@@ -213,6 +232,9 @@ mod tests {
         assert!(agree(-1.0, 31).is_err());
         let mut few = rounds(decoded([1; 32], -1.0, 32), decoded([1; 32], -1.0, 32));
         few.bf16.tokens.pop();
+        assert!(few.agree_on_tokens(2).is_err());
+        let mut few = rounds(decoded([1; 32], -1.0, 32), decoded([1; 32], -1.0, 32));
+        few.ours_bf16.tokens.pop();
         assert!(few.agree_on_tokens(2).is_err());
     }
 }

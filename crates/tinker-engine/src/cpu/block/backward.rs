@@ -181,6 +181,7 @@ impl Block<'_> {
             },
             out: &acts.attended,
             log_normaliser: &acts.log_normaliser,
+            rounding: layer.q.rounding(),
         };
         let mut gradients = Gradients {
             q: &mut deltas.q,

@@ -138,6 +138,14 @@ fn writes_nothing_outside_its_columns() {
 }
 
 #[test]
+fn a_transpose_has_each_element_at_its_mirrored_place() {
+    for (rows, n) in [(1, 5), (3, 8), (4, 4), (13, 48), (64, 7)] {
+        let data = values(rows * n, 3);
+        assert_eq!(tile::transposed(&data, n), transpose(rows, n, &data));
+    }
+}
+
+#[test]
 fn transposing_panels_twice_gives_them_back() {
     let (k, n) = (45, 70);
     let b = values(k * n, 8);

@@ -42,6 +42,9 @@ pub(super) struct Args {
     /// Bits for the weights of base models; those of their files if absent
     #[arg(long, value_enum)]
     weights: Option<Weights>,
+    /// Numbers that weights, and what they are multiplied with, are rounded to
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
     /// Memory for training beside weights, such as 2GB; what does not fit is computed again
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     training_memory: Option<u64>,
@@ -69,6 +72,25 @@ enum Weights {
     Int8,
     /// 4 bits: NF4, a float32 scale per 64 inputs, not quantized again
     Nf4,
+}
+
+/// What products with weights are computed with.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum Precision {
+    /// The accuracy of float32
+    #[default]
+    F32,
+    /// As PyTorch computes with a bf16 model; faster with AMX or AVX512-BF16
+    Bf16,
+}
+
+impl Precision {
+    fn of_engine(self) -> tinker_server::Precision {
+        match self {
+            Self::F32 => tinker_server::Precision::F32,
+            Self::Bf16 => tinker_server::Precision::Bf16,
+        }
+    }
 }
 
 impl Weights {
@@ -117,12 +139,12 @@ pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
 
 /// Serves until the first request to leave, and what runs then has ended; or until the second.
 async fn serve(ctx: &Ctx, options: ServeOptions, detached: bool) -> Result<Output> {
-    let weights = options.weights;
+    let held = held(&options);
     let server = Server::bind(options).await?;
     let (mut first, mut all) = (Interrupts::watch()?, Interrupts::watch()?);
     // Whoever reads this may interrupt at once.
     if !detached {
-        announce(ctx, &server, weights)?;
+        announce(ctx, &server, &held)?;
     }
     let twice = async {
         all.next().await;
@@ -162,6 +184,7 @@ fn options(ctx: &Ctx, args: &Args) -> Result<ServeOptions> {
         training_memory: args.training_memory,
         weights: args.weights.map(Weights::quantization),
         device: args.device.device(),
+        precision: args.precision.of_engine(),
         threads: args.threads,
         max_disk_bytes: args.max_disk,
         idle_timeout: args.idle_timeout,
@@ -224,8 +247,20 @@ fn parse_port(text: &str) -> std::result::Result<u16, String> {
         .map_err(|_| "write a port number, 0 to 65535".to_owned())
 }
 
+/// What is not as it would be without options, in words.
+fn held(options: &ServeOptions) -> String {
+    let weights = options
+        .weights
+        .map(|w| format!(" with {} weights", w.name()));
+    let precision = match options.precision {
+        tinker_server::Precision::F32 => "",
+        tinker_server::Precision::Bf16 => " in bf16",
+    };
+    weights.unwrap_or_default() + precision
+}
+
 /// Says where it is: the data for people and shells is the two export lines.
-fn announce(ctx: &Ctx, server: &Server, weights: Option<Quantization>) -> Result<()> {
+fn announce(ctx: &Ctx, server: &Server, held: &str) -> Result<()> {
     let output = exports(&server.base_url(), server.token());
     output
         .print(ctx.format)
@@ -235,9 +270,8 @@ fn announce(ctx: &Ctx, server: &Server, weights: Option<Quantization>) -> Result
             "serving https on {addr} for other machines; the address above is for this one alone"
         ));
     }
-    let weights = weights.map_or_else(String::new, |w| format!(" with {} weights", w.name()));
     ctx.ui.note(format_args!(
-        "serving {} from {}{weights}; Ctrl-C stops it",
+        "serving {} from {}{held}; Ctrl-C stops it",
         server.base_url(),
         ctx.settings.home.display()
     ));
