@@ -32,7 +32,7 @@ pub use generate::{
     StopReason,
 };
 pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
-pub use memory::{Work, estimate_load};
+pub use memory::{Work, estimate_adapter, estimate_load};
 pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
 pub use prompt::{Alternatives, PromptScores};
 pub use sampler::Sampling;
