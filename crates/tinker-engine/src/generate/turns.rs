@@ -50,12 +50,21 @@ struct Of {
 /// the rows that are kept for them.
 pub(super) fn order<'a>(requests: impl Iterator<Item = Share<'a>> + Clone, most: usize) -> Order {
     let mut owners = HashMap::<Option<&str>, Of>::new();
-    for request in requests.clone().filter(|request| request.n_running > 0) {
+    let mut last = None;
+    for request in requests.clone() {
+        // Requests of an owner often come one after another.
+        if request.n_running == 0 && last == Some(request.owner) {
+            continue;
+        }
+        last = Some(request.owner);
         let of = owners.entry(request.owner).or_default();
-        of.n_running += request.n_running;
-        of.groups.entry(request.group).or_default().n_running += request.n_running;
+        if request.n_running > 0 {
+            of.n_running += request.n_running;
+            of.groups.entry(request.group).or_default().n_running += request.n_running;
+        }
     }
-    let (mut n_first, mut n_short) = (0, 0);
+    // Owners that are known to have enough, and whose first request was met.
+    let (n_owners, mut n_full, mut n_first, mut n_short) = (owners.len(), 0, 0, 0);
     for (place, request) in requests.enumerate() {
         if request.n_waiting == 0 {
             continue;
@@ -70,10 +79,11 @@ pub(super) fn order<'a>(requests: impl Iterator<Item = Share<'a>> + Clone, most:
             of.candidates.push(candidate);
         }
         of.n_first += usize::from(n == 0);
+        n_full += usize::from(n == 0 && of.n_first == most);
         n_first += usize::from(is_first);
         n_short += usize::from(request.is_short);
         before.n_waiting = before.n_waiting.saturating_add(request.n_waiting);
-        if n_first >= most && n_short >= most {
+        if (n_full == n_owners || n_first >= most) && n_short >= most {
             break;
         }
     }

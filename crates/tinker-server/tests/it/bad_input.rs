@@ -377,11 +377,15 @@ async fn what_is_wrong_for_good_is_never_answered_as_if_it_could_pass() {
                 let is_final = matches!(answer.status, 200 | 204 | 400 | 404 | 405 | 415 | 422);
                 assert!(is_final, "{of} {}", String::from_utf8_lossy(&answer.body));
                 assert!(answer.status < 400 || answer.json().is_object(), "{of}");
-                let is_known = answer.status != 404 || !answer.json().to_string().contains("is not part of");
+                let is_known =
+                    answer.status != 404 || !answer.json().to_string().contains("is not part of");
                 assert!(is_known, "{of}: no such route");
             }
         }
     }
     // Nothing of it left anything behind.
-    assert_eq!(server.get("/training_runs").await.json()["training_runs"], json!([]));
+    assert_eq!(
+        server.get("/training_runs").await.json()["training_runs"],
+        json!([])
+    );
 }
