@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(places(&requests), [0, 3, 4, 1, 5, 2]);
     }
 
-    fn places_of<'a>(requests: &[(&'a str, u64, usize, usize)]) -> Vec<usize> {
+    fn places_of(requests: &[(&str, u64, usize, usize)]) -> Vec<usize> {
         let shares = requests
             .iter()
             .map(|&(owner, group, n_running, n_waiting)| Share {
