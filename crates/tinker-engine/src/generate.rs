@@ -602,8 +602,9 @@ impl Active {
         running.filter(|sample| sample.ended.is_none()).count()
     }
 
-    fn share(&self) -> turns::Share {
+    fn share(&self) -> turns::Share<'_> {
         turns::Share {
+            owner: self.request.owner.as_deref(),
             group: self.group,
             n_running: self.n_running(),
             n_waiting: self.samples.iter().filter(|s| s.is_none()).count(),

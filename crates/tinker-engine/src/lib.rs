@@ -38,7 +38,7 @@ pub use generate::{
     StopReason,
 };
 pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
-pub use memory::{Work, estimate_load};
+pub use memory::{Work, estimate_adapter, estimate_load};
 #[cfg(not(feature = "cuda"))]
 pub use no_cuda::{cuda_is_available, load_cuda};
 pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};

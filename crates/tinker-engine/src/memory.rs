@@ -35,6 +35,17 @@ pub enum Work<'a> {
     },
 }
 
+/// Bytes of the weights of an adapter of a model directory, as `f32`.
+///
+/// # Errors
+/// If the architecture is not supported, or there can be no such adapter.
+pub fn estimate_adapter(dir: &Path, spec: &LoraSpec) -> Result<u64> {
+    let arch = Arch::load(dir)?;
+    let shapes = crate::cpu::tensor_shapes(&arch, spec)?;
+    let n_values = shapes.map(|(_, [rows, columns])| (rows * columns) as u64);
+    Ok(n_values.sum::<u64>() * size_of::<f32>() as u64)
+}
+
 /// Bytes that a model directory takes once [`crate::load_cpu_with`] has loaded it for sampling, from its
 /// configuration and the headers of its files.
 ///

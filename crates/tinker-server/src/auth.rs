@@ -13,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tinker_types::HEALTHZ;
 
+use crate::access::CallerName;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::caller::{self, Caller, Scope};
@@ -31,10 +32,13 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     match check(request.headers(), request.uri(), &known) {
         Ok(caller) => {
             app.touch();
-            match caller {
-                Some(caller) => caller::answer_for(caller, next.run(request)).await,
-                None => next.run(request).await,
-            }
+            let Some(caller) = caller else {
+                return next.run(request).await;
+            };
+            let name = CallerName::of(&caller);
+            let mut response = caller::answer_for(caller, next.run(request)).await;
+            response.extensions_mut().insert(name);
+            response
         }
         Err(error) => refusal(request.headers(), error),
     }

@@ -50,8 +50,8 @@ impl App {
             public: false,
             ..self.core.source(source)?
         };
-        let room = self.core.quota.check(copy.size_bytes, "a copy");
-        room.map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let room = self.core.quota.reserve(copy.size_bytes, "a copy");
+        let _room = room.map_err(|error| ApiError::bad_request(error.to_string()))?;
         self.core.copy_checkpoint(source, copy)?;
         Ok(path)
     }

@@ -5,11 +5,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tinker_engine::AdapterState;
 use tinker_engine::arch::Arch;
 use tinker_engine::peft::read_peft;
+use tinker_engine::{AdapterState, LoraSpec, estimate_adapter};
 use tinker_types::{
     CheckpointId, CheckpointKind, CreateSessionRequest, LoraConfig, SessionId, StartUploadRequest,
     TinkerPath, TrainingRunId,
@@ -27,6 +28,8 @@ use crate::disk::{create_dir, read_file, remove_dir, write_private};
 use crate::error::{Error, Result};
 use crate::links::LIFE;
 use crate::models::BaseModel;
+use crate::quota::Room;
+use crate::receiving::Receiving;
 
 /// What an upload consists of: PEFT's layout, as `save_weights_external` writes it.
 pub(crate) const FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
@@ -39,6 +42,9 @@ const TAG: &str = "external_weights_upload";
 
 /// Most uploads of a key that are not finished; each may hold as much as its files are long.
 const MAX_UNFINISHED: usize = 16;
+
+/// Most bytes of a file beside its numbers: names and shapes, settings.
+const BESIDE_NUMBERS: u64 = 16 << 20;
 
 /// Name of the checkpoint that an upload becomes.
 const NAME: &str = "uploaded";
@@ -66,13 +72,14 @@ impl App {
         Ok(session)
     }
 
-    /// Keeps a file of an upload; the same file sent again takes its place.
-    pub(crate) fn receive_upload(
+    /// Begins to take a file of an upload, of so many bytes if the sender says how many; the same file sent
+    /// again takes its place. Returns how long it may be, too.
+    pub(crate) fn begin_receiving(
         &self,
         upload: &SessionId,
         file: &str,
-        bytes: &[u8],
-    ) -> ApiResult<()> {
+        n_bytes: Option<u64>,
+    ) -> ApiResult<(Receiving, Claim, u64)> {
         self.check_open()?;
         if !FILES.contains(&file) {
             let files = FILES.join(" and ");
@@ -84,11 +91,21 @@ impl App {
         if !dir.is_dir() {
             return Err(no_upload(upload).into());
         }
-        let what = format!("the upload's {file}");
-        self.core.check_upload_room(bytes.len() as u64, &what)?;
+        let most = self.core.largest_file(upload, &dir, file)?;
+        if let Some(n_bytes) = n_bytes.filter(|n| *n > most) {
+            return Err(too_long(file, n_bytes, most));
+        }
+        self.check_piece(file, n_bytes.unwrap_or(0))?;
         let path = dir.join(file);
-        let _sending = self.core.claim(upload, path.clone())?;
-        Ok(write_private(self.core.disk.as_ref(), &path, bytes)?)
+        let claim = Claim::of(&self.core, upload, path.clone())?;
+        let receiving = Receiving::begin(Arc::clone(&self.core), path)?;
+        Ok((receiving, claim, most))
+    }
+
+    /// Refuses so many bytes more of a file that there is no room for.
+    pub(crate) fn check_piece(&self, file: &str, n_bytes: u64) -> ApiResult<()> {
+        let what = format!("the upload's {file}");
+        self.core.check_upload_room(n_bytes, &what)
     }
 
     /// Makes a checkpoint of an upload whose files are all there. Asked again it says the same.
@@ -98,7 +115,7 @@ impl App {
         core.catalog.session(upload)?;
         let path = path_of(upload)?;
         let dir = core.paths.upload(upload);
-        let _finishing = core.claim(upload, dir.clone())?;
+        let _finishing = Claim::of(core, upload, dir.clone())?;
         if core.catalog.find_own_checkpoint(&path).is_some() {
             return Ok(path);
         }
@@ -106,7 +123,7 @@ impl App {
         let base = core.models.resolve(&request.base_model)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
         let n_values: usize = state.weights.values().map(|weight| weight.data.len()).sum();
-        core.check_upload_room(4 * n_values as u64, "the uploaded weights")?;
+        let _room = core.keep_upload_room(4 * n_values as u64, "the uploaded weights")?;
         core.keep_upload(&path, upload, &base, &state)?;
         remove_dir(&dir)?;
         core.quota.note_removal();
@@ -115,29 +132,56 @@ impl App {
 }
 
 /// Keeps others from an upload, or from a file of one, until it is dropped.
-struct Claim<'a> {
-    core: &'a Core,
+pub(crate) struct Claim {
+    core: Arc<Core>,
     path: PathBuf,
 }
 
-impl Drop for Claim<'_> {
+impl Claim {
+    /// Takes an upload's directory or a file in it.
+    ///
+    /// # Errors
+    /// 429 if another request has it.
+    fn of(core: &Arc<Core>, upload: &SessionId, path: PathBuf) -> ApiResult<Self> {
+        if lock(&core.uploads).insert(path.clone()) {
+            let core = Arc::clone(core);
+            return Ok(Self { core, path });
+        }
+        Err(ApiError::busy(format!(
+            "another request is at work on upload {upload}: ask again when it is answered"
+        )))
+    }
+}
+
+impl Drop for Claim {
     fn drop(&mut self) {
         lock(&self.core.uploads).remove(&self.path);
     }
 }
 
 impl Core {
-    /// Takes an upload's directory or a file in it.
-    ///
-    /// # Errors
-    /// 429 if another request has it.
-    fn claim(&self, upload: &SessionId, path: PathBuf) -> ApiResult<Claim<'_>> {
-        if lock(&self.uploads).insert(path.clone()) {
-            return Ok(Claim { core: self, path });
+    /// Most bytes of a file of an upload: no adapter of the rank that was announced has more numbers, and each
+    /// takes four bytes at most.
+    fn largest_file(&self, upload: &SessionId, dir: &Path, file: &str) -> Result<u64> {
+        if file != WEIGHTS_FILE {
+            return Ok(BESIDE_NUMBERS);
         }
-        Err(ApiError::busy(format!(
-            "another request is at work on upload {upload}: ask again when it is answered"
-        )))
+        let request = self.upload_request(upload, dir)?;
+        let base = self.models.resolve(&request.base_model)?;
+        let spec = LoraSpec {
+            rank: request.lora_config.rank as usize,
+            seed: 0,
+            train_attn: true,
+            train_mlp: true,
+            train_unembed: true,
+        };
+        Ok(estimate_adapter(&base.dir, &spec)? + BESIDE_NUMBERS)
+    }
+
+    /// As [`Self::check_upload_room`], and keeps the room until it is filled.
+    fn keep_upload_room(&self, n_bytes: u64, what: &str) -> ApiResult<Room<'_>> {
+        let room = self.quota.reserve(n_bytes, what);
+        room.map_err(|error| ApiError::bad_request(error.to_string()))
     }
 
     /// Refuses what there is no room for at once: nothing waits for it.
@@ -302,6 +346,13 @@ fn adapter_in(dir: &Path, base: &BaseModel, announced: &LoraConfig) -> ApiResult
         }
     }
     Ok(state)
+}
+
+/// The refusal of a file that is longer than it can be.
+pub(crate) fn too_long(file: &str, n_bytes: u64, most: u64) -> ApiError {
+    ApiError::too_large(format!(
+        "{file} has {n_bytes} bytes or more, and an adapter of the rank that was announced has {most} at most"
+    ))
 }
 
 fn path_of(upload: &SessionId) -> ApiResult<TinkerPath> {

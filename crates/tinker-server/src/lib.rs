@@ -49,6 +49,7 @@ mod paths;
 mod pending;
 mod process;
 mod quota;
+mod receiving;
 mod router;
 mod routes;
 mod scheduler;

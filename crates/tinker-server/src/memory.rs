@@ -1,10 +1,15 @@
 //! Refusing work that the machine has no memory for, before it begins: the kernel would end the server instead, and
 //! with it everybody else's work.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use crate::core::lock;
 use crate::error::{Error, Result};
 use crate::process;
+
+/// How long what the machine has left is taken for known.
+const GOOD_FOR: Duration = Duration::from_millis(500);
 
 /// The memory that there is for more work.
 #[derive(Clone)]
@@ -21,7 +26,19 @@ impl Memory {
     /// system does not say.
     #[must_use]
     pub fn of_machine() -> Self {
-        Self::told_by(process::available_memory)
+        let known = Mutex::new(None);
+        Self::told_by(move || {
+            let mut known = lock(&known);
+            // A thousand samples a second do not ask the kernel each.
+            if let Some((at, free)) = *known
+                && Instant::elapsed(&at) < GOOD_FOR
+            {
+                return free;
+            }
+            let free = process::available_memory();
+            *known = Some((Instant::now(), free));
+            free
+        })
     }
 
     /// What `free` says, in bytes; `None` is as much as anybody asks for.

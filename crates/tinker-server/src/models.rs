@@ -172,6 +172,11 @@ impl ModelRegistry {
         self
     }
 
+    /// With how many bits weights are held, if with fewer than in their files.
+    pub(crate) const fn weights(&self) -> Option<Quantization> {
+        self.weights
+    }
+
     /// A base model by name or absolute path.
     ///
     /// # Errors

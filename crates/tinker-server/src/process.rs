@@ -45,14 +45,17 @@ fn group_dirs(groups: &str) -> Vec<(PathBuf, [&'static str; 2])> {
     groups.lines().filter_map(of_line).flatten().collect()
 }
 
-/// What a group may still take, of the texts of its files; `None` if it has no limit. Pages of files that nobody
-/// reads any more are given back when they are needed.
+/// What a group may still take, of the texts of its files; `None` if it has no limit. Pages of files count as
+/// used, and are given back when they are needed.
 fn left_of_group(limit: &str, usage: &str, stat: &str) -> Option<u64> {
     let limit: u64 = limit.trim().parse().ok()?;
     let usage: u64 = usage.trim().parse().ok()?;
-    let files = field(stat, "total_inactive_file").or_else(|| field(stat, "inactive_file"));
-    let used = usage.saturating_sub(files.unwrap_or(0));
-    Some(limit.saturating_sub(used))
+    let pages = |kind: &str| {
+        let of_tree = field(stat, &format!("total_{kind}_file "));
+        of_tree.or_else(|| field(stat, &format!("{kind}_file ")))
+    };
+    let files = pages("inactive").unwrap_or(0) + pages("active").unwrap_or(0);
+    Some(limit.saturating_sub(usage.saturating_sub(files)))
 }
 
 /// Open file descriptors.
@@ -91,10 +94,10 @@ mod tests {
     #[test]
     fn a_group_has_what_its_limit_leaves_and_gives_pages_of_files_back() {
         let stat = "anon 10\ninactive_file 30\nactive_file 5\n";
-        assert_eq!(left_of_group("100\n", "90\n", stat), Some(40));
+        assert_eq!(left_of_group("100\n", "90\n", stat), Some(45));
         assert_eq!(left_of_group("100", "200", ""), Some(0));
         assert_eq!(left_of_group("max\n", "90\n", stat), None);
-        let v1 = "inactive_file 1\ntotal_inactive_file 20\n";
+        let v1 = "inactive_file 1\nactive_file 1\ntotal_inactive_file 15\ntotal_active_file 5\n";
         assert_eq!(left_of_group("100", "90", v1), Some(30));
     }
 

@@ -62,10 +62,59 @@ pub(crate) struct Quota {
     temp: PathBuf,
     /// At least the bytes that are there: what was counted last and all that was written since.
     at_most: Arc<AtomicU64>,
+    /// Of those who are about to write, or write aside, where nobody counts.
+    n_reserved: AtomicU64,
+    /// How often what is there was counted.
+    n_counts: AtomicU64,
     /// When what is there was counted last, and the bytes; held while it is.
     counted: Mutex<Option<(Instant, u64)>>,
     /// How long a count that refuses is good for.
     good_for: Duration,
+}
+
+/// Room that is kept for what is being written, until this is dropped: it is in its place by then, or given up.
+#[derive(Debug)]
+pub(crate) struct Room<'a> {
+    quota: &'a Quota,
+    n_bytes: u64,
+    /// Counts before it.
+    n_counts: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let quota = self.quota;
+        if quota.n_counts.load(Ordering::Relaxed) != self.n_counts {
+            // What lay aside while it was counted is there now and was forgotten.
+            quota.at_most.fetch_add(self.n_bytes, Ordering::Relaxed);
+        }
+        quota.n_reserved.fetch_sub(self.n_bytes, Ordering::Relaxed);
+    }
+}
+
+/// Smallest limit that a server starts with: a few checkpoints of the smallest model and their logs.
+const LEAST: u64 = 64 << 20;
+
+/// Refuses a limit that nothing fits into. One below what the directory holds is taken, with a warning: deleting
+/// needs a server.
+///
+/// # Errors
+/// [`Error::Invalid`] with the limit, the least there is, and what the directory holds.
+pub(crate) fn check_limit(limit: u64, root: &Path, temp: &Path) -> Result<()> {
+    let used = size_of(root, temp);
+    if limit < LEAST {
+        return Err(Error::Invalid(format!(
+            "--max-disk {limit} is below {LEAST} bytes, with which nothing can be kept; the data directory holds {used} bytes"
+        )));
+    }
+    if limit < used {
+        tracing::warn!(
+            limit,
+            used,
+            "the data directory holds more than --max-disk: nothing is saved until checkpoints are deleted or the limit is raised"
+        );
+    }
+    Ok(())
 }
 
 /// At the limit every request asks, and what is there may be many files. What frees much is noted.
@@ -89,6 +138,8 @@ impl Quota {
             root: root.to_owned(),
             temp,
             at_most,
+            n_reserved: AtomicU64::new(0),
+            n_counts: AtomicU64::new(0),
             counted: Mutex::default(),
             good_for: GOOD_FOR,
         };
@@ -104,7 +155,8 @@ impl Quota {
         let Some(limit) = self.limit else {
             return Ok(());
         };
-        let fits = |used: u64| used.saturating_add(n_bytes) <= limit;
+        let n_more = n_bytes.saturating_add(self.n_reserved.load(Ordering::Relaxed));
+        let fits = |used: u64| used.saturating_add(n_more) <= limit;
         if fits(self.at_most.load(Ordering::Relaxed)) {
             return Ok(());
         }
@@ -116,6 +168,25 @@ impl Quota {
         Err(Error::OverQuota(format!(
             "there is no room for {what} of {n_bytes} bytes: the server keeps {used} bytes and may keep {limit} (--max-disk); delete checkpoints (`tinker checkpoint delete`), or start it with a higher limit"
         )))
+    }
+
+    /// As [`Self::check`], and keeps the room until it is filled.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(crate) fn reserve(&self, n_bytes: u64, what: &str) -> Result<Room<'_>> {
+        self.check(n_bytes, what)?;
+        Ok(self.take(n_bytes))
+    }
+
+    /// Takes room for what is written in any case.
+    pub(crate) fn take(&self, n_bytes: u64) -> Room<'_> {
+        self.n_reserved.fetch_add(n_bytes, Ordering::Relaxed);
+        Room {
+            quota: self,
+            n_bytes,
+            n_counts: self.n_counts.load(Ordering::Relaxed),
+        }
     }
 
     /// Notes that something was removed: the next look counts anew.
@@ -143,6 +214,7 @@ impl Quota {
         if self.limit.is_none() {
             return 0;
         }
+        self.n_counts.fetch_add(1, Ordering::Relaxed);
         let before = self.at_most.load(Ordering::Relaxed);
         let used = size_of(&self.root, &self.temp);
         // What is written meanwhile stays counted, whether it was found or not.
@@ -197,6 +269,58 @@ mod tests {
             "{refused}"
         );
         quota.check(11, "a save").unwrap();
+    }
+
+    #[test]
+    fn what_is_written_aside_keeps_its_room_while_others_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, temp) = (dir.path(), dir.path().join("tmp"));
+        let (quota, disk) = Quota::new(Some(100), root, temp.clone(), Arc::new(OsDisk));
+        disk.create_dir_all(&temp).unwrap();
+
+        let room = quota.reserve(60, "a save").unwrap();
+        quota.check(41, "another").unwrap_err();
+        disk.write_new(&temp.join("aside"), &[0; 60]).unwrap();
+        // This one has everything counted anew, while the save lies aside.
+        quota.note_removal();
+        quota.check(40, "another").unwrap();
+        disk.rename(&temp.join("aside"), &root.join("saved"))
+            .unwrap();
+        drop(room);
+
+        assert!(
+            quota.at_most.load(Ordering::Relaxed) >= 60,
+            "it was forgotten"
+        );
+        quota.check(41, "another").unwrap_err();
+        quota.check(40, "another").unwrap();
+    }
+
+    #[test]
+    fn room_that_was_not_filled_is_free_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let temp = dir.path().join("tmp");
+        let (quota, _disk) = Quota::new(Some(100), dir.path(), temp, Arc::new(OsDisk));
+
+        drop(quota.reserve(100, "a save").unwrap());
+
+        quota.check(100, "a save").unwrap();
+    }
+
+    #[test]
+    fn a_limit_that_nothing_fits_into_is_refused_with_what_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("x"), [0; 40]).unwrap();
+        let temp = dir.path().join("tmp");
+
+        let refused = check_limit(1, dir.path(), &temp).unwrap_err().to_string();
+
+        assert!(
+            refused.starts_with("--max-disk 1 is below 67108864 bytes"),
+            "{refused}"
+        );
+        assert!(refused.ends_with("holds 40 bytes"), "{refused}");
+        check_limit(LEAST, dir.path(), &temp).unwrap();
     }
 
     #[test]

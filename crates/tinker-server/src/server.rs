@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::lock::{HomeLock, LockInfo, Outside, base_url, server_dir};
 use crate::options::ServeOptions;
+use crate::paths::Paths;
+use crate::quota::check_limit;
 use crate::router::router;
 use crate::summary::Observer;
 use crate::tls::{OverTls, TlsFiles, TlsListener};
@@ -210,6 +212,10 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     };
     let hf_cache = options.hf_cache.clone();
     let opening = tokio::task::spawn_blocking(move || {
+        if let Some(limit) = app_options.limits.max_disk_bytes {
+            let paths = Paths::new(&app_options.home);
+            check_limit(limit, paths.root(), &paths.temp())?;
+        }
         let app = App::open(app_options)?;
         if let Some(cache) = hf_cache {
             app.core.models.fill_hub_cache(&cache)?;

@@ -1,5 +1,6 @@
 //! TLS by files: a certificate and its key, read again when they are replaced.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -8,8 +9,9 @@ use std::time::Duration;
 use axum::serve::Listener;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -23,8 +25,21 @@ use crate::error::{Error, Result};
 
 /// How long a client may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Most clients that shake hands at a time; others wait to be accepted.
-const MAX_HANDSHAKES: usize = 256;
+
+/// Bounds on clients that shake hands.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Most at a time; others wait to be accepted.
+    most: usize,
+    /// How long one may take while others wait. So clients that say nothing hold nobody up for longer,
+    /// however many they are.
+    patience: Duration,
+}
+
+const BOUNDS: Bounds = Bounds {
+    most: 256,
+    patience: Duration::from_secs(1),
+};
 
 /// Where certificate and key are, both PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,12 +137,21 @@ impl TlsListener {
     /// # Errors
     /// If the files cannot be used.
     pub(crate) fn start(listener: TcpListener, addr: SocketAddr, files: TlsFiles) -> Result<Self> {
+        Self::start_with(listener, addr, files, BOUNDS)
+    }
+
+    fn start_with(
+        listener: TcpListener,
+        addr: SocketAddr,
+        files: TlsFiles,
+        bounds: Bounds,
+    ) -> Result<Self> {
         let identity = Identity::read(files)?;
         let (sender, ready) = mpsc::channel(1);
         Ok(Self {
             ready,
             addr,
-            accepting: tokio::spawn(accept(listener, identity, sender)),
+            accepting: tokio::spawn(accept(listener, identity, sender, bounds)),
         })
     }
 }
@@ -160,14 +184,15 @@ async fn accept(
     mut listener: TcpListener,
     identity: Identity,
     ready: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+    bounds: Bounds,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let mut handshakes = Handshakes::default();
+    loop {
         // This waits out a lack of file descriptors.
         let (stream, addr) = Listener::accept(&mut listener).await;
+        handshakes.make_room(bounds).await;
         let (acceptor, ready) = (TlsAcceptor::from(identity.now()), ready.clone());
-        tokio::spawn(async move {
-            let _place = place;
+        handshakes.begin(async move {
             match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                 // Without a receiver the server has stopped.
                 Ok(Ok(stream)) => drop(ready.send((stream, addr)).await),
@@ -175,5 +200,122 @@ async fn accept(
                 Err(_) => tracing::debug!(%addr, "a handshake took too long"),
             }
         });
+    }
+}
+
+/// Handshakes under way; they end with this.
+#[derive(Debug, Default)]
+struct Handshakes {
+    running: JoinSet<()>,
+    /// When each began, the oldest first; some may have ended.
+    order: VecDeque<(Instant, AbortHandle)>,
+}
+
+impl Handshakes {
+    fn begin(&mut self, handshake: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.running.spawn(handshake);
+        self.order.push_back((Instant::now(), handle));
+    }
+
+    /// Waits until there is room for one more: one has ended, or the oldest has had its time.
+    async fn make_room(&mut self, bounds: Bounds) {
+        while self.running.try_join_next().is_some() {}
+        if self.order.len() >= bounds.most {
+            self.order.retain(|(_, handle)| !handle.is_finished());
+        }
+        while self.running.len() >= bounds.most {
+            let oldest = self.order.front().map(|(began, _)| *began);
+            let out_of_time = oldest.unwrap_or_else(Instant::now) + bounds.patience;
+            tokio::select! {
+                _ = self.running.join_next() => {}
+                () = tokio::time::sleep_until(out_of_time) => {
+                    tracing::debug!("a handshake took too long while others waited");
+                    if let Some((_, oldest)) = self.order.pop_front() {
+                        oldest.abort();
+                    }
+                    self.running.join_next().await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+    fn fixture(name: &str) -> PathBuf {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tls");
+        dir.join(name)
+    }
+
+    fn connector() -> TlsConnector {
+        let pem = std::fs::read(fixture("first.cert.pem")).unwrap();
+        let mut roots = RootCertStore::empty();
+        let cert = CertificateDer::from_pem_slice(&pem).unwrap();
+        roots.add(cert).unwrap();
+        let builder = ClientConfig::builder_with_provider(ring::default_provider().into());
+        let versions = builder.with_safe_default_protocol_versions().unwrap();
+        let config = versions.with_root_certificates(roots).with_no_client_auth();
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// A listener whose bounds are small.
+    async fn listening(bounds: Bounds) -> (TlsListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let files = TlsFiles {
+            cert: fixture("first.cert.pem"),
+            key: fixture("first.key.pem"),
+        };
+        let listening = TlsListener::start_with(listener, addr, files, bounds).unwrap();
+        (listening, addr)
+    }
+
+    async fn connected(addr: SocketAddr) -> std::io::Result<()> {
+        let stream = TcpStream::connect(addr).await?;
+        let name = ServerName::try_from("first.example").unwrap();
+        connector().connect(name, stream).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_hold_up_nobody() {
+        let bounds = Bounds {
+            most: 2,
+            patience: Duration::ZERO,
+        };
+        let (mut listener, addr) = listening(bounds).await;
+        let mut silent = Vec::new();
+        for _ in 0..5 {
+            silent.push(TcpStream::connect(addr).await.unwrap());
+        }
+
+        let (connected, (_, from)) = tokio::join!(connected(addr), listener.accept());
+
+        connected.unwrap();
+        assert!(from.ip().is_loopback());
+    }
+
+    #[tokio::test]
+    async fn a_client_waits_for_a_place_rather_than_take_one_from_another() {
+        let bounds = Bounds {
+            most: 1,
+            patience: Duration::from_secs(3600),
+        };
+        let (mut listener, addr) = listening(bounds).await;
+
+        // Each waits until the one before it has ended.
+        let all = async { tokio::join!(connected(addr), connected(addr), connected(addr)) };
+        let accepted = async {
+            for _ in 0..3 {
+                listener.accept().await;
+            }
+        };
+        let ((a, b, c), ()) = tokio::join!(all, accepted);
+
+        a.and(b).and(c).unwrap();
     }
 }

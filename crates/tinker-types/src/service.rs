@@ -18,6 +18,10 @@ pub struct ServerCapabilities {
     /// last parts of the paths that do it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extensions: Vec<String>,
+    /// How the weights of base models are held where that is with fewer bits than in their files, such as
+    /// `int8`: results differ from those of the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
 }
 
 /// A base model on offer; absent fields are unknown.

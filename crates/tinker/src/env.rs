@@ -91,7 +91,7 @@ pub(crate) const NO_COLOR: Variable = Variable {
 /// What is logged, in the words of the official client.
 pub(crate) const TINKER_LOG: Variable = Variable {
     name: "TINKER_LOG",
-    doc: "`debug` or `info`: what is logged, where RUST_LOG does not say",
+    doc: "`debug`, `info`, `warn`, `error` or `off`: what is logged, where RUST_LOG does not say",
 };
 
 /// What is logged.

@@ -9,7 +9,7 @@ use tinker_types::TrainingRunId;
 use super::Worker;
 use crate::catalog::OPEN_FOR;
 use crate::core::lock;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::operation::{Outcome, run_request_id};
 
 impl Worker {
@@ -38,24 +38,22 @@ impl Worker {
         let waited = minutes(self.core.limits.gap_patience);
         let mut missing = None;
         while let Some((seq, is_missing)) = self.queue.next_number(run) {
-            let id = run_request_id(run, seq)
-                .map_err(|e| crate::error::Error::Invalid(e.to_string()))?;
-            let journal = self.core.journal(run)?;
+            let id = run_request_id(run, seq).map_err(|e| Error::Invalid(e.to_string()))?;
             if is_missing {
-                let text = format!(
-                    "operation {seq} of training run {run} came too late: it was waited for {waited}, then those after it failed, and nothing of them was done; make the call again"
-                );
-                lock(&journal).give_up(&id, seq, Outcome::refused(text))?;
                 missing = Some(seq);
-                self.queue.pass_over(run);
-                continue;
             }
-            let before = missing.unwrap_or(seq);
-            let outcome = Outcome::refused(format!(
-                "operation {seq} of training run {run} was not done: operation {before}, which comes before it, did not arrive within {waited}; make the call again"
-            ));
+            let outcome = Outcome::refused(match missing {
+                Some(first) if first != seq => format!(
+                    "operation {seq} of training run {run} was not done: operation {first}, which comes before it, did not arrive within {waited}; make the call again"
+                ),
+                _ => format!(
+                    "operation {seq} of training run {run} came too late: it was waited for {waited}, then those after it failed, and nothing of them was done; make the call again"
+                ),
+            });
+            let journal = self.core.journal(run)?;
+            lock(&journal).give_up(&id, seq, outcome.clone())?;
+            // One that is missing may have been accepted a moment ago.
             self.core.count_end(&id, &outcome);
-            lock(&journal).finish(&id, outcome);
             self.core.attempts().end(&id);
             self.queue.pass_over(run);
         }

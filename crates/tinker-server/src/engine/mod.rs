@@ -219,6 +219,11 @@ impl Worker {
         if let leave @ Next::Leave { .. } = self.take_commands() {
             return leave;
         }
+        // Now, while everything that arrived is known.
+        if swept.elapsed() > HOUSEKEEPING {
+            *swept = Instant::now();
+            self.sweep();
+        }
         let started = Instant::now();
         self.queue.wake(started);
         self.retry_samples(started);
@@ -229,10 +234,6 @@ impl Worker {
         let share = started.elapsed();
         self.sample_for(share);
         self.note_loaded();
-        if swept.elapsed() > HOUSEKEEPING {
-            *swept = Instant::now();
-            self.sweep();
-        }
         Next::GoOn
     }
 

@@ -288,7 +288,7 @@ impl Worker {
         with_optimizer: bool,
     ) -> Result<Manifest> {
         let n_bytes = n_bytes_of(state, with_optimizer);
-        self.core.quota.check(n_bytes, "saved weights")?;
+        let _room = self.core.quota.reserve(n_bytes, "saved weights")?;
         bundle::write(
             self.core.disk.as_ref(),
             &self.core.paths.temp(),
@@ -302,7 +302,7 @@ impl Worker {
 }
 
 /// Bytes of the numbers that are saved.
-fn n_bytes_of(state: &AdapterState, with_optimizer: bool) -> u64 {
+pub(super) fn n_bytes_of(state: &AdapterState, with_optimizer: bool) -> u64 {
     let n_weights: usize = state.weights.values().map(|weight| weight.data.len()).sum();
     let n_moments: usize = state.moments.values().map(|(a, b)| a.len() + b.len()).sum();
     let n_gradient: usize = state.gradient.values().map(Vec::len).sum();

@@ -6,6 +6,7 @@ use tinker_types::{LoraConfig, TrainingRunId};
 
 use super::Worker;
 use super::base::Base;
+use super::saves::n_bytes_of;
 use crate::bundle::{self, FORMAT_VERSION, Manifest};
 use crate::catalog::Run;
 use crate::clock::{now, timestamp};
@@ -35,6 +36,8 @@ impl Worker {
             log_segment: Some(segment),
             ..manifest("snapshot", run, &row, &state, base, &core.version)
         };
+        // A snapshot is always written, and counts.
+        let _room = core.quota.take(n_bytes_of(&state, true));
         let dir = core.paths.snapshots(run);
         let target = snapshot_dir(&dir, active.applied);
         bundle::write(

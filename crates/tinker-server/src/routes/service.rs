@@ -53,6 +53,7 @@ pub(crate) async fn capabilities(
     Ok(Json(ServerCapabilities {
         supported_models,
         extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+        weights: app.core.models.weights().map(|w| w.name().to_owned()),
     }))
 }
 

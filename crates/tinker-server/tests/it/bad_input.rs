@@ -312,3 +312,80 @@ async fn a_malformed_request_uses_its_number_up_and_nothing_waits_for_it() {
         neither.detail()
     );
 }
+
+/// Bodies that no route can do anything with, but for those that need none.
+const WRONG: [&str; 6] = [
+    "",
+    "{",
+    "[]",
+    "{\"model_id\":7,\"session_id\":{},\"request_id\":[],\"path\":1}",
+    "{\"model_id\":\"\",\"session_id\":\"\",\"request_id\":\"\",\"sampling_session_id\":\"\",\"seq_id\":-1}",
+    "{\"model_id\":\"nobody:train:0\",\"session_id\":\"nobody\",\"request_id\":\"nobody:op:1\",\"seq_id\":1}",
+];
+
+const ROUTES: [&str; 31] = [
+    "/api/v1/create_session",
+    "/api/v1/session_heartbeat",
+    "/api/v1/sessions/nobody/finish",
+    "/api/v1/sessions/search",
+    "/api/v1/checkpoints/search",
+    "/api/v1/retrieve_future",
+    "/api/v1/retrieve_futures",
+    "/api/v1/cancel_future",
+    "/api/v1/get_info",
+    "/api/v1/weights_info",
+    "/api/v1/create_model",
+    "/api/v1/unload_model",
+    "/api/v1/forward_backward",
+    "/api/v1/forward",
+    "/api/v1/optim_step",
+    "/api/v1/extensions/zero_grad",
+    "/api/v1/extensions/gradient_stats",
+    "/api/v1/save_weights",
+    "/api/v1/save_weights_for_sampler",
+    "/api/v1/save_weights_external",
+    "/api/v1/load_weights",
+    "/api/v1/copy_weights",
+    "/api/v1/external_weights_upload_start",
+    "/api/v1/external_weights_upload_finish",
+    "/api/v1/create_custom_loss",
+    "/api/v1/create_sampling_session",
+    "/api/v1/join_sampling_session",
+    "/api/v1/asample",
+    "/oai/api/v1/completions",
+    "/oai/api/v1/chat/completions",
+    "/anthropic/api/v1/messages",
+];
+
+#[tokio::test]
+async fn what_is_wrong_for_good_is_never_answered_as_if_it_could_pass() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+
+    for route in ROUTES {
+        for body in WRONG {
+            for content_type in ["application/json", "application/x-protobuf"] {
+                let request = Request::post(route)
+                    .header("host", "127.0.0.1")
+                    .header("x-api-key", TOKEN)
+                    .header("content-type", content_type)
+                    .body(Body::from(body));
+                let answer = server.send(request.unwrap()).await;
+
+                let of = format!("{route} {content_type} {body:?}: {}", answer.status);
+                // Clients repeat 408, 409, 429 and 5xx for minutes, and an empty 400 as a proxy's.
+                let is_final = matches!(answer.status, 200 | 204 | 400 | 404 | 405 | 415 | 422);
+                assert!(is_final, "{of} {}", String::from_utf8_lossy(&answer.body));
+                assert!(answer.status < 400 || answer.json().is_object(), "{of}");
+                let is_known =
+                    answer.status != 404 || !answer.json().to_string().contains("is not part of");
+                assert!(is_known, "{of}: no such route");
+            }
+        }
+    }
+    // Nothing of it left anything behind.
+    assert_eq!(
+        server.get("/training_runs").await.json()["training_runs"],
+        json!([])
+    );
+}

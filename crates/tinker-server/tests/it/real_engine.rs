@@ -245,6 +245,8 @@ async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
     ] {
         let home = tempfile::tempdir().unwrap();
         let server = open_with(home.path(), there.0, there.1);
+        let said = server.get("/get_server_capabilities").await.json();
+        assert_eq!(said.get("weights"), there.0.map(|_| json!("nf4")).as_ref());
         let session = server.session().await;
         let run = create(&server, &session, 0).await;
         step(&server, &run, 1).await;

@@ -258,6 +258,82 @@ async fn uploads_without_room_are_refused_and_go_on_once_there_is_room() {
 }
 
 #[tokio::test]
+async fn a_file_may_be_longer_than_a_request_and_not_than_an_adapter() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    drop(server);
+    let defaults = AppOptions::new(home.path().to_owned(), ApiToken::new(TOKEN).unwrap());
+    let max_body_bytes = files[WEIGHTS].len() / 2;
+    let server = Harness::with(AppOptions {
+        limits: Limits {
+            max_body_bytes,
+            ..Limits::default()
+        },
+        ..defaults
+    });
+    let upload = start(&server, 4).await;
+
+    // It says how long it is, or does not.
+    for is_told in [true, false] {
+        send(&server, &upload, &files).await;
+        if !is_told {
+            let url = upload["urls"][WEIGHTS].as_str().unwrap();
+            let pieces = files[WEIGHTS]
+                .chunks(1000)
+                .map(|c| io::Result::Ok(c.to_vec()));
+            let pieces = futures_util::stream::iter(pieces.collect::<Vec<_>>());
+            let request = Request::builder().method(Method::PUT).uri(url);
+            let request = request.header("host", "127.0.0.1");
+            let body = Body::from_stream(pieces);
+            assert_eq!(server.send(request.body(body).unwrap()).await.status, 200);
+        }
+    }
+    assert_eq!(finish(&server, &upload).await.status, 200);
+
+    let upload = start(&server, 4).await;
+    let url = upload["urls"][WEIGHTS].as_str().unwrap();
+    let long = put(&server, url, &vec![0; 20 << 20]).await;
+    assert_eq!(long.status, 413);
+    let text = long.detail();
+    assert!(text.contains("has 20971520 bytes or more"), "{text}");
+    let dir = home.path().join("server/uploads");
+    let of_upload = dir.join(upload["upload_id"].as_str().unwrap());
+    let left: Vec<_> = std::fs::read_dir(of_upload).unwrap().collect();
+    assert_eq!(left.len(), 1, "only what was asked for: {left:?}");
+}
+
+#[tokio::test]
+async fn a_file_whose_sender_goes_away_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open(home.path());
+    let upload = start(&server, 4).await;
+    let url = upload["urls"][WEIGHTS].as_str().unwrap();
+    let broken = vec![
+        Ok(vec![0; 2 << 20]),
+        Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+    ];
+    let request = Request::builder().method(Method::PUT).uri(url);
+    let request = request.header("host", "127.0.0.1");
+    let body = Body::from_stream(futures_util::stream::iter(broken));
+
+    let answer = server.send(request.body(body).unwrap()).await;
+
+    assert_eq!(answer.status, 400);
+    assert!(
+        answer.detail().contains("ended early"),
+        "{}",
+        answer.detail()
+    );
+    let dir = home.path().join("server/uploads");
+    let of_upload = dir.join(upload["upload_id"].as_str().unwrap());
+    assert_eq!(std::fs::read_dir(of_upload).unwrap().count(), 1);
+    // The file is free for another attempt.
+    assert_eq!(put(&server, url, &[0; 10]).await.status, 200);
+}
+
+#[tokio::test]
 async fn only_so_many_uploads_are_unfinished() {
     let home = tempfile::tempdir().unwrap();
     let server = open(home.path());

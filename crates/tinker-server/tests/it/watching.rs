@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
-use tinker_server::{ACCESS_LOG, AppOptions, Limits};
+use tinker_server::{ACCESS_LOG, AppOptions, KeyLimits, Limits, Scope, add_key};
 use tracing_subscriber::EnvFilter;
 
 use crate::fake::{Faults, load_with};
@@ -233,16 +233,34 @@ async fn the_access_log_has_requests_and_no_secrets() {
     let _guard = tracing::subscriber::set_default(logging);
 
     server.get("/training_runs?key=tml-in-query").await;
+    let name = "ann".parse().unwrap();
+    let scopes = [Scope::Read].into();
+    let key = add_key(home.path(), name, scopes, KeyLimits::default()).unwrap();
+    let of_ann = Request::get("/api/v1/sessions")
+        .header("host", "127.0.0.1")
+        .header("x-api-key", key.expose());
+    server.send(of_ann.body(Body::empty()).unwrap()).await;
     server
         .follow("/signed/files/r/weights/n/f?sig=tml-signature", &[])
         .await;
 
     let log = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<&str> = log.lines().collect();
-    assert_eq!(lines.len(), 2, "{log}");
-    for part in ["GET", "/api/v1/training_runs", "status=200", "duration_ms="] {
+    assert_eq!(lines.len(), 3, "{log}");
+    let parts = [
+        "key=\"own\"",
+        "GET",
+        "/api/v1/training_runs",
+        "status=200",
+        "duration_ms=",
+    ];
+    for part in parts {
         assert!(lines[0].contains(part), "{log}");
     }
-    assert!(lines[1].contains("status=403"), "{log}");
+    assert!(lines[1].contains("key=\"ann\""), "{log}");
+    assert!(
+        lines[2].contains("key=\"-\"") && lines[2].contains("status=403"),
+        "{log}"
+    );
     assert!(!log.contains("tml-"), "{log}");
 }
