@@ -9,6 +9,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod dist;
+mod fuzz;
 mod kill;
 mod models;
 mod process;
@@ -38,6 +39,8 @@ enum Task {
     Chaos(chaos::Args),
     /// Kills the server at random moments under load and looks for broken promises.
     Kill(kill::Args),
+    /// Sends mutated requests and looks for panics and memory.
+    Fuzz(fuzz::Args),
     /// Loads the server for hours and fails if its memory or open files grow.
     Soak(soak::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
@@ -69,6 +72,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Test(args) => test::run(&root, &args),
         Task::Chaos(args) => chaos::run(&root, &args),
         Task::Kill(args) => kill::run(&root, &args),
+        Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Soak(args) => soak::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),

@@ -37,11 +37,12 @@ impl Room {
         }
     }
 
-    /// Room for calls each of which takes a connection: unencrypted servers speak HTTP/1.1. Half of the
-    /// files that this process may open are left to others.
+    /// Room for calls each of which takes a connection: unencrypted servers speak HTTP/1.1. Polls take a
+    /// quarter of the files that this process may open: connections that rest, and the heartbeats of
+    /// many sessions, take some too, and the rest is the program's.
     pub(crate) fn of_plain(max_open_files: Option<u64>) -> Self {
-        let half = max_open_files.map_or(MAX_POLLS, |n| n / 2);
-        let in_flight = half.clamp(u64::from(AimdPolicy::default().min), MAX_POLLS);
+        let quarter = max_open_files.map_or(MAX_POLLS, |n| n / 4);
+        let in_flight = quarter.clamp(u64::from(AimdPolicy::default().min), MAX_POLLS);
         Self {
             in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
             calls: MAX_CALLS,
@@ -251,11 +252,11 @@ mod tests {
         }
     }
     #[test]
-    fn connections_of_their_own_leave_half_of_the_files_to_others() {
+    fn polls_take_a_quarter_of_the_files() {
         let in_flight = |files| Room::of_plain(files).in_flight;
 
-        assert_eq!(in_flight(Some(256)), 128);
-        assert_eq!(in_flight(Some(1024)), 512);
+        assert_eq!(in_flight(Some(256)), 64);
+        assert_eq!(in_flight(Some(1024)), 256);
         assert_eq!(in_flight(Some(1 << 40)), 2000);
         assert_eq!(in_flight(Some(0)), 4);
         assert_eq!(in_flight(None), 2000);

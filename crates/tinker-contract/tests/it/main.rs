@@ -23,6 +23,7 @@ mod client_weights;
 mod crowd;
 mod custom_losses;
 mod durability;
+mod fuzz;
 mod kills;
 mod parity_page;
 mod plain_http;
