@@ -7,7 +7,6 @@
 #![expect(
     clippy::expect_used,
     clippy::print_stdout,
-    clippy::disallowed_methods,
     reason = "a test program fails by panicking and reports by printing"
 )]
 
