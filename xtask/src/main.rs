@@ -11,6 +11,7 @@ mod chaos;
 mod ci;
 mod cookbook;
 mod dist;
+mod fuzz;
 mod gpu;
 mod kill;
 mod models;
@@ -45,6 +46,8 @@ enum Task {
     Arm,
     /// Runs training loops of the Python cookbook against our server.
     Cookbook(cookbook::Args),
+    /// Sends mutated requests and looks for panics and memory.
+    Fuzz(fuzz::Args),
     /// Loads the server for hours and fails if its memory or open files grow.
     Soak(soak::Args),
     /// Runs every check: formatting, lints, tidy, tests, documentation, size of the binary.
@@ -80,6 +83,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Kill(args) => kill::run(&root, &args),
         Task::Arm => arm::run(&root),
         Task::Cookbook(args) => cookbook::run(&root, &args),
+        Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Soak(args) => soak::run(&root, &args),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),

@@ -9,18 +9,12 @@ use tinker_http::{ErrorKind, RequestType, RetryPolicy};
 use tinker_types::{
     CompletionsTarget, RequestId, SampleRequest, SampleResponse, SamplingSessionId,
 };
-use tokio::sync::Semaphore;
 
 use crate::cancel::Canceller;
 use crate::error::{Error, Result};
 use crate::resolve::resolve;
 use crate::sample_numbers::{MAX_RESUBMISSIONS, SampleNumbers};
 use crate::session::Session;
-
-/// Connections for submissions, and for announced results, where each call takes one of its own:
-/// unencrypted servers speak HTTP/1.1. Such calls are answered at once, so that more would only
-/// cost memory.
-const MAX_CONNECTIONS: usize = 64;
 
 /// What the samples of one sampler share.
 #[derive(Debug)]
@@ -32,8 +26,6 @@ pub(crate) struct Sampler {
     retry: RetryPolicy,
     poller: Option<CompletionPoller>,
     canceller: Canceller,
-    submissions: Semaphore,
-    fetches: Semaphore,
     progress: Option<Mutex<ProgressWatch>>,
 }
 
@@ -56,15 +48,7 @@ impl Sampler {
                 session.http.poll_policy().progress_timeout,
             ))
         };
-        let is_plain = session.http.base_url().to_string().starts_with("http:");
-        let n_calls = if is_plain {
-            MAX_CONNECTIONS
-        } else {
-            Semaphore::MAX_PERMITS
-        };
         Self {
-            submissions: Semaphore::new(n_calls),
-            fetches: Semaphore::new(n_calls),
             numbers: SampleNumbers::of_client(client_number),
             max_resubmissions,
             retry,
@@ -132,7 +116,7 @@ impl Sampler {
         loop {
             let started = http.now();
             let dispatch = &self.session.dispatch;
-            let turn = self.submissions.acquire().await;
+            let turn = http.sample_gate().submission().await;
             let future = Box::pin(dispatch.submit(http, &request, self.retry.clone())).await?;
             drop(turn);
             let took = http.now().saturating_sub(started);
@@ -170,7 +154,7 @@ impl Sampler {
         };
         let outcome = match poller.completed(id).await {
             Completed::Finished { n_bytes } => {
-                let _turn = self.fetches.acquire().await;
+                let _turn = http.sample_gate().fetch().await;
                 Box::pin(http.retrieve_announced_sample(id, n_bytes, Some(took))).await
             }
             Completed::AskSingly => Box::pin(http.retrieve_sample(id, Some(took))).await,

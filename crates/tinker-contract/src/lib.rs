@@ -4,7 +4,7 @@
 //! as SkyRL's server; [`faults`] is a wire that breaks before any server; [`target`] starts our own
 //! server, in this process or in one that can be killed; [`chaos`] breaks and kills all of them at
 //! once; [`kills`] kills the server under load; [`soak`] loads it for hours; [`crowd`] is thousands of
-//! samplers at once; [`suite`] is what every server must do for our client; [`python`] runs the
+//! samplers at once; [`fuzz`] mutates requests; [`suite`] is what every server must do for our client; [`python`] runs the
 //! official SDK against a server.
 
 #![expect(
@@ -19,6 +19,7 @@ pub mod chaos;
 pub mod crowd;
 pub mod endpoints;
 pub mod faults;
+pub mod fuzz;
 pub mod kills;
 pub mod mock;
 pub mod python;

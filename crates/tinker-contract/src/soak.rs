@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tinker_api::{ModelInput, SampleOptions, SamplingSource};
 use tokio::task::JoinSet;
 
 use traffic::{Client, Kind};
@@ -104,6 +105,27 @@ pub async fn rounds(place: &Place, seed: u64, n_rounds: u32) -> Counts {
         ended.expect("a client that does not panic");
     }
     tally.take()
+}
+
+/// Prompts and tokens of each that fill the cache of prompts of a small model (256 MiB).
+const FILL: (u32, usize) = (200, 900);
+
+/// Fills the caches, so that what grows later is no cache.
+///
+/// # Errors
+/// If a sample fails.
+pub async fn fill_caches(place: &Place) -> Result<(), tinker_api::Error> {
+    let service = crate::target::service(&place.base_url, &place.api_key);
+    let source = SamplingSource::BaseModel(place.base_model.clone());
+    let sampler = service.create_sampling_client(source).await?;
+    for number in 0..FILL.0 {
+        let prompt = ModelInput::from_tokens(crate::suite::tokens(number, FILL.1));
+        let params = traffic::params(1);
+        sampler
+            .sample(prompt, params, SampleOptions::default())
+            .await?;
+    }
+    Ok(())
 }
 
 /// Keeps every kind of client at work until the end, each at its pace. What they do follows from

@@ -1,15 +1,66 @@
-//! The limit on samples in flight that all samplers of a process share, one per server and key.
+//! The limit on samples in flight that all samplers of a process share, one per server and key, and the
+//! connections that they may take.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::credentials::Credentials;
 use crate::machine::{AimdLimit, AimdPolicy};
 
 /// The gates of this process by server and key.
 static GATES: Mutex<Vec<(String, Credentials, Weak<Shared>)>> = Mutex::new(Vec::new());
+
+/// Samples in flight where each takes a connection of its own for its poll, as an official sampler has
+/// it.
+const MAX_POLLS: u64 = 2000;
+/// Connections for submissions, and for announced results, where each call takes one of its own. Such
+/// calls are answered at once, so that more would only cost memory.
+const MAX_CALLS: usize = 64;
+
+/// How much of everything samples may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Samples in flight.
+    in_flight: u32,
+    /// Submissions under way, and results being fetched beside their polls.
+    calls: usize,
+}
+
+impl Room {
+    /// Room for calls that share connections.
+    pub(crate) fn of_encrypted() -> Self {
+        Self {
+            in_flight: AimdPolicy::default().max,
+            calls: Semaphore::MAX_PERMITS,
+        }
+    }
+
+    /// Room for calls each of which takes a connection: unencrypted servers speak HTTP/1.1. Polls take a
+    /// quarter of the files that this process may open: connections that rest, and the heartbeats of
+    /// many sessions, take some too, and the rest is the program's.
+    pub(crate) fn of_plain(max_open_files: Option<u64>) -> Self {
+        let quarter = max_open_files.map_or(MAX_POLLS, |n| n / 4);
+        let in_flight = quarter.clamp(u64::from(AimdPolicy::default().min), MAX_POLLS);
+        Self {
+            in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
+            calls: MAX_CALLS,
+        }
+    }
+}
+
+/// Most files that this process may have open, where there is a limit.
+#[cfg(unix)]
+pub(crate) fn max_open_files() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// Other systems have no such limit.
+#[cfg(not(unix))]
+pub(crate) fn max_open_files() -> Option<u64> {
+    None
+}
 
 /// A concurrency limit that tasks wait for; it follows what the server refuses.
 #[derive(Debug, Clone)]
@@ -21,22 +72,26 @@ pub struct AdaptiveGate {
 struct Shared {
     limit: Mutex<AimdLimit>,
     freed: Notify,
+    submissions: Semaphore,
+    fetches: Semaphore,
 }
 
 impl AdaptiveGate {
     /// A gate of its own.
-    #[must_use]
-    pub fn new(policy: AimdPolicy) -> Self {
+    fn new(policy: AimdPolicy, n_calls: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
                 limit: Mutex::new(AimdLimit::new(policy)),
                 freed: Notify::new(),
+                submissions: Semaphore::new(n_calls),
+                fetches: Semaphore::new(n_calls),
             }),
         }
     }
 
-    /// The gate that all clients of this process with this server and key share.
-    pub(crate) fn of_process(server: &str, credentials: &Credentials) -> Self {
+    /// The gate that all clients of this process with this server and key share; the first one says how
+    /// much room there is.
+    pub(crate) fn of_process(server: &str, credentials: &Credentials, room: Room) -> Self {
         let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
         gates.retain(|(_, _, gate)| gate.strong_count() > 0);
         let known = gates
@@ -46,7 +101,11 @@ impl AdaptiveGate {
         if let Some(shared) = known {
             return Self { shared };
         }
-        let gate = Self::new(AimdPolicy::default());
+        let policy = AimdPolicy {
+            max: room.in_flight,
+            ..AimdPolicy::default()
+        };
+        let gate = Self::new(policy, room.calls);
         gates.push((
             server.to_owned(),
             credentials.clone(),
@@ -55,14 +114,19 @@ impl AdaptiveGate {
         gate
     }
 
-    /// Waits for a place and takes it.
+    /// Waits for a place and takes it; first come, first served.
     pub async fn enter(&self) -> Place {
         loop {
             let freed = self.shared.freed.notified();
             tokio::pin!(freed);
             // Registered before the look, so that a place given back in between is noticed.
             freed.as_mut().enable();
-            if self.shared.lock().try_enter() {
+            let (is_in, is_room_left) = self.shared.try_enter();
+            if is_room_left {
+                // The limit has grown: one who leaves wakes one only.
+                self.shared.freed.notify_one();
+            }
+            if is_in {
                 return Place {
                     shared: Arc::clone(&self.shared),
                     is_left: false,
@@ -70,6 +134,16 @@ impl AdaptiveGate {
             }
             freed.await;
         }
+    }
+
+    /// Waits for a connection to submit a sample on; `None` never comes.
+    pub async fn submission(&self) -> Option<SemaphorePermit<'_>> {
+        self.shared.submissions.acquire().await.ok()
+    }
+
+    /// Waits for a connection to fetch a result on that is announced; `None` never comes.
+    pub async fn fetch(&self) -> Option<SemaphorePermit<'_>> {
+        self.shared.fetches.acquire().await.ok()
     }
 
     /// Notes that the server refused a sample; the new limit if it shrank.
@@ -93,6 +167,13 @@ impl AdaptiveGate {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, AimdLimit> {
         self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place if there is one; whether it did, and whether there is another.
+    fn try_enter(&self) -> (bool, bool) {
+        let mut limit = self.lock();
+        let is_in = limit.try_enter();
+        (is_in, is_in && limit.in_flight() < limit.limit())
     }
 }
 
@@ -118,7 +199,7 @@ impl Drop for Place {
         if !self.is_left {
             self.shared.lock().leave();
         }
-        self.shared.freed.notify_waiters();
+        self.shared.freed.notify_one();
     }
 }
 
@@ -133,11 +214,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_task_enters_when_a_place_is_given_back() {
-        let gate = AdaptiveGate::new(AimdPolicy {
-            max: 1,
-            min: 1,
-            ..AimdPolicy::default()
-        });
+        let gate = AdaptiveGate::new(
+            AimdPolicy {
+                max: 1,
+                min: 1,
+                ..AimdPolicy::default()
+            },
+            1,
+        );
         let first = gate.enter().await;
         let waiting = tokio::spawn({
             let gate = gate.clone();
@@ -154,7 +238,7 @@ mod tests {
 
     #[tokio::test]
     async fn clients_of_one_server_and_key_share_a_limit() {
-        let of = |url, text| AdaptiveGate::of_process(url, &key(text));
+        let of = |url, text| AdaptiveGate::of_process(url, &key(text), Room::of_encrypted());
         let (a, b) = (of("http://gate", "tml-a"), of("http://gate", "tml-a"));
         let others = [of("http://gate", "tml-b"), of("http://other", "tml-a")];
 
@@ -166,5 +250,40 @@ mod tests {
         for other in others {
             assert_eq!((other.in_flight(), other.limit()), (0, 10_000));
         }
+    }
+    #[test]
+    fn polls_take_a_quarter_of_the_files() {
+        let in_flight = |files| Room::of_plain(files).in_flight;
+
+        assert_eq!(in_flight(Some(256)), 64);
+        assert_eq!(in_flight(Some(1024)), 256);
+        assert_eq!(in_flight(Some(1 << 40)), 2000);
+        assert_eq!(in_flight(Some(0)), 4);
+        assert_eq!(in_flight(None), 2000);
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_enter_one_after_another() {
+        let policy = AimdPolicy {
+            max: 2,
+            min: 1,
+            ..AimdPolicy::default()
+        };
+        let gate = AdaptiveGate::new(policy, 1);
+        let held = (gate.enter().await, gate.enter().await);
+        let waiting: Vec<_> = (0..100)
+            .map(|_| {
+                let gate = gate.clone();
+                tokio::spawn(async move { drop(gate.enter().await) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+
+        drop(held);
+
+        for entered in waiting {
+            entered.await.unwrap();
+        }
+        assert_eq!(gate.in_flight(), 0);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use reqwest::header::HeaderMap;
 
-use crate::adaptive::AdaptiveGate;
+use crate::adaptive::{AdaptiveGate, Room, max_open_files};
 use crate::base_url::BaseUrl;
 use crate::builder::ClientBuilder;
 use crate::cassette::Recorder;
@@ -75,8 +75,13 @@ impl Client {
             Some(product) => format!("{product} {own}"),
             None => own.to_owned(),
         };
+        let room = if base_url.is_encrypted() {
+            Room::of_encrypted()
+        } else {
+            Room::of_plain(max_open_files())
+        };
         let inner = Inner {
-            samples: AdaptiveGate::of_process(&base_url.to_string(), &credentials),
+            samples: AdaptiveGate::of_process(&base_url.to_string(), &credentials, room),
             pools: Pools::new(&base_url, user_agent, proxy, builder.timeouts),
             base_url,
             moved: RwLock::default(),

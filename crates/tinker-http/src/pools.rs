@@ -20,6 +20,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// as long as samples take. RFC 9113 (section 6.5.2) asks servers to allow at least 100.
 const MAX_STREAMS: usize = 100;
 
+/// Connections of a class that rest until they are needed again, where each call takes one.
+const MAX_IDLE: usize = 64;
+
 /// Kinds of traffic that do not share connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrafficClass {
@@ -224,6 +227,8 @@ impl Pools {
         if !self.is_encrypted {
             // HTTP/1.1 has no refusals of the protocol, for which reqwest keeps a copy of each call.
             builder = builder.retry(reqwest::retry::never().max_retries_per_request(0));
+            // Each call of a burst took a connection. Most rest for long then, and each takes a file.
+            builder = builder.pool_max_idle_per_host(MAX_IDLE);
         }
         if self.bypass_proxy {
             builder = builder.no_proxy();

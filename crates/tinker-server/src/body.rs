@@ -19,6 +19,33 @@ use crate::caller;
 /// for.
 pub(crate) const LARGE_BODY: usize = 64 << 10;
 
+/// How large the bodies of a route may be. A route that does not say (by an `Extension` layer) takes
+/// small ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum BodySize {
+    /// Ids, names, settings, lists of ids: 2 MiB.
+    #[default]
+    Small,
+    /// Prompts, chats, programs: 32 MiB.
+    Medium,
+    /// Training data and weights: as the limits of the server have it.
+    Large,
+}
+
+impl BodySize {
+    /// Bytes, before and after decompression, where the largest bodies have `max_bytes`.
+    fn limit(self, max_bytes: usize) -> usize {
+        match self {
+            Self::Small => max_bytes.min(2 << 20),
+            Self::Medium => max_bytes.min(32 << 20),
+            Self::Large => max_bytes,
+        }
+    }
+}
+
+/// Windows that every level of compression may ask for, as a power of two (8 MiB).
+const MIN_WINDOW_LOG: u32 = 23;
+
 /// A body as it came, decompressed.
 #[derive(Debug)]
 pub(crate) struct Body {
@@ -31,7 +58,9 @@ impl FromRequest<Arc<App>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
-        let limit = app.core.limits.max_body_bytes;
+        let size = request.extensions().get::<BodySize>();
+        let size = size.copied().unwrap_or_default();
+        let limit = size.limit(app.core.limits.max_body_bytes);
         let (parts, body) = request.into_parts();
         let is_protobuf = header(&parts.headers, &CONTENT_TYPE)
             .is_some_and(|t| t.starts_with(tinker_types::PROTOBUF));
@@ -71,7 +100,10 @@ fn too_large(limit: usize) -> ApiError {
 fn decompress(bytes: &[u8], limit: usize) -> ApiResult<Vec<u8>> {
     let fault = |error| ApiError::bad_request(format!("the body is not valid zstd: {error}"));
     let mut plain = Vec::new();
-    let decoder = zstd::Decoder::new(bytes).map_err(fault)?;
+    let mut decoder = zstd::Decoder::new(bytes).map_err(fault)?;
+    // The decoder allocates the window that the frame names before it has read any of it.
+    let window = limit.next_power_of_two().ilog2().clamp(MIN_WINDOW_LOG, 27);
+    decoder.window_log_max(window).map_err(fault)?;
     decoder
         .take(limit as u64 + 1)
         .read_to_end(&mut plain)

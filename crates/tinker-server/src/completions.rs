@@ -59,6 +59,10 @@ impl Ended {
     }
 }
 
+/// The highest cursor that a list begins after, whatever a client says it has seen: there is always a
+/// next one.
+const MAX_START: u64 = u64::MAX / 2;
+
 #[derive(Debug)]
 struct Channel {
     /// By cursor.
@@ -128,7 +132,7 @@ impl Completions {
         let mut channels = lock(&self.channels);
         let channel = channels.entry(client.clone()).or_insert_with(|| {
             let micros = u64::try_from(now()).unwrap_or(0) * 1000;
-            let mut channel = Channel::new(micros.max(cursor));
+            let mut channel = Channel::new(micros.max(cursor.min(MAX_START)));
             so_far().into_iter().for_each(|ended| channel.push(ended));
             channel
         });
@@ -238,6 +242,19 @@ mod tests {
         lists.acknowledge(&client(), cursor, &[], || so_far);
         let (found, next) = lists.wait(&client(), Duration::ZERO, &Notify::new()).await;
         (ids(&found), next)
+    }
+
+    #[tokio::test]
+    async fn a_cursor_without_a_next_one_is_not_believed() {
+        let lists = Completions::default();
+
+        let (found, next) = ask(&lists, u64::MAX, &[1, 2]).await;
+        let (again, _) = ask(&lists, u64::MAX, &[]).await;
+        let (later, _) = ask(&lists, next, &[]).await;
+
+        assert_eq!(found, [id(1), id(2)]);
+        assert_eq!(again, [id(1), id(2)]);
+        assert_eq!(later, []);
     }
 
     #[test]

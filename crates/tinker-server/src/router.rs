@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post, put};
+use axum::{Extension, Router};
 use tinker_types as t;
 
 use crate::access;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::auth;
+use crate::body::BodySize;
 use crate::caller::Scope;
 use crate::routes::{
     admin, anthropic, api_keys, checkpoints, custom_losses, futures, models, openai, sampling,
@@ -107,8 +108,6 @@ fn training_routes() -> Router<Arc<App>> {
     Router::new()
         .route(t::CREATE_MODEL, post(models::create))
         .route(t::UNLOAD_MODEL, post(models::unload))
-        .route(t::FORWARD_BACKWARD, post(training::forward_backward))
-        .route(t::FORWARD, post(training::forward))
         .route(t::OPTIM_STEP, post(training::optim_step))
         .route(t::ZERO_GRAD, post(training::zero_grad))
         .route(t::GRADIENT_STATS, post(training::gradient_stats))
@@ -119,12 +118,23 @@ fn training_routes() -> Router<Arc<App>> {
         .route(t::COPY_WEIGHTS, post(weights::copy))
         .route(t::START_UPLOAD, post(uploads::start))
         .route(t::FINISH_UPLOAD, post(uploads::finish))
-        .route(t::CREATE_CUSTOM_LOSS, post(custom_losses::create))
         .route(
             &under(t::SESSIONS, "/{id}/project"),
             put(sessions::assign_project),
         )
         .merge(checkpoint_changes())
+        .merge(data_routes().layer(Extension(BodySize::Large)))
+        .merge(program_routes().layer(Extension(BodySize::Medium)))
+}
+
+fn data_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route(t::FORWARD_BACKWARD, post(training::forward_backward))
+        .route(t::FORWARD, post(training::forward))
+}
+
+fn program_routes() -> Router<Arc<App>> {
+    Router::new().route(t::CREATE_CUSTOM_LOSS, post(custom_losses::create))
 }
 
 fn checkpoint_changes() -> Router<Arc<App>> {
@@ -158,6 +168,7 @@ fn sampling_routes() -> Router<Arc<App>> {
             "/anthropic/api/v1/messages/count_tokens",
             post(anthropic::count_tokens),
         )
+        .layer(Extension(BodySize::Medium))
 }
 
 /// Where signed links lead.
@@ -173,6 +184,7 @@ fn signed_routes() -> Router<Arc<App>> {
         )
         .route("/signed/traces/{session}", get(signed::trace))
         .route("/signed/uploads/{upload}/{file}", put(uploads::receive))
+        .layer(Extension(BodySize::Large))
 }
 
 fn under(path: &str, rest: &str) -> String {

@@ -17,6 +17,7 @@ mod keeper;
 mod local;
 mod logging;
 mod numbers;
+mod open_files;
 mod out_file;
 mod output;
 mod settings;

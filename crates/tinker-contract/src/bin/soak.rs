@@ -7,7 +7,6 @@
 #![expect(
     clippy::expect_used,
     clippy::print_stdout,
-    clippy::disallowed_methods,
     reason = "a test program fails by panicking and reports by printing"
 )]
 
@@ -20,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tinker_contract::soak::gauge::{Sight, look};
 use tinker_contract::soak::verdict::judge;
-use tinker_contract::soak::{Place, Tally, keep_busy};
+use tinker_contract::soak::{Place, Tally, fill_caches, keep_busy};
 
 /// Between two sights.
 const EVERY: Duration = Duration::from_secs(10);
@@ -97,6 +96,7 @@ async fn main() -> ExitCode {
     // What an earlier run left is not this one's.
     let _ = fs::remove_dir_all(dir.join("home"));
     let server = Server::start(&program, &dir);
+    fill_caches(&server.place).await.expect("samples");
     let (begun, length) = (Instant::now(), Duration::from_secs_f64(60.0 * minutes));
     let tally = Arc::<Tally>::default();
     let mut clients = keep_busy(&server.place, seed, begun + length, &tally);

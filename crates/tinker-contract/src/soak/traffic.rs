@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tinker_api::ServiceClient;
 
+pub(super) use sampling::params;
+
 use super::{Place, Tally};
 use crate::chaos::weather::Draws;
 use crate::target::service;

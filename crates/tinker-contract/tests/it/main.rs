@@ -24,6 +24,7 @@ mod cookbook;
 mod crowd;
 mod custom_losses;
 mod durability;
+mod fuzz;
 mod kills;
 mod parity_page;
 mod plain_http;

@@ -151,6 +151,56 @@ async fn a_body_beyond_the_limit_is_refused_even_if_compressed() {
 }
 
 #[tokio::test]
+async fn routes_that_need_little_take_little() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let spaces = vec![b' '; 3 << 20];
+    let bomb = zstd::encode_all(&spaces[..], 1).unwrap();
+
+    for path in [
+        "/telemetry",
+        "/create_session",
+        "/retrieve_future",
+        "/optim_step",
+    ] {
+        let plain = server.post_bytes(path, "application/json", spaces.clone());
+        assert_eq!(plain.await.status, 413, "{path}");
+        let compressed = Harness::request(Method::POST, path)
+            .header("content-encoding", "zstd")
+            .body(Body::from(bomb.clone()));
+        assert_eq!(server.send(compressed.unwrap()).await.status, 413, "{path}");
+    }
+    // These are read, and are no JSON.
+    for path in ["/asample", "/create_custom_loss"] {
+        let plain = server.post_bytes(path, "application/json", spaces.clone());
+        assert_eq!(plain.await.status, 400, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_asks_for_a_large_window_is_refused_before_it_is_read() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let compressed = |window_log| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window_log).unwrap();
+        std::io::Write::write_all(&mut encoder, b"{}").unwrap();
+        encoder.finish().unwrap()
+    };
+    let send = |window_log| {
+        let request = Harness::request(Method::POST, "/client/config")
+            .header("content-encoding", "zstd")
+            .body(Body::from(compressed(window_log)));
+        server.send(request.unwrap())
+    };
+
+    assert_eq!(send(23).await.status, 200);
+    let refused = send(27).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.detail().contains("zstd"), "{}", refused.detail());
+}
+
+#[tokio::test]
 async fn unknown_things_are_named() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());

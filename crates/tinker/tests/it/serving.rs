@@ -1,6 +1,9 @@
 //! `tinker serve`: the lines it prints, the key it asks for, its status and its end.
 
 use std::net::TcpListener;
+use std::process::Command;
+
+use serde_json::Value;
 
 use crate::support::{Home, Running, pirate};
 
@@ -129,6 +132,37 @@ fn a_second_interrupt_ends_the_server_at_once() {
         finished.stderr.contains("error: left at once"),
         "{finished:?}"
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_server_may_open_more_files_than_its_shell_gave_it() {
+    let home = Home::new();
+    let tinker = home.command(&[]);
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .args(["-c", "ulimit -S -n 200 && exec \"$0\" serve --port 0"])
+        .arg(tinker.get_program())
+        .env_clear()
+        .envs(
+            tinker
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+
+    let mut server = Running::new(shell);
+    server.stdout_line();
+
+    let sign = std::fs::read(home.path("home/server/server.json")).unwrap();
+    let pid = serde_json::from_slice::<Value>(&sign).unwrap()["pid"].clone();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let mut numbers = line.unwrap().split_whitespace();
+    let (soft, hard) = (numbers.next().unwrap(), numbers.next().unwrap());
+    assert_eq!(soft, hard);
+    assert_ne!(soft, "200");
 }
 
 #[test]

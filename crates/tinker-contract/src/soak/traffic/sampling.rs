@@ -24,7 +24,7 @@ pub(super) struct Sampler {
 }
 
 /// Draws so many tokens, never fewer.
-pub(super) fn params(max_tokens: u32) -> SamplingParams {
+pub(in crate::soak) fn params(max_tokens: u32) -> SamplingParams {
     SamplingParams {
         max_tokens: Some(max_tokens),
         stop: Some(Stop::Tokens(vec![])),

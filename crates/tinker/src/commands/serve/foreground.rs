@@ -18,6 +18,7 @@ use crate::failure::{Failure, FailureKind, Result};
 use crate::human::{parse_duration, parse_size};
 use crate::logging;
 use crate::numbers::whole;
+use crate::open_files;
 use crate::output::Output;
 use crate::signals::Interrupts;
 
@@ -125,6 +126,7 @@ impl Computer {
 
 pub(super) fn run(ctx: &Ctx, args: Args) -> Result<Output> {
     logging::init(&ctx.ui, Some("info"));
+    open_files::raise_limit();
     let options = options(ctx, &args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
