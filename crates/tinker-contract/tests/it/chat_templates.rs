@@ -1,10 +1,10 @@
 //! Chat templates of families without a renderer of their own: the tokens that `transformers` gives.
 
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use tempfile::TempDir;
 use tinker_chat::{
     Error, Message, Renderer, RendererName, Role, Termination, Tokenizer, TrainOnWhat, renderer,
