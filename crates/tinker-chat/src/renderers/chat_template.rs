@@ -120,8 +120,9 @@ impl ChatTemplate {
         let break_up = |text: &str| {
             let mut text = text.to_owned();
             for token in &self.special_tokens {
+                // A tokenizer may have hundreds of them, and texts hardly ever one.
                 let mut chars = token.chars();
-                if let Some(first) = chars.next() {
+                if let Some(first) = chars.next().filter(|_| text.contains(token)) {
                     text = text.replace(token, &format!("{first}{APART}{}", chars.as_str()));
                 }
             }
