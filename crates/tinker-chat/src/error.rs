@@ -118,6 +118,26 @@ pub enum Error {
         /// The mode asked for.
         mode: TrainOnWhat,
     },
+    /// The tokenizer came without a chat template.
+    #[error(
+        "this tokenizer has no chat template; choose another renderer, or put one into chat_template.jinja beside it"
+    )]
+    NoTemplate,
+    /// The chat template cannot be read, or refuses the conversation.
+    #[error("the model's chat template: {reason}")]
+    Template {
+        /// What it, or its parser, said.
+        reason: String,
+    },
+    /// The chat template writes a reply otherwise than its prompt begins it.
+    #[error(
+        "message {index}: the model's chat template writes this reply otherwise than the prompt before it \
+         promises, so it cannot be trained; choose a renderer by name"
+    )]
+    TemplatePrompt {
+        /// Position in the conversation, from 0.
+        index: usize,
+    },
     /// Every weight would be zero.
     #[error(
         "no token is trained: train_on_what `{mode}` selects none of the {n_messages} messages"

@@ -19,7 +19,7 @@ mod train_on;
 pub use error::{Error, Result};
 pub use message::{Message, Role};
 pub use registry::{RendererName, renderer};
-pub use renderer::{MessageContext, RenderedMessage, Renderer, SupervisedExample, Termination};
+pub use renderer::{Renderer, SupervisedExample, Termination};
 pub use stop::StopMatcher;
 pub use stream::DecodeStream;
 pub use tokenizer::{Tokenizer, TokenizerFiles};

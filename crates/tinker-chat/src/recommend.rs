@@ -1,13 +1,15 @@
 //! Which renderer belongs to a model, by its name or by what its chat template mentions.
 
+use crate::message::Message;
 use crate::registry::RendererName;
+use crate::renderers::Template;
 use crate::tokenizer::Tokenizer;
 
 impl RendererName {
     /// The renderer for the model called `model` with `tokenizer`.
     ///
     /// The name decides where it says which kind of model this is; a directory or an unknown name
-    /// is judged by the chat template. `None` if neither tells.
+    /// is judged by the chat template. `None` if that cannot be used.
     pub fn recommended(model: &str, tokenizer: &Tokenizer) -> Option<Self> {
         Self::recommended_by_name(model).or_else(|| by_template(tokenizer))
     }
@@ -41,16 +43,20 @@ impl RendererName {
 }
 
 fn by_template(tokenizer: &Tokenizer) -> Option<RendererName> {
-    let Some(template) = tokenizer.chat_template() else {
+    let Some(source) = tokenizer.chat_template() else {
         return Some(RendererName::RoleColon);
     };
-    if template.contains("<|start_header_id|>") {
-        Some(RendererName::Llama3)
-    } else if template.contains("enable_thinking") {
-        Some(RendererName::Qwen3)
-    } else if template.contains("<|im_start|>") && !template.contains("<think>") {
-        Some(RendererName::Qwen3Instruct)
-    } else {
-        None
+    if source.contains("<|start_header_id|>") {
+        return Some(RendererName::Llama3);
     }
+    let question = Template::of(tokenizer).and_then(|t| t.render(&[Message::user("Hi")], true));
+    let is_plain = question.ok()? == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+    Some(if !is_plain {
+        // Also a relative of theirs that begins with a system message of its own, or with reasoning.
+        RendererName::ChatTemplate
+    } else if source.contains("enable_thinking") {
+        RendererName::Qwen3
+    } else {
+        RendererName::Qwen3Instruct
+    })
 }

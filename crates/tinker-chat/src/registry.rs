@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::renderer::Renderer;
-use crate::renderers::{Llama3, Qwen3, RoleColon, Thinking};
+use crate::renderers::{ChatTemplate, Llama3, Qwen3, RoleColon, Thinking};
 use crate::tokenizer::Tokenizer;
 
 /// Name of a chat format, spelled as the Tinker cookbook spells it.
@@ -25,16 +25,19 @@ pub enum RendererName {
     Qwen3DisableThinking,
     /// Qwen3 instruct models, which never think, and `tinker/nano`.
     Qwen3Instruct,
+    /// The chat template that came with the tokenizer, of any model.
+    ChatTemplate,
 }
 
 impl RendererName {
     /// Every known renderer.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RoleColon,
         Self::Llama3,
         Self::Qwen3,
         Self::Qwen3DisableThinking,
         Self::Qwen3Instruct,
+        Self::ChatTemplate,
     ];
 
     /// The name in configuration files and flags.
@@ -45,6 +48,7 @@ impl RendererName {
             Self::Qwen3 => "qwen3",
             Self::Qwen3DisableThinking => "qwen3_disable_thinking",
             Self::Qwen3Instruct => "qwen3_instruct",
+            Self::ChatTemplate => "chat_template",
         }
     }
 }
@@ -75,7 +79,8 @@ impl FromStr for RendererName {
 /// The renderer `name` over `tokenizer`.
 ///
 /// # Errors
-/// [`Error::MissingToken`] if the tokenizer lacks one of the format's markers.
+/// [`Error::MissingToken`] if the tokenizer lacks one of the format's markers, [`Error::NoTemplate`] or
+/// [`Error::Template`] if it has no chat template that can be used.
 pub fn renderer(name: RendererName, tokenizer: Arc<Tokenizer>) -> Result<Arc<dyn Renderer>> {
     Ok(match name {
         RendererName::RoleColon => Arc::new(RoleColon::new(tokenizer)),
@@ -83,5 +88,6 @@ pub fn renderer(name: RendererName, tokenizer: Arc<Tokenizer>) -> Result<Arc<dyn
         RendererName::Qwen3 => Arc::new(Qwen3::new(tokenizer, Thinking::Enabled)?),
         RendererName::Qwen3DisableThinking => Arc::new(Qwen3::new(tokenizer, Thinking::Disabled)?),
         RendererName::Qwen3Instruct => Arc::new(Qwen3::new(tokenizer, Thinking::Never)?),
+        RendererName::ChatTemplate => Arc::new(ChatTemplate::new(tokenizer)?),
     })
 }

@@ -36,6 +36,17 @@ impl SupervisedExample {
         self.weights.iter().filter(|&&weight| weight > 0.0).count()
     }
 
+    /// Whether anything is trained.
+    ///
+    /// # Errors
+    /// [`Error::NothingToTrain`].
+    pub(crate) fn check(&self, mode: TrainOnWhat, n_messages: usize) -> Result<()> {
+        if self.n_trained() == 0 {
+            return Err(Error::NothingToTrain { mode, n_messages });
+        }
+        Ok(())
+    }
+
     fn push(&mut self, tokens: &[u32], is_trained: bool) {
         self.tokens.extend_from_slice(tokens);
         let weight = if is_trained { 1.0 } else { 0.0 };
@@ -45,24 +56,24 @@ impl SupervisedExample {
 
 /// Where a message stands in its conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MessageContext {
+pub(crate) struct MessageContext {
     /// Position, from 0.
-    pub index: usize,
+    pub(crate) index: usize,
     /// Whether no message follows; in a prompt one always does.
-    pub is_last: bool,
+    pub(crate) is_last: bool,
     /// Position of the last user message.
-    pub last_user: Option<usize>,
+    pub(crate) last_user: Option<usize>,
 }
 
 /// One message as tokens, in the parts that weights distinguish.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RenderedMessage {
+pub(crate) struct RenderedMessage {
     /// Role framing, which the generation prompt supplies.
-    pub header: Vec<u32>,
+    pub(crate) header: Vec<u32>,
     /// The body with its end marker, which the speaker produces.
-    pub output: Vec<u32>,
+    pub(crate) output: Vec<u32>,
     /// The start of the next message where it completes the stop string; only after the last.
-    pub stop_overlap: Vec<u32>,
+    pub(crate) stop_overlap: Vec<u32>,
 }
 
 /// The chat format of a model family.
@@ -76,6 +87,82 @@ pub trait Renderer: Debug + Send + Sync {
     fn has_extension_property(&self) -> bool;
 
     /// What ends a reply; hand it to the sampler.
+    fn stop(&self) -> Stop;
+
+    /// The prompt that makes the model continue `messages` as `role`.
+    ///
+    /// # Errors
+    /// The format has no place for a message or the role, or the tokenizer fails.
+    fn build_generation_prompt(&self, messages: &[Message], role: Role) -> Result<Vec<u32>>;
+
+    /// Renders the whole conversation once, with weights by `train_on`.
+    ///
+    /// # Errors
+    /// As [`Self::build_generation_prompt`] and [`TrainOnWhat::select`]; [`Error::NothingToTrain`] if no
+    /// message is selected.
+    fn build_supervised_example(
+        &self,
+        messages: &[Message],
+        train_on: TrainOnWhat,
+    ) -> Result<SupervisedExample>;
+
+    /// Turns sampled tokens into a message; text that cannot be parsed is kept as it is.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails.
+    fn parse_response(&self, tokens: &[u32]) -> Result<(Message, Termination)>;
+
+    /// The examples that train everything `train_on` selects, each rendered as the model will see
+    /// it: one for the conversation, or one per trained turn without the extension property.
+    ///
+    /// # Errors
+    /// As [`Self::build_supervised_example`]; [`Error::ModeNeedsExtension`] if such a renderer is
+    /// asked to train text that the assistant did not write.
+    fn build_supervised_examples(
+        &self,
+        messages: &[Message],
+        train_on: TrainOnWhat,
+    ) -> Result<Vec<SupervisedExample>> {
+        if self.has_extension_property() || train_on.is_single() || messages.is_empty() {
+            return Ok(vec![self.build_supervised_example(messages, train_on)?]);
+        }
+        one_per_turn(self, messages, train_on)
+    }
+}
+
+/// An example for each turn that `train_on` selects something of.
+///
+/// # Errors
+/// As [`Renderer::build_supervised_examples`].
+pub(crate) fn one_per_turn<R: Renderer + ?Sized>(
+    renderer: &R,
+    messages: &[Message],
+    train_on: TrainOnWhat,
+) -> Result<Vec<SupervisedExample>> {
+    let selected = train_on.select(messages)?;
+    refuse_others(renderer.name(), messages, &selected, train_on)?;
+    let mut examples = Vec::new();
+    for turn in trained_turns(messages, &selected) {
+        examples.push(renderer.build_supervised_example(&turn, TrainOnWhat::Customized)?);
+    }
+    if examples.is_empty() {
+        return Err(Error::NothingToTrain {
+            mode: train_on,
+            n_messages: messages.len(),
+        });
+    }
+    Ok(examples)
+}
+
+/// A chat format that renders each message by itself.
+pub(crate) trait Family: Debug + Send + Sync {
+    /// As [`Renderer::name`].
+    fn name(&self) -> RendererName;
+
+    /// As [`Renderer::has_extension_property`].
+    fn has_extension_property(&self) -> bool;
+
+    /// As [`Renderer::stop`].
     fn stop(&self) -> Stop;
 
     /// Tokens before the first message.
@@ -94,16 +181,30 @@ pub trait Renderer: Debug + Send + Sync {
     /// The format has no such role, or the tokenizer fails.
     fn generation_header(&self, role: Role, n_messages: usize) -> Result<Vec<u32>>;
 
-    /// Turns sampled tokens into a message; text that cannot be parsed is kept as it is.
+    /// As [`Renderer::parse_response`].
     ///
     /// # Errors
     /// The tokenizer's decoder fails.
     fn parse_response(&self, tokens: &[u32]) -> Result<(Message, Termination)>;
+}
 
-    /// The prompt that makes the model continue `messages` as `role`.
-    ///
-    /// # Errors
-    /// As [`Self::render_message`].
+impl<F: Family> Renderer for F {
+    fn name(&self) -> RendererName {
+        Family::name(self)
+    }
+
+    fn has_extension_property(&self) -> bool {
+        Family::has_extension_property(self)
+    }
+
+    fn stop(&self) -> Stop {
+        Family::stop(self)
+    }
+
+    fn parse_response(&self, tokens: &[u32]) -> Result<(Message, Termination)> {
+        Family::parse_response(self, tokens)
+    }
+
     fn build_generation_prompt(&self, messages: &[Message], role: Role) -> Result<Vec<u32>> {
         let mut tokens = self.prefix();
         for (index, message) in messages.iter().enumerate() {
@@ -119,11 +220,6 @@ pub trait Renderer: Debug + Send + Sync {
         Ok(tokens)
     }
 
-    /// Renders the whole conversation once, with weights by `train_on`.
-    ///
-    /// # Errors
-    /// As [`Self::render_message`] and [`TrainOnWhat::select`]; [`Error::NothingToTrain`] if no
-    /// message is selected.
     fn build_supervised_example(
         &self,
         messages: &[Message],
@@ -147,56 +243,29 @@ pub trait Renderer: Debug + Send + Sync {
                 example.push(&rendered.stop_overlap, is_trained);
             }
         }
-        if example.n_trained() == 0 {
-            return Err(Error::NothingToTrain {
-                mode: train_on,
-                n_messages: messages.len(),
-            });
-        }
+        example.check(train_on, messages.len())?;
         Ok(example)
     }
+}
 
-    /// The examples that train everything `train_on` selects, each rendered as the model will see
-    /// it: one for the conversation, or one per trained turn without the extension property.
-    ///
-    /// # Errors
-    /// As [`Self::build_supervised_example`]; [`Error::ModeNeedsExtension`] if such a renderer is
-    /// asked to train text that the assistant did not write.
-    fn build_supervised_examples(
-        &self,
-        messages: &[Message],
-        train_on: TrainOnWhat,
-    ) -> Result<Vec<SupervisedExample>> {
-        let is_single = matches!(
-            train_on,
-            TrainOnWhat::LastAssistantMessage | TrainOnWhat::LastAssistantTurn
-        );
-        if self.has_extension_property() || is_single || messages.is_empty() {
-            return Ok(vec![self.build_supervised_example(messages, train_on)?]);
-        }
-        let selected = train_on.select(messages)?;
-        let trains_others = messages
-            .iter()
-            .zip(&selected)
-            .any(|(message, &is_trained)| is_trained && message.role != Role::Assistant);
-        if trains_others || train_on.trains_headers() {
-            return Err(Error::ModeNeedsExtension {
-                renderer: self.name(),
-                mode: train_on,
-            });
-        }
-        let mut examples = Vec::new();
-        for turn in trained_turns(messages, &selected) {
-            examples.push(self.build_supervised_example(&turn, TrainOnWhat::Customized)?);
-        }
-        if examples.is_empty() {
-            return Err(Error::NothingToTrain {
-                mode: train_on,
-                n_messages: messages.len(),
-            });
-        }
-        Ok(examples)
+/// Refuses a mode that trains what the assistant did not write.
+///
+/// # Errors
+/// [`Error::ModeNeedsExtension`].
+pub(crate) fn refuse_others(
+    renderer: RendererName,
+    messages: &[Message],
+    selected: &[bool],
+    mode: TrainOnWhat,
+) -> Result<()> {
+    let trains_others = messages
+        .iter()
+        .zip(selected)
+        .any(|(message, &is_trained)| is_trained && message.role != Role::Assistant);
+    if trains_others || mode.trains_headers() {
+        return Err(Error::ModeNeedsExtension { renderer, mode });
     }
+    Ok(())
 }
 
 fn context_of(messages: &[Message], index: usize) -> MessageContext {

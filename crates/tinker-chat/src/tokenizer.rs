@@ -58,9 +58,10 @@ impl Tokenizer {
             tokenizer_config: config.as_deref(),
             generation_config: generation.as_deref(),
         })?;
-        if loaded.chat_template.is_none() {
-            let template = read_optional(dir, "chat_template.jinja")?;
-            loaded.chat_template = template.and_then(|bytes| String::from_utf8(bytes).ok());
+        // As `transformers` has it, the file counts for more than the configuration.
+        let template = read_optional(dir, "chat_template.jinja")?;
+        if let Some(template) = template.and_then(|bytes| String::from_utf8(bytes).ok()) {
+            loaded.chat_template = Some(template);
         }
         Ok(Arc::new(loaded))
     }
@@ -89,7 +90,7 @@ impl Tokenizer {
                 eos.push(id);
             }
         }
-        let chat_template = config["chat_template"].as_str().map(str::to_owned);
+        let chat_template = template_of(&config["chat_template"]).map(str::to_owned);
         Ok(Self {
             inner,
             plain: OnceLock::new(),
@@ -153,6 +154,13 @@ impl Tokenizer {
     /// The spelling of `id` in the vocabulary, which for byte-level models is not its text.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// How the special tokens are spelled.
+    pub(crate) fn special_tokens(&self) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special);
+        special.map(|token| token.content).collect()
     }
 
     /// The token that begins every text, where the model has one.
@@ -219,6 +227,15 @@ fn parse_json(file: &str, bytes: Option<&[u8]>) -> Result<Value> {
         return Ok(Value::Null);
     };
     serde_json::from_slice(bytes).map_err(|error| bad_file(file, &error))
+}
+
+/// `chat_template` in `tokenizer_config.json` is a template or a list of named ones.
+fn template_of(value: &Value) -> Option<&str> {
+    let is_default = |named: &&Value| named["name"] == "default";
+    value.as_str().or_else(|| {
+        let default = value.as_array()?.iter().find(is_default)?;
+        default["template"].as_str()
+    })
 }
 
 /// A token in `tokenizer_config.json` is its name or an object that holds it as `content`.

@@ -78,6 +78,11 @@ impl TrainOnWhat {
         Ok(selected.collect())
     }
 
+    /// Whether it trains no turn but the last.
+    pub(crate) fn is_single(self) -> bool {
+        matches!(self, Self::LastAssistantMessage | Self::LastAssistantTurn)
+    }
+
     /// Whether role headers are trained too.
     pub(crate) fn trains_headers(self) -> bool {
         self == Self::AllTokens

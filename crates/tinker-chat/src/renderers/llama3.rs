@@ -8,7 +8,7 @@ use tinker_types::Stop;
 use crate::error::{Error, Result};
 use crate::message::{Message, Role};
 use crate::registry::RendererName;
-use crate::renderer::{MessageContext, RenderedMessage, Renderer, Termination};
+use crate::renderer::{Family, MessageContext, RenderedMessage, Termination};
 use crate::tokenizer::Tokenizer;
 
 use super::{marker, refuse_thinking, split_at_end};
@@ -37,7 +37,7 @@ impl Llama3 {
     }
 }
 
-impl Renderer for Llama3 {
+impl Family for Llama3 {
     fn name(&self) -> RendererName {
         NAME
     }

@@ -1,9 +1,11 @@
 //! One file per family of chat formats, and the small helpers they share.
 
+mod chat_template;
 mod llama3;
 mod qwen3;
 mod role_colon;
 
+pub(crate) use chat_template::{ChatTemplate, Template};
 pub(crate) use llama3::Llama3;
 pub(crate) use qwen3::{Qwen3, Thinking};
 pub(crate) use role_colon::RoleColon;

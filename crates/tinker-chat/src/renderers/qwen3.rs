@@ -12,7 +12,7 @@ use tinker_types::Stop;
 use crate::error::{Error, Result};
 use crate::message::{Message, Role};
 use crate::registry::RendererName;
-use crate::renderer::{MessageContext, RenderedMessage, Renderer, Termination};
+use crate::renderer::{Family, MessageContext, RenderedMessage, Termination};
 use crate::tokenizer::Tokenizer;
 
 use super::{marker, refuse_thinking, split_at_end};
@@ -113,7 +113,7 @@ impl Qwen3 {
     }
 }
 
-impl Renderer for Qwen3 {
+impl Family for Qwen3 {
     fn name(&self) -> RendererName {
         name_of(self.thinking)
     }

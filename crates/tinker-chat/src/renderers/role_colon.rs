@@ -10,7 +10,7 @@ use tinker_types::Stop;
 use crate::error::{Error, Result};
 use crate::message::{Message, Role};
 use crate::registry::RendererName;
-use crate::renderer::{MessageContext, RenderedMessage, Renderer, Termination};
+use crate::renderer::{Family, MessageContext, RenderedMessage, Termination};
 use crate::tokenizer::Tokenizer;
 
 use super::{refuse_thinking, split_at_eos};
@@ -31,7 +31,7 @@ impl RoleColon {
     }
 }
 
-impl Renderer for RoleColon {
+impl Family for RoleColon {
     fn name(&self) -> RendererName {
         NAME
     }

@@ -94,6 +94,11 @@ proptest! {
     }
 
     #[test]
+    fn parse_inverts_render_for_a_chat_template(messages in conversation(text())) {
+        check(RendererName::ChatTemplate, &messages)?;
+    }
+
+    #[test]
     fn parse_keeps_thinking(user in line(), thinking in "[a-z ]{1,12}", reply in line()) {
         let reply = Message::assistant(reply).with_thinking(thinking);
         check(RendererName::Qwen3, &[Message::user(user), reply])?;

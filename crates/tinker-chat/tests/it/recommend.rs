@@ -2,7 +2,7 @@
 
 use tinker_chat::{RendererName, Tokenizer, TokenizerFiles};
 
-use crate::support::fixture;
+use crate::support::{CHATML, fixture};
 
 #[test]
 fn hub_names_decide() {
@@ -24,6 +24,11 @@ fn hub_names_decide() {
     check("Qwen/Qwen3-8B-Base", Some(RendererName::RoleColon));
     check(
         "Qwen/Qwen3-4B-Instruct-2507",
+        Some(RendererName::Qwen3Instruct),
+    );
+    check("Qwen/Qwen3-30B-A3B", Some(RendererName::Qwen3));
+    check(
+        "Qwen/Qwen3-30B-A3B-Instruct-2507",
         Some(RendererName::Qwen3Instruct),
     );
     check("Qwen/Qwen3-VL-30B-A3B-Instruct", None);
@@ -53,12 +58,14 @@ fn the_template_decides_for_unknown_names() {
         Some("{{ '<|start_header_id|>' }}"),
         Some(RendererName::Llama3),
     );
-    check(
-        Some("<|im_start|> <think> enable_thinking"),
-        Some(RendererName::Qwen3),
-    );
-    check(Some("<|im_start|>"), Some(RendererName::Qwen3Instruct));
-    check(Some("[INST]"), None);
+    check(Some(CHATML), Some(RendererName::Qwen3Instruct));
+    let hybrid = format!("{CHATML}{{% if enable_thinking is false %}}<think>{{% endif %}}");
+    check(Some(&hybrid), Some(RendererName::Qwen3));
+    let greeting = format!("<|im_start|>system\nBe kind.<|im_end|>\n{CHATML}");
+    check(Some(&greeting), Some(RendererName::ChatTemplate));
+    let brackets = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}";
+    check(Some(brackets), Some(RendererName::ChatTemplate));
+    check(Some("{% for m in messages %}"), None);
 }
 
 #[test]
@@ -68,6 +75,6 @@ fn an_unknown_renderer_lists_the_known_ones() {
     assert_eq!(
         error,
         "unknown renderer `qwen9`; known: role_colon, llama3, qwen3, qwen3_disable_thinking, \
-         qwen3_instruct"
+         qwen3_instruct, chat_template"
     );
 }

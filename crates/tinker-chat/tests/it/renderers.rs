@@ -3,7 +3,7 @@
 use tinker_chat::{Error, Message, RendererName, Role, TrainOnWhat, renderer};
 use tinker_types::Stop;
 
-use crate::support::{marked, named, tokenizer, two_turns};
+use crate::support::{marked, named, templated, tokenizer, two_turns};
 
 fn check(name: RendererName, messages: &[Message], train_on: TrainOnWhat, expected: &[&str]) {
     let examples = named(name)
@@ -61,6 +61,42 @@ fn llama3_begins_once_and_ends_each_turn() {
         &[Message::user("Hi")],
         &format!("<|begin_of_text|>{user}Hi<|eot_id|>{assistant}"),
     );
+}
+
+#[test]
+fn a_chat_template_is_followed_and_may_refuse() {
+    let refusing = templated(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no ' + m.role) }}{% endif %}\
+         <|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}",
+    );
+    let template = renderer(RendererName::ChatTemplate, refusing).unwrap();
+    let example = template
+        .build_supervised_example(&two_turns()[1..], TrainOnWhat::AllAssistantMessages)
+        .unwrap();
+    let refused = template.build_generation_prompt(&two_turns(), Role::Assistant);
+
+    assert_eq!(
+        marked(&example),
+        "<|im_start|>Hi<|im_end|><|im_start|>«Hello<|im_end|>»<|im_start|>Bye<|im_end|>\
+         <|im_start|>«Goodbye<|im_end|>»"
+    );
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "the model's chat template: no system"
+    );
+    for endless in [
+        "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+        "{{ messages",
+        "no messages at all",
+    ] {
+        let error = renderer(RendererName::ChatTemplate, templated(endless)).unwrap_err();
+        assert!(
+            matches!(error, Error::Template { .. } | Error::TemplatePrompt { .. }),
+            "{error}"
+        );
+    }
+    let none = renderer(RendererName::ChatTemplate, tokenizer()).unwrap_err();
+    assert!(matches!(none, Error::NoTemplate), "{none}");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use tinker_chat::{Message, Renderer, RendererName, SupervisedExample, Tokenizer, renderer};
+use tinker_chat::{
+    Message, Renderer, RendererName, SupervisedExample, Tokenizer, TokenizerFiles, renderer,
+};
 
 static TOKENIZER: LazyLock<Arc<Tokenizer>> =
     LazyLock::new(|| Tokenizer::from_dir(&fixture("chat/bytes")).unwrap());
@@ -19,7 +21,29 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 }
 
 pub(crate) fn named(name: RendererName) -> Arc<dyn Renderer> {
+    if name == RendererName::ChatTemplate {
+        return renderer(name, templated(CHATML)).unwrap();
+    }
     renderer(name, tokenizer()).unwrap()
+}
+
+/// `ChatML` with a line feed between messages.
+pub(crate) const CHATML: &str = r"{% for m in messages %}
+{{- ('' if loop.first else '\n') + '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}{% endif %}";
+
+/// The fixture tokenizer with a chat template.
+pub(crate) fn templated(template: &str) -> Arc<Tokenizer> {
+    let json = std::fs::read(fixture("chat/bytes/tokenizer.json")).unwrap();
+    let config = serde_json::json!({"chat_template": template, "eos_token": "<|endoftext|>"});
+    let config = config.to_string();
+    let files = TokenizerFiles {
+        tokenizer: &json,
+        tokenizer_config: Some(config.as_bytes()),
+        ..Default::default()
+    };
+    Tokenizer::from_files(files).unwrap()
 }
 
 /// The text of `example` with trained spans in guillemets.

@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod chaos;
+mod chat_templates;
 mod client_faults;
 mod client_futures;
 mod client_gaps;

@@ -58,7 +58,7 @@ impl Model {
         let name = RendererName::recommended(&self.base_model, &self.tokenizer);
         let Some(name) = name else {
             return Err(ApiError::bad_request(format!(
-                "model {:?} has a chat template that this server does not know: use text completions",
+                "model {:?} has a chat template that cannot be used: send text completions",
                 self.name
             )));
         };
