@@ -432,11 +432,6 @@ impl Journal {
         pruned
     }
 
-    /// Lets go of the futures, before the log is closed: whoever asks for one opens it again.
-    pub(crate) fn leave_futures(&self) {
-        self.entries.keys().for_each(|id| self.futures.forget(id));
-    }
-
     /// Makes the log durable.
     ///
     /// # Errors
