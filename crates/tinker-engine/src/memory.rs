@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::adapter::LoraSpec;
 use crate::arch::Arch;
-use crate::backend::{AdapterId, CpuOptions, Quantization};
+use crate::backend::{AdapterId, CpuOptions, Precision, Quantization};
 use crate::error::Result;
 use crate::load::Weights;
 
@@ -54,8 +54,9 @@ pub fn estimate_adapter(dir: &Path, spec: &LoraSpec) -> Result<u64> {
 pub fn estimate_load(dir: &Path, options: &CpuOptions) -> Result<u64> {
     let arch = Arch::load(dir)?;
     let weights = Weights::open(dir)?;
-    // The matrix unit takes bf16 as it is; vectors take what is widened.
-    let keeps_bf16 = !options.vectors_only && crate::cpu::has_matrix_unit();
+    // Tiles take bf16 as it is; vectors take what is widened.
+    let holds_tiles = crate::cpu::holds_tiles(options);
+    let rounds = options.precision == Precision::Bf16;
     let bytes_of = |(name, shape, is_bf16): (&str, &[usize], bool)| {
         // A matrix [out, in] is packed with its outputs rounded up to whole panels.
         let sides = shape.iter().enumerate().map(|(i, side)| match i {
@@ -70,7 +71,8 @@ pub fn estimate_load(dir: &Path, options: &CpuOptions) -> Result<u64> {
             Some(Quantization::Int8) => n + n / shape.last().map_or(1, |k| *k as u64).max(1) * 4,
             // Half a byte, and a scale for each 64.
             Some(Quantization::Nf4) => n / 2 + n / 16,
-            None if is_bf16 && (keeps_bf16 || is_embedding && !arch.tied_head) => 2 * n,
+            None if is_bf16 && is_embedding && !arch.tied_head => 2 * n,
+            None if holds_tiles && shape.len() > 1 && (is_bf16 || rounds) => 2 * n,
             None => 4 * n,
         }
     };

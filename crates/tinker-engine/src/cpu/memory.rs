@@ -60,7 +60,7 @@ mod tests {
 
     use crate::adapter::LoraSpec;
     use crate::backend::{Backend, CpuOptions, Quantization};
-    use crate::cpu::model::{Model, Units};
+    use crate::cpu::model::{Form, Model, Units};
     use crate::loss::{Loss, TrainSequence};
     use crate::memory::{Work, estimate_load};
 
@@ -119,7 +119,11 @@ mod tests {
                 vectors_only: true,
                 ..CpuOptions::default()
             };
-            let model = Model::load_as(&fixture(), Units::Vectors, weights).unwrap();
+            let form = Form {
+                quantization: weights,
+                ..Form::of_file(Units::Vectors)
+            };
+            let model = Model::load_as(&fixture(), form).unwrap();
 
             check(estimate_load(&fixture(), &options).unwrap(), model.bytes());
         }

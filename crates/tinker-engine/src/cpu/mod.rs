@@ -48,13 +48,8 @@ use crate::optim::{OptimReport, Optimizer};
 
 /// Loads a model directory onto the CPU.
 pub(crate) fn load(dir: &Path, options: &CpuOptions) -> Result<Box<dyn Backend>> {
-    let units = if options.vectors_only {
-        Units::Vectors
-    } else {
-        Units::best(options.precision)
-    };
     let form = Form {
-        units,
+        units: units(options),
         quantization: options.weights,
         precision: options.precision,
     };
@@ -71,9 +66,18 @@ pub(crate) fn limit_to_avx2() -> bool {
     Isa::limit_to_avx2()
 }
 
-/// Whether the processor has a unit for products of bf16 matrices.
-pub(crate) fn has_matrix_unit() -> bool {
-    Units::best() == Units::Matrix
+/// Whether a model with such options is held in tiles of bf16 where its numbers allow it.
+pub(crate) fn holds_tiles(options: &CpuOptions) -> bool {
+    units(options) != Units::Vectors
+}
+
+/// What multiplies the weights of a model with such options.
+fn units(options: &CpuOptions) -> Units {
+    if options.vectors_only {
+        Units::Vectors
+    } else {
+        Units::best(options.precision)
+    }
 }
 
 /// Bytes for activations that each thread may have, however small the model is.
