@@ -138,29 +138,38 @@ impl ChatTemplate {
     /// Encodes markers, which are the template's, as such, and everything between them as plain text.
     fn encode_apart(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = Vec::new();
-        let mut rest = text;
-        while !rest.is_empty() {
-            let found = self.special_tokens.iter().filter_map(|token| {
-                let at = rest.find(token.as_str())?;
+        let mut at = 0;
+        // Where each is next: searched for again only behind that, so that the text is read once for each.
+        let mut next: Vec<_> = self
+            .special_tokens
+            .iter()
+            .filter(|token| !token.is_empty())
+            .map(|token| (text.find(token.as_str()), token.as_str()))
+            .collect();
+        loop {
+            let found = next.iter().filter_map(|&(position, token)| {
                 // The longer of two that begin at one place.
-                Some((at, std::cmp::Reverse(token.len()), token))
+                Some((position?, std::cmp::Reverse(token.len()), token))
             });
-            let (plain, marker) = match found.min() {
-                Some((at, _, token)) => (&rest[..at], token.as_str()),
-                None => (rest, ""),
+            let (start, marker) = match found.min() {
+                Some((start, _, token)) => (start, token),
+                None => (text.len(), ""),
             };
+            let plain = text[at..start].replace(APART, "");
             if !plain.is_empty() {
-                let plain = plain.replace(APART, "");
                 tokens.extend(self.tokenizer.encode_text(&plain)?);
             }
-            tokens.extend(
-                self.tokenizer
-                    .token_id(marker)
-                    .filter(|_| !marker.is_empty()),
-            );
-            rest = &rest[plain.len() + marker.len()..];
+            if marker.is_empty() {
+                return Ok(tokens);
+            }
+            tokens.extend(self.tokenizer.token_id(marker));
+            at = start + marker.len();
+            for (position, token) in &mut next {
+                if position.is_some_and(|position| position < at) {
+                    *position = text[at..].find(*token).map(|found| at + found);
+                }
+            }
         }
-        Ok(tokens)
     }
 }
 
