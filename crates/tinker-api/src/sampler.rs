@@ -112,6 +112,11 @@ impl Sampler {
     /// Submits until a result comes: again under a new number if the server forgot the future.
     async fn submit_until_done(&self, mut request: SampleRequest) -> Result<SampleResponse> {
         let http = &self.session.http;
+        // What has no connection to be polled on waits here and not with the server.
+        let _poll = match &self.poller {
+            None => http.sample_gate().poll().await,
+            Some(_) => None,
+        };
         let mut n_resubmissions = 0;
         loop {
             let started = http.now();
@@ -157,7 +162,10 @@ impl Sampler {
                 let _turn = http.sample_gate().fetch().await;
                 Box::pin(http.retrieve_announced_sample(id, n_bytes, Some(took))).await
             }
-            Completed::AskSingly => Box::pin(http.retrieve_sample(id, Some(took))).await,
+            Completed::AskSingly => {
+                let _poll = http.sample_gate().poll().await;
+                Box::pin(http.retrieve_sample(id, Some(took))).await
+            }
         };
         if outcome.is_ok() {
             poller.fetched(id);

@@ -12,8 +12,8 @@ use crate::machine::{AimdLimit, AimdPolicy};
 /// The gates of this process by server and key.
 static GATES: Mutex<Vec<(String, Credentials, Weak<Shared>)>> = Mutex::new(Vec::new());
 
-/// Samples in flight where each takes a connection of its own for its poll, as an official sampler has
-/// it.
+/// Polls of single samples where each takes a connection of its own: as many as an official sampler has
+/// samples in flight.
 const MAX_POLLS: u64 = 2000;
 /// Connections for submissions, and for announced results, where each call takes one of its own. Such
 /// calls are answered at once, so that more would only cost memory.
@@ -22,8 +22,8 @@ const MAX_CALLS: usize = 64;
 /// How much of everything samples may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// Samples in flight.
-    in_flight: u32,
+    /// Polls of single samples.
+    polls: usize,
     /// Submissions under way, and results being fetched beside their polls.
     calls: usize,
 }
@@ -32,7 +32,7 @@ impl Room {
     /// Room for calls that share connections.
     pub(crate) fn of_encrypted() -> Self {
         Self {
-            in_flight: AimdPolicy::default().max,
+            polls: Semaphore::MAX_PERMITS,
             calls: Semaphore::MAX_PERMITS,
         }
     }
@@ -42,9 +42,9 @@ impl Room {
     /// many sessions, take some too, and the rest is the program's.
     pub(crate) fn of_plain(max_open_files: Option<u64>) -> Self {
         let quarter = max_open_files.map_or(MAX_POLLS, |n| n / 4);
-        let in_flight = quarter.clamp(u64::from(AimdPolicy::default().min), MAX_POLLS);
+        let polls = quarter.clamp(u64::from(AimdPolicy::default().min), MAX_POLLS);
         Self {
-            in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
+            polls: usize::try_from(polls).unwrap_or(usize::MAX),
             calls: MAX_CALLS,
         }
     }
@@ -72,19 +72,21 @@ pub struct AdaptiveGate {
 struct Shared {
     limit: Mutex<AimdLimit>,
     freed: Notify,
+    polls: Semaphore,
     submissions: Semaphore,
     fetches: Semaphore,
 }
 
 impl AdaptiveGate {
     /// A gate of its own.
-    fn new(policy: AimdPolicy, n_calls: usize) -> Self {
+    fn new(policy: AimdPolicy, room: Room) -> Self {
         Self {
             shared: Arc::new(Shared {
                 limit: Mutex::new(AimdLimit::new(policy)),
                 freed: Notify::new(),
-                submissions: Semaphore::new(n_calls),
-                fetches: Semaphore::new(n_calls),
+                polls: Semaphore::new(room.polls),
+                submissions: Semaphore::new(room.calls),
+                fetches: Semaphore::new(room.calls),
             }),
         }
     }
@@ -101,11 +103,7 @@ impl AdaptiveGate {
         if let Some(shared) = known {
             return Self { shared };
         }
-        let policy = AimdPolicy {
-            max: room.in_flight,
-            ..AimdPolicy::default()
-        };
-        let gate = Self::new(policy, room.calls);
+        let gate = Self::new(AimdPolicy::default(), room);
         gates.push((
             server.to_owned(),
             credentials.clone(),
@@ -134,6 +132,11 @@ impl AdaptiveGate {
             }
             freed.await;
         }
+    }
+
+    /// Waits for a connection to poll a single sample on; `None` never comes.
+    pub async fn poll(&self) -> Option<SemaphorePermit<'_>> {
+        self.shared.polls.acquire().await.ok()
     }
 
     /// Waits for a connection to submit a sample on; `None` never comes.
@@ -220,7 +223,7 @@ mod tests {
                 min: 1,
                 ..AimdPolicy::default()
             },
-            1,
+            Room::of_encrypted(),
         );
         let first = gate.enter().await;
         let waiting = tokio::spawn({
@@ -251,15 +254,16 @@ mod tests {
             assert_eq!((other.in_flight(), other.limit()), (0, 10_000));
         }
     }
+
     #[test]
     fn polls_take_a_quarter_of_the_files() {
-        let in_flight = |files| Room::of_plain(files).in_flight;
+        let polls = |files| Room::of_plain(files).polls;
 
-        assert_eq!(in_flight(Some(256)), 64);
-        assert_eq!(in_flight(Some(1024)), 256);
-        assert_eq!(in_flight(Some(1 << 40)), 2000);
-        assert_eq!(in_flight(Some(0)), 4);
-        assert_eq!(in_flight(None), 2000);
+        assert_eq!(polls(Some(256)), 64);
+        assert_eq!(polls(Some(1024)), 256);
+        assert_eq!(polls(Some(1 << 40)), 2000);
+        assert_eq!(polls(Some(0)), 4);
+        assert_eq!(polls(None), 2000);
     }
 
     #[tokio::test]
@@ -269,7 +273,7 @@ mod tests {
             min: 1,
             ..AimdPolicy::default()
         };
-        let gate = AdaptiveGate::new(policy, 1);
+        let gate = AdaptiveGate::new(policy, Room::of_encrypted());
         let held = (gate.enter().await, gate.enter().await);
         let waiting: Vec<_> = (0..100)
             .map(|_| {
