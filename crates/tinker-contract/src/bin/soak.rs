@@ -172,7 +172,11 @@ fn report(sights: &[Sight], tally: &Tally, hang: bool) -> ExitCode {
             verdict.line.level,
             verdict.line.growth,
             verdict.allowed,
-            if verdict.holds() { "flat" } else { "grows" }
+            match (verdict.is_seen, verdict.holds()) {
+                (false, _) => "not seen for long enough",
+                (true, true) => "flat",
+                (true, false) => "grows",
+            }
         );
     }
     println!("{}", if is_well { "passed" } else { "FAILED" });

@@ -127,16 +127,17 @@ impl Arena {
             "session_id": session, "sampling_session_seq_id": 0, "base_model": model,
         });
         self.call("create_sampling_session", &sampler).await;
-        let upload = json!({"session_id": session, "name": "imported"});
+        let upload = json!({
+            "base_model": model, "lora_config": {"rank": 4, "seed": 3},
+        });
         let upload = self.call("external_weights_upload_start", &upload).await;
         for (file, link) in upload["urls"].as_object().into_iter().flatten() {
             self.links
                 .push((file.clone(), link.as_str().unwrap_or_default().to_owned()));
         }
-        self.names.push((
-            "UPLOAD".to_owned(),
-            upload["upload_id"].as_str().unwrap_or_default().to_owned(),
-        ));
+        assert_eq!(self.links.len(), 2, "a link for each file: {upload}");
+        let id = upload["upload_id"].as_str().expect("an upload");
+        self.names.push(("UPLOAD".to_owned(), id.to_owned()));
         self.files = export_files(self.home.path());
     }
 
@@ -154,7 +155,9 @@ impl Arena {
         let request = request(Method::POST, &format!("/api/v1/{route}"))
             .body(Body::from(body.to_string()))
             .expect("a request");
-        self.answer(request).await.json()
+        let answer = self.answer(request).await;
+        assert_eq!(answer.status, 200, "{route}: {}", answer.json());
+        answer.json()
     }
 
     /// Sends what is a request at all.

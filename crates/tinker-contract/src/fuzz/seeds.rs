@@ -195,5 +195,7 @@ fn files(arena: &Arena) -> Vec<Seed> {
             content: Content::Bytes(bytes.clone()),
         })
     });
-    seeds.collect()
+    let seeds: Vec<Seed> = seeds.collect();
+    assert_eq!(seeds.len(), arena.links.len(), "a file for each link");
+    seeds
 }

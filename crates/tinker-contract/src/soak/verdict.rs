@@ -10,6 +10,8 @@ const SHARE: f64 = 0.05;
 const MEMORY_SLACK: f64 = 8e6;
 /// And beside it, in descriptors: connections come and go.
 const FILE_SLACK: f64 = 8.0;
+/// Fewest sights that say anything.
+const MIN_SIGHTS: usize = 12;
 
 /// A line through points, by least squares.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,13 +50,15 @@ pub struct Verdict {
     pub line: Line,
     /// The most that it may gain.
     pub allowed: f64,
+    /// Whether there was enough to see.
+    pub is_seen: bool,
 }
 
 impl Verdict {
     /// Whether it stayed as it was.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.line.growth <= self.allowed
+        self.is_seen && self.line.growth <= self.allowed
     }
 }
 
@@ -73,6 +77,7 @@ pub fn judge(sights: &[Sight]) -> Vec<Verdict> {
             what,
             line,
             allowed: SHARE * line.level + slack,
+            is_seen: points.len() >= MIN_SIGHTS,
         }
     };
     vec![
@@ -119,6 +124,13 @@ mod tests {
         assert!(!grew(|_| 2e8));
         assert!(!grew(|at| 2e8 + 1e8 * (at / 1000.0).min(1.0)));
         assert!(!grew(|at| 2e8 + 2e7 * (at / 900.0).fract()));
+    }
+
+    #[test]
+    fn a_glance_shows_nothing() {
+        let few: Vec<Sight> = sights(|_| 2e8).into_iter().take(10).collect();
+
+        assert!(judge(&few).iter().all(|verdict| !verdict.holds()));
     }
 
     #[test]

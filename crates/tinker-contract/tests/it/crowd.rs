@@ -1,4 +1,4 @@
-//! Many samplers with requests in the queue: all are served, and evenly.
+//! Many samplers with requests in the queue: all are served.
 
 use tinker_contract::crowd::gather;
 use tinker_contract::soak::Place;
