@@ -7,7 +7,7 @@ use tinker_types::{
 };
 
 use super::optimizers::family;
-use super::runs::derived_seed;
+use super::runs::{Turn, derived_seed};
 use super::{Attempt, Queued, Worker};
 use crate::bundle;
 use crate::catalog::Run;
@@ -116,7 +116,9 @@ impl Worker {
     ) -> Attempt {
         let loaded = match self.holds_snapshot_of(run, seq) {
             Ok(true) => return Attempt::Done(loaded_weights(run, request)),
-            Ok(false) => self.perform(run, seq, queued, operation),
+            Ok(false) => self.perform(run, seq, queued, operation, Turn::First),
+            // The run has loaded it, and comes back later.
+            Err(error @ Error::NoMemory(_)) => return Attempt::Held(error),
             Err(error) => Err(error),
         };
         match loaded {
@@ -125,7 +127,7 @@ impl Worker {
                 Attempt::Done(kept.map_or_else(Outcome::from, |()| outcome))
             }
             // The run changes only once everything is read.
-            Err(error) => error.into(),
+            Err(error) => self.left_out(run, queued, error),
         }
     }
 
@@ -151,7 +153,7 @@ impl Worker {
         }
         match self.active(run) {
             Ok((_, active)) => Ok(active.applied == seq),
-            Err(error) if error.is_passing() => Err(error),
+            Err(error) if error.is_passing() || matches!(error, Error::NoMemory(_)) => Err(error),
             Err(_) => Ok(false),
         }
     }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
-use tinker_server::{AppOptions, Memory};
+use tinker_server::{AppOptions, Limits, Memory};
 
 use crate::fake::{Faults, load_with};
 use crate::harness::{Harness, create_body, options};
@@ -23,6 +24,12 @@ fn open(home: &Path, free: &Arc<AtomicU64>, model: u64, work: [u64; 3]) -> Harne
         load: load_with(faults),
         estimate_load: Arc::new(move |_| Ok(model)),
         memory: Memory::told_by(move || Some(free.load(Ordering::SeqCst))),
+        limits: Limits {
+            poll_hold: Duration::from_millis(10),
+            fault_pause: Duration::ZERO,
+            snapshot_every: 3,
+            ..Limits::default()
+        },
         ..options(home)
     })
 }
@@ -122,6 +129,74 @@ async fn a_pass_that_does_not_fit_is_refused_and_changes_nothing() {
     }
 
     assert_eq!(steps[0], steps[1], "the refused pass left something behind");
+}
+
+/// Polls until the operation is held back for want of memory for `what`.
+async fn held_back(server: &Harness, id: &str, what: &str) {
+    loop {
+        let answer = server.poll(id).await;
+        assert_eq!(answer.status, 408, "{:?}", answer.json());
+        let body = answer.json();
+        let reason = body["queue_state_reason"].as_str().unwrap_or_default();
+        if reason.contains(&format!("{what} would take about")) {
+            return;
+        }
+    }
+}
+
+/// Makes a run and takes a step.
+async fn stepped(server: &Harness, session: &str, number: u64) -> String {
+    let run = server.run(session, number).await;
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    let step = server.optim_step(&run, 2).await;
+    server.result(&step).await;
+    run
+}
+
+#[tokio::test]
+async fn operations_wait_for_the_memory_that_their_run_takes_when_it_comes_back() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, MB, [4 * MB, 0, 0]);
+    let session = server.session().await;
+    let run = stepped(&server, &session, 0).await;
+    let other = stepped(&server, &session, 1).await;
+    drop(server);
+
+    free.store(0, Ordering::SeqCst);
+    let server = open(home.path(), &free, MB, [4 * MB, 0, 0]);
+    let mut steps = Vec::new();
+    for run in [&run, &other] {
+        let pass = server.forward_backward(run, 3, &[3, 2, 1]).await;
+        let step = server.optim_step(run, 4).await;
+        if steps.is_empty() {
+            held_back(&server, &pass, "base model tinker/nano").await;
+            free.store(2 * MB, Ordering::SeqCst);
+            held_back(&server, &pass, "an adapter of rank 2 with its optimizer").await;
+            free.store(10 * MB, Ordering::SeqCst);
+        }
+        server.output(&pass).await;
+        steps.push(server.result(&step).await.json()["metrics"].clone());
+    }
+
+    assert_eq!(steps[0]["step"], 2.0);
+    assert_eq!(steps[0], steps[1], "an operation was lost");
+}
+
+#[tokio::test]
+async fn a_pass_that_was_done_is_repeated_whatever_it_takes() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(20 * MB));
+    let server = open(home.path(), &free, 0, [0, 20 * MB, 0]);
+    let run = server.run(&server.session().await, 0).await;
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    drop(server);
+
+    free.store(10 * MB, Ordering::SeqCst);
+    let server = open(home.path(), &free, 0, [0, 20 * MB, 0]);
+    let step = server.optim_step(&run, 2).await;
+
+    assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
 }
 
 #[tokio::test]
