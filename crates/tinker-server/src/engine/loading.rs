@@ -21,6 +21,7 @@ impl Worker {
         &mut self,
         run: &TrainingRunId,
         request: &CreateModelRequest,
+        turn: Turn,
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let spec = lora_spec(run, &row.lora);
@@ -28,17 +29,19 @@ impl Worker {
         let created = base
             .check_memory_for_adapter(&spec)
             .and_then(|()| Ok(base.backend.create_adapter(&spec)?));
-        let adapter = created.inspect_err(|error| {
-            self.note_unusable(run, &error.to_string());
-        })?;
+        let adapter = created.inspect_err(|error| self.note_unusable(run, error, turn))?;
         self.insert(run, &row, adapter, spec, 0);
         tracing::info!(run.id = %run, base_model = request.base_model, rank = spec.rank, "created a training run");
         Ok(created_run(run))
     }
 
-    /// A run that never came to be stays known, so that its creation can be asked for again.
-    fn note_unusable(&self, run: &TrainingRunId, why: &str) {
-        if let Err(error) = self.core.catalog.mark_corrupted(run, why) {
+    /// A run that never came to be stays known, so that its creation can be asked for again. One that there is no
+    /// memory for when it is made again came to be once, and does so again when there is.
+    fn note_unusable(&self, run: &TrainingRunId, why: &Error, turn: Turn) {
+        if turn == Turn::Again && matches!(why, Error::NoMemory(_)) {
+            return;
+        }
+        if let Err(error) = self.core.catalog.mark_corrupted(run, &why.to_string()) {
             tracing::error!(run.id = %run, error = error.with_causes(), "cannot record a failure");
         }
     }
@@ -47,12 +50,13 @@ impl Worker {
         &mut self,
         run: &TrainingRunId,
         request: &LoadWeightsRequest,
+        turn: Turn,
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let loaded = self.import(&row, request);
         let (adapter, spec) = loaded.inspect_err(|error| {
             if !(error.is_passing() || matches!(error, Error::Newer { .. })) {
-                self.note_unusable(run, &error.to_string());
+                self.note_unusable(run, error, turn);
             }
         })?;
         self.insert(run, &row, adapter, spec, 0);

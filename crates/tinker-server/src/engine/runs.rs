@@ -106,8 +106,8 @@ impl Worker {
         turn: Turn,
     ) -> Result<Outcome> {
         match operation {
-            Operation::CreateModel(request) => self.create(run, request),
-            Operation::CreateFromWeights(request) => self.create_from_weights(run, request),
+            Operation::CreateModel(request) => self.create(run, request, turn),
+            Operation::CreateFromWeights(request) => self.create_from_weights(run, request, turn),
             Operation::ForwardBackward(request) => self.forward_backward(run, request, turn),
             Operation::OptimStep(request) => self.optim_step(run, request),
             Operation::ZeroGrad => self.zero_grad(run),

@@ -184,6 +184,25 @@ async fn operations_wait_for_the_memory_that_their_run_takes_when_it_comes_back(
 }
 
 #[tokio::test]
+async fn a_young_run_that_is_made_again_waits_for_memory_too() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, 0, [4 * MB, 0, 0]);
+    let run = server.run(&server.session().await, 0).await;
+    // There is no snapshot yet.
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    drop(server);
+
+    free.store(0, Ordering::SeqCst);
+    let server = open(home.path(), &free, 0, [4 * MB, 0, 0]);
+    let step = server.optim_step(&run, 2).await;
+    held_back(&server, &step, "an adapter of rank 2 with its optimizer").await;
+    free.store(10 * MB, Ordering::SeqCst);
+
+    assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
+}
+
+#[tokio::test]
 async fn a_pass_that_was_done_is_repeated_whatever_it_takes() {
     let (home, free) = (tempfile::tempdir().unwrap(), free(20 * MB));
     let server = open(home.path(), &free, 0, [0, 20 * MB, 0]);
