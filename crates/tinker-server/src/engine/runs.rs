@@ -27,6 +27,8 @@ pub(super) struct ActiveRun {
     pub(super) ops_since: u64,
     pub(super) time_since: Duration,
     pub(super) last_used: Instant,
+    /// When it may be unloaded again, after its snapshot failed.
+    pub(super) kept_until: Option<Instant>,
 }
 
 /// Whether an operation is executed for its result, or again for its effect on the adapter.
@@ -181,20 +183,27 @@ impl Worker {
             ops_since: 0,
             time_since: Duration::ZERO,
             last_used: self.core.clock.instant(),
+            kept_until: None,
         };
         self.runs.insert(run.clone(), active);
     }
 
-    /// Saves a run's state and frees its memory.
+    /// As [`Self::put_away`], for who asked.
     pub(super) fn unload(&mut self, run: &TrainingRunId) -> Outcome {
-        if let Err(error) = self.snapshot(run) {
+        if let Err(error) = self.put_away(run) {
             return error.into();
         }
-        self.free(run);
         Outcome::json(&UnloadModelResponse {
             model_id: run.clone(),
             tag: Default::default(),
         })
+    }
+
+    /// Saves a run's state and frees its memory.
+    pub(super) fn put_away(&mut self, run: &TrainingRunId) -> Result<()> {
+        self.snapshot(run)?;
+        self.free(run);
+        Ok(())
     }
 
     pub(super) fn free(&mut self, run: &TrainingRunId) {
