@@ -79,7 +79,7 @@ impl App {
         upload: &SessionId,
         file: &str,
         n_bytes: Option<u64>,
-    ) -> ApiResult<(Receiving, Claim, u64)> {
+    ) -> ApiResult<(Receiving, u64)> {
         self.check_open()?;
         if !FILES.contains(&file) {
             let files = FILES.join(" and ");
@@ -98,8 +98,8 @@ impl App {
         self.check_piece(file, n_bytes.unwrap_or(0))?;
         let path = dir.join(file);
         let claim = Claim::of(&self.core, upload, path.clone())?;
-        let receiving = Receiving::begin(Arc::clone(&self.core), path)?;
-        Ok((receiving, claim, most))
+        let receiving = Receiving::begin(Arc::clone(&self.core), path, claim)?;
+        Ok((receiving, most))
     }
 
     /// Refuses so many bytes more of a file that there is no room for.
@@ -116,6 +116,8 @@ impl App {
         let path = path_of(upload)?;
         let dir = core.paths.upload(upload);
         let _finishing = Claim::of(core, upload, dir.clone())?;
+        let files = FILES.map(|file| Claim::of(core, upload, dir.join(file)));
+        let _files = files.into_iter().collect::<ApiResult<Vec<_>>>()?;
         if core.catalog.find_own_checkpoint(&path).is_some() {
             return Ok(path);
         }
@@ -132,6 +134,7 @@ impl App {
 }
 
 /// Keeps others from an upload, or from a file of one, until it is dropped.
+#[derive(Debug)]
 pub(crate) struct Claim {
     core: Arc<Core>,
     path: PathBuf,
@@ -301,11 +304,23 @@ impl Core {
             return;
         };
         let limit = Duration::from_millis(LIFE.unsigned_abs());
+        // Nobody begins to work on one while it is looked at.
+        let claimed = lock(&self.uploads);
         for entry in entries.flatten() {
+            let dir = entry.path();
+            if claimed.iter().any(|path| path.starts_with(&dir)) {
+                continue;
+            }
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             let is_stale = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > limit));
-            if is_stale && let Err(error) = remove_dir(&entry.path()) {
-                tracing::warn!(error = error.with_causes(), "cannot remove an old upload");
+            if !is_stale {
+                continue;
+            }
+            match remove_dir(&dir) {
+                Ok(()) => self.quota.note_removal(),
+                Err(error) => {
+                    tracing::warn!(error = error.with_causes(), "cannot remove an old upload");
+                }
             }
         }
     }

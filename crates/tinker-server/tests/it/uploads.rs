@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -441,6 +442,13 @@ async fn saves_and_other_uploads_go_on_while_the_weights_of_one_are_written() {
     reached.await.unwrap().unwrap();
 
     let busy = finish(&server, &slow).await;
+    let url = slow["urls"][WEIGHTS].as_str().unwrap();
+    let exchanged = put(&server, url, &files[WEIGHTS]).await;
+    let uploads = home.path().join("server/uploads");
+    let dir = uploads.join(slow["upload_id"].as_str().unwrap());
+    File::open(&dir).unwrap().set_modified(UNIX_EPOCH).unwrap();
+    server.app.tidy_up();
+    let kept = dir.is_dir();
     let saved = json!({"model_id": run, "seq_id": 4, "path": "meanwhile"});
     let saved = server.submit("/save_weights", saved).await;
     let saved = server.result(&saved).await.json();
@@ -448,6 +456,8 @@ async fn saves_and_other_uploads_go_on_while_the_weights_of_one_are_written() {
     let_go.send(()).unwrap();
 
     assert_eq!(busy.status, 429, "it may be sent again");
+    assert_eq!(exchanged.status, 429, "it is being read");
+    assert!(kept, "its files were removed under it");
     assert!(saved["path"].is_string());
     assert_eq!(finished.status, 200);
     assert_eq!(finishing.await.unwrap().status, 200);
