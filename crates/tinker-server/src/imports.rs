@@ -46,6 +46,9 @@ const MAX_UNFINISHED: usize = 16;
 /// Most bytes of a file beside its numbers: names and shapes, settings.
 const BESIDE_NUMBERS: u64 = 16 << 20;
 
+/// How often an adapter is in memory while it is read and written.
+const COPIES: u64 = 3;
+
 /// Name of the checkpoint that an upload becomes.
 const NAME: &str = "uploaded";
 
@@ -123,6 +126,7 @@ impl App {
         }
         let request = core.upload_request(upload, &dir)?;
         let base = core.models.resolve(&request.base_model)?;
+        core.check_memory_for_upload(&base, &request)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
         let n_values: usize = state.weights.values().map(|weight| weight.data.len()).sum();
         let _room = core.keep_upload_room(4 * n_values as u64, "the uploaded weights")?;
@@ -171,14 +175,22 @@ impl Core {
         }
         let request = self.upload_request(upload, dir)?;
         let base = self.models.resolve(&request.base_model)?;
-        let spec = LoraSpec {
-            rank: request.lora_config.rank as usize,
-            seed: 0,
-            train_attn: true,
-            train_mlp: true,
-            train_unembed: true,
-        };
-        Ok(estimate_adapter(&base.dir, &spec)? + BESIDE_NUMBERS)
+        Ok(estimate_adapter(&base.dir, &largest_adapter(&request))? + BESIDE_NUMBERS)
+    }
+
+    /// Refuses to read an adapter that there is no memory for: its file, its numbers, and these in the layout of a
+    /// checkpoint.
+    fn check_memory_for_upload(
+        &self,
+        base: &BaseModel,
+        request: &StartUploadRequest,
+    ) -> Result<()> {
+        let n_bytes = estimate_adapter(&base.dir, &largest_adapter(request))?;
+        self.memory.check(
+            n_bytes.saturating_mul(COPIES),
+            &format!("an uploaded adapter of rank {}", request.lora_config.rank),
+            "finish the upload again when other work has ended, or upload an adapter of a lower rank",
+        )
     }
 
     /// As [`Self::check_upload_room`], and keeps the room until it is filled.
@@ -323,6 +335,17 @@ impl Core {
                 }
             }
         }
+    }
+}
+
+/// The largest adapter of the rank that was announced.
+fn largest_adapter(request: &StartUploadRequest) -> LoraSpec {
+    LoraSpec {
+        rank: request.lora_config.rank as usize,
+        seed: 0,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: true,
     }
 }
 
