@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tinker_server::{AppOptions, Limits, Memory};
 
 use crate::fake::{Faults, load_with};
@@ -18,6 +18,7 @@ fn open(home: &Path, free: &Arc<AtomicU64>, model: u64, work: [u64; 3]) -> Harne
     let free = Arc::clone(free);
     let faults = Faults {
         work_bytes: work,
+        adapter_bytes: MB as usize,
         ..Faults::default()
     };
     Harness::with(AppOptions {
@@ -32,6 +33,48 @@ fn open(home: &Path, free: &Arc<AtomicU64>, model: u64, work: [u64; 3]) -> Harne
         },
         ..options(home)
     })
+}
+
+/// What a sampler of these weights draws.
+async fn sample_of(server: &Harness, session: &str, number: u64, path: &Value) -> String {
+    let body =
+        json!({"session_id": session, "sampling_session_seq_id": number, "model_path": path});
+    server.post("/create_sampling_session", body).await;
+    let body = json!({"sampling_session_id": format!("{session}:sample:{number}"), "seq_id": 0,
+        "sampling_params": {"max_tokens": 2, "stop": []},
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]}});
+    server.submit("/asample", body).await
+}
+
+#[tokio::test]
+async fn weights_to_sample_from_take_less_than_an_adapter_and_the_place_of_others() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, 0, [5 * MB, 0, 0]);
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let mut paths = Vec::new();
+    for (seq, name) in [(1, "a"), (2, "b")] {
+        let body = json!({"model_id": run, "seq_id": seq, "path": name});
+        let id = server.submit("/save_weights_for_sampler", body).await;
+        paths.push(server.result(&id).await.json()["path"].clone());
+    }
+    drop(server);
+    let server = open(home.path(), &free, 0, [5 * MB, 0, 0]);
+
+    free.store(2 * MB - 1, Ordering::SeqCst);
+    let refused = sample_of(&server, &session, 0, &paths[0]).await;
+    let why = server.failure(&refused).await;
+    free.store(2 * MB, Ordering::SeqCst);
+    let taken = sample_of(&server, &session, 1, &paths[0]).await;
+    server.samples(&taken).await;
+    free.store(MB, Ordering::SeqCst);
+    let other = sample_of(&server, &session, 2, &paths[1]).await;
+    server.samples(&other).await;
+
+    assert!(
+        why.starts_with("sampling from weights of rank 2 would take about 2.0 MB"),
+        "{why}"
+    );
 }
 
 fn free(bytes: u64) -> Arc<AtomicU64> {
