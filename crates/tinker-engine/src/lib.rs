@@ -30,7 +30,7 @@ pub use backend::{
     SlotId, limit_to_avx2, load_cpu, load_cpu_on_vectors, load_cpu_with,
 };
 #[cfg(feature = "cuda")]
-pub use cuda::{is_available as cuda_is_available, load_cuda};
+pub use cuda::{is_available as cuda_is_available, load_cuda, takes as cuda_takes};
 pub use error::{Error, Result};
 pub use fake::{FakeBackend, load_fake};
 pub use generate::{
@@ -40,7 +40,7 @@ pub use generate::{
 pub use loss::{Bound, Clip, Computed, Evaluation, Loss, SequenceLoss, TrainSequence};
 pub use memory::{Work, estimate_adapter, estimate_load};
 #[cfg(not(feature = "cuda"))]
-pub use no_cuda::{cuda_is_available, load_cuda};
+pub use no_cuda::{cuda_is_available, cuda_takes, load_cuda};
 pub use optim::{AdamW, Dimuon, Family, OptimReport, Optimizer};
 pub use prompt::{Alternatives, PromptScores};
 pub use sampler::Sampling;

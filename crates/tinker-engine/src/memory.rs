@@ -17,6 +17,8 @@ const PANEL: usize = 32;
 pub enum Work<'a> {
     /// A new adapter that is trained: weights, gradient and moments.
     Adapter(&'a LoraSpec),
+    /// An adapter that is loaded to be sampled from: its weights while they are read, and then.
+    Weights(&'a LoraSpec),
     /// A training pass over `n` sequences, of which the longest has so many tokens.
     Pass {
         /// The adapter that is trained.

@@ -21,6 +21,14 @@ fn absent() -> Error {
     )
 }
 
+/// Whether the GPU computes the architecture of a model directory; see [`cuda_is_available`].
+///
+/// # Errors
+/// Always.
+pub fn cuda_takes(_dir: &Path) -> Result<()> {
+    Err(absent())
+}
+
 /// Loads a model onto a GPU; see [`cuda_is_available`].
 ///
 /// # Errors

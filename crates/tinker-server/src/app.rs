@@ -353,8 +353,7 @@ impl App {
                 (n_runs, n_more, most, what)
             })?;
         }
-        catalog.work_in(session);
-        Ok(())
+        Ok(catalog.work_in(session)?)
     }
 
     /// Refuses to open more than a key may: how many there are, how many are added, the limit, and what.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use tinker_engine::{
-    Backend, CpuOptions, Precision, cuda_is_available, estimate_load, load_cpu_with, load_cuda,
+    Backend, CpuOptions, Precision, cuda_is_available, cuda_takes, estimate_load, load_cpu_with,
+    load_cuda,
 };
 
 use crate::error::{Error, Result};
@@ -48,11 +49,14 @@ impl Device {
             device,
             options: *options,
         };
+        // To ask is to start the GPU's driver.
+        if self == Self::Cpu {
+            return Ok(loader(Self::Cpu));
+        }
         let Some(choice) = only_of_the_cpu(options) else {
             return match (self, is_available()) {
-                (Self::Cpu, _) => Ok(loader(Self::Cpu)),
                 (Self::Cuda, Err(error)) => Err(error.into()),
-                (Self::Auto, Err(error)) => {
+                (_, Err(error)) => {
                     if cfg!(feature = "cuda") {
                         tracing::info!("computing on the CPU: {error}");
                     }
@@ -109,11 +113,12 @@ impl Loader {
         }
     }
 
-    /// About how many bytes of this machine's memory loading the model in `dir` takes; 0 where it may go
-    /// to a GPU, which has its own and says itself what does not fit.
+    /// About how many bytes of this machine's memory loading the model in `dir` takes; 0 where it goes to
+    /// a GPU, which has its own and says itself what does not fit.
     pub(crate) fn estimate(&self, dir: &Path) -> tinker_engine::Result<u64> {
         match self.device {
             Device::Cpu => estimate_load(dir, &self.options),
+            Device::Auto if cuda_takes(dir).is_err() => estimate_load(dir, &self.options),
             Device::Auto | Device::Cuda => Ok(0),
         }
     }
@@ -137,7 +142,8 @@ mod tests {
 
         assert_eq!(found(Device::Auto, ABSENT), Ok(Device::Cpu));
         assert_eq!(found(Device::Auto, || Ok(())), Ok(Device::Auto));
-        assert_eq!(found(Device::Cpu, || Ok(())), Ok(Device::Cpu));
+        let unasked: fn() -> tinker_engine::Result<()> = || panic!("a GPU is asked for");
+        assert_eq!(found(Device::Cpu, unasked), Ok(Device::Cpu));
         assert_eq!(found(Device::Cuda, || Ok(())), Ok(Device::Cuda));
         assert_eq!(found(Device::Cuda, ABSENT), Err("no GPU".into()));
     }
@@ -164,6 +170,22 @@ mod tests {
                     .contains(&format!("{named} is for the CPU"))
             );
         }
+    }
+
+    #[test]
+    fn a_model_that_no_gpu_takes_is_measured_for_the_cpu_it_goes_to() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics");
+        let estimate = |device, name: &str| {
+            let options = CpuOptions::default();
+            let loader = Loader { device, options };
+            loader.estimate(&root.join(name)).unwrap()
+        };
+
+        let of_experts = estimate(Device::Auto, "qwen3_moe");
+
+        assert!(of_experts > 0);
+        assert_eq!(of_experts, estimate(Device::Cpu, "qwen3_moe"));
+        assert_eq!(estimate(Device::Cuda, "llama"), 0);
     }
 
     /// A build without the feature, or a machine without a GPU, says what to do.

@@ -46,6 +46,9 @@ const MAX_UNFINISHED: usize = 16;
 /// Most bytes of a file beside its numbers: names and shapes, settings.
 const BESIDE_NUMBERS: u64 = 16 << 20;
 
+/// How often an adapter is in memory while it is read and written.
+const COPIES: u64 = 3;
+
 /// Name of the checkpoint that an upload becomes.
 const NAME: &str = "uploaded";
 
@@ -79,7 +82,7 @@ impl App {
         upload: &SessionId,
         file: &str,
         n_bytes: Option<u64>,
-    ) -> ApiResult<(Receiving, Claim, u64)> {
+    ) -> ApiResult<(Receiving, u64)> {
         self.check_open()?;
         if !FILES.contains(&file) {
             let files = FILES.join(" and ");
@@ -98,8 +101,8 @@ impl App {
         self.check_piece(file, n_bytes.unwrap_or(0))?;
         let path = dir.join(file);
         let claim = Claim::of(&self.core, upload, path.clone())?;
-        let receiving = Receiving::begin(Arc::clone(&self.core), path)?;
-        Ok((receiving, claim, most))
+        let receiving = Receiving::begin(Arc::clone(&self.core), path, claim)?;
+        Ok((receiving, most))
     }
 
     /// Refuses so many bytes more of a file that there is no room for.
@@ -116,11 +119,14 @@ impl App {
         let path = path_of(upload)?;
         let dir = core.paths.upload(upload);
         let _finishing = Claim::of(core, upload, dir.clone())?;
+        let files = FILES.map(|file| Claim::of(core, upload, dir.join(file)));
+        let _files = files.into_iter().collect::<ApiResult<Vec<_>>>()?;
         if core.catalog.find_own_checkpoint(&path).is_some() {
             return Ok(path);
         }
         let request = core.upload_request(upload, &dir)?;
         let base = core.models.resolve(&request.base_model)?;
+        core.check_memory_for_upload(&base, &request)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
         let n_values: usize = state.weights.values().map(|weight| weight.data.len()).sum();
         let _room = core.keep_upload_room(4 * n_values as u64, "the uploaded weights")?;
@@ -132,6 +138,7 @@ impl App {
 }
 
 /// Keeps others from an upload, or from a file of one, until it is dropped.
+#[derive(Debug)]
 pub(crate) struct Claim {
     core: Arc<Core>,
     path: PathBuf,
@@ -168,14 +175,22 @@ impl Core {
         }
         let request = self.upload_request(upload, dir)?;
         let base = self.models.resolve(&request.base_model)?;
-        let spec = LoraSpec {
-            rank: request.lora_config.rank as usize,
-            seed: 0,
-            train_attn: true,
-            train_mlp: true,
-            train_unembed: true,
-        };
-        Ok(estimate_adapter(&base.dir, &spec)? + BESIDE_NUMBERS)
+        Ok(estimate_adapter(&base.dir, &largest_adapter(&request))? + BESIDE_NUMBERS)
+    }
+
+    /// Refuses to read an adapter that there is no memory for: its file, its numbers, and these in the layout of a
+    /// checkpoint.
+    fn check_memory_for_upload(
+        &self,
+        base: &BaseModel,
+        request: &StartUploadRequest,
+    ) -> Result<()> {
+        let n_bytes = estimate_adapter(&base.dir, &largest_adapter(request))?;
+        self.memory.check(
+            n_bytes.saturating_mul(COPIES),
+            &format!("an uploaded adapter of rank {}", request.lora_config.rank),
+            "finish the upload again when other work has ended, or upload an adapter of a lower rank",
+        )
     }
 
     /// As [`Self::check_upload_room`], and keeps the room until it is filled.
@@ -301,13 +316,36 @@ impl Core {
             return;
         };
         let limit = Duration::from_millis(LIFE.unsigned_abs());
+        // Nobody begins to work on one while it is looked at.
+        let claimed = lock(&self.uploads);
         for entry in entries.flatten() {
+            let dir = entry.path();
+            if claimed.iter().any(|path| path.starts_with(&dir)) {
+                continue;
+            }
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             let is_stale = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > limit));
-            if is_stale && let Err(error) = remove_dir(&entry.path()) {
-                tracing::warn!(error = error.with_causes(), "cannot remove an old upload");
+            if !is_stale {
+                continue;
+            }
+            match remove_dir(&dir) {
+                Ok(()) => self.quota.note_removal(),
+                Err(error) => {
+                    tracing::warn!(error = error.with_causes(), "cannot remove an old upload");
+                }
             }
         }
+    }
+}
+
+/// The largest adapter of the rank that was announced.
+fn largest_adapter(request: &StartUploadRequest) -> LoraSpec {
+    LoraSpec {
+        rank: request.lora_config.rank as usize,
+        seed: 0,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: true,
     }
 }
 

@@ -26,7 +26,8 @@ pub(crate) fn available_memory() -> Option<u64> {
 const NAMES_V2: [&str; 2] = ["memory.max", "memory.current"];
 const NAMES_V1: [&str; 2] = ["memory.limit_in_bytes", "memory.usage_in_bytes"];
 
-/// Where `/proc/self/cgroup` says that limits on memory may be; in a container the group is its root.
+/// Where `/proc/self/cgroup` says that limits on memory may be: those of every group around this one hold, too (of
+/// a job or a slice, say). In a container the group is its root.
 fn group_dirs(groups: &str) -> Vec<(PathBuf, [&'static str; 2])> {
     let of_line = |line: &str| {
         let (_, rest) = line.split_once(':')?;
@@ -40,7 +41,8 @@ fn group_dirs(groups: &str) -> Vec<(PathBuf, [&'static str; 2])> {
         };
         let root = Path::new(root);
         let own = root.join(path.trim_start_matches('/'));
-        Some([(own, names), (root.to_owned(), names)])
+        let dirs = own.ancestors().take_while(|dir| dir.starts_with(root));
+        Some(dirs.map(|dir| (dir.to_owned(), names)).collect::<Vec<_>>())
     };
     groups.lines().filter_map(of_line).flatten().collect()
 }
@@ -112,6 +114,7 @@ mod tests {
             dirs,
             [
                 "/sys/fs/cgroup/memory/a/b",
+                "/sys/fs/cgroup/memory/a",
                 "/sys/fs/cgroup/memory",
                 "/sys/fs/cgroup/c",
                 "/sys/fs/cgroup"

@@ -152,10 +152,15 @@ impl Quota {
     /// # Errors
     /// [`Error::OverQuota`] with what `what` takes, the limit, what is in use and what to do.
     pub(crate) fn check(&self, n_bytes: u64, what: &str) -> Result<()> {
+        let n_reserved = self.n_reserved.load(Ordering::Relaxed);
+        self.check_all(n_bytes.saturating_add(n_reserved), n_bytes, what)
+    }
+
+    /// Refuses `n_more` bytes, those of others among them, of which `what` takes `n_bytes`.
+    fn check_all(&self, n_more: u64, n_bytes: u64, what: &str) -> Result<()> {
         let Some(limit) = self.limit else {
             return Ok(());
         };
-        let n_more = n_bytes.saturating_add(self.n_reserved.load(Ordering::Relaxed));
         let fits = |used: u64| used.saturating_add(n_more) <= limit;
         if fits(self.at_most.load(Ordering::Relaxed)) {
             return Ok(());
@@ -175,13 +180,24 @@ impl Quota {
     /// # Errors
     /// As [`Self::check`].
     pub(crate) fn reserve(&self, n_bytes: u64, what: &str) -> Result<Room<'_>> {
-        self.check(n_bytes, what)?;
-        Ok(self.take(n_bytes))
+        // Taken before it is checked: of two that ask at once, one at least counts the other.
+        let n_before = self.n_reserved.fetch_add(n_bytes, Ordering::Relaxed);
+        let checked = self.check_all(n_before.saturating_add(n_bytes), n_bytes, what);
+        if let Err(refused) = checked {
+            self.n_reserved.fetch_sub(n_bytes, Ordering::Relaxed);
+            return Err(refused);
+        }
+        Ok(self.room(n_bytes))
     }
 
     /// Takes room for what is written in any case.
     pub(crate) fn take(&self, n_bytes: u64) -> Room<'_> {
         self.n_reserved.fetch_add(n_bytes, Ordering::Relaxed);
+        self.room(n_bytes)
+    }
+
+    /// Room that was taken.
+    fn room(&self, n_bytes: u64) -> Room<'_> {
         Room {
             quota: self,
             n_bytes,
@@ -243,6 +259,8 @@ fn size_of(dir: &Path, except: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
     use crate::disk::OsDisk;
 
@@ -294,6 +312,31 @@ mod tests {
         );
         quota.check(41, "another").unwrap_err();
         quota.check(40, "another").unwrap();
+    }
+
+    #[test]
+    fn two_that_ask_at_once_do_not_get_the_same_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let temp = dir.path().join("tmp");
+        let (quota, _disk) = Quota::new(Some(100), dir.path(), temp, Arc::new(OsDisk));
+        let barrier = Barrier::new(2);
+        let ask = || {
+            let wins = |_| {
+                barrier.wait();
+                let room = quota.reserve(60, "a save");
+                barrier.wait();
+                room.is_ok()
+            };
+            (0..2000).map(wins).collect::<Vec<_>>()
+        };
+
+        let (first, second) = std::thread::scope(|scope| {
+            let other = scope.spawn(ask);
+            (ask(), other.join().unwrap())
+        });
+
+        let n_both = first.iter().zip(&second).filter(|(a, b)| **a && **b);
+        assert_eq!(n_both.count(), 0);
     }
 
     #[test]

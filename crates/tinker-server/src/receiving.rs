@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::core::Core;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::imports::Claim;
 
 /// Pieces are written when they are this long together.
 pub(crate) const PIECE: usize = 1 << 20;
@@ -22,6 +23,8 @@ pub(crate) struct Receiving {
     file: File,
     n_bytes: u64,
     is_whole: bool,
+    /// Given back last: whoever has it next writes to the same place.
+    _claim: Claim,
 }
 
 impl Receiving {
@@ -29,7 +32,7 @@ impl Receiving {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub(crate) fn begin(core: Arc<Core>, path: PathBuf) -> Result<Self> {
+    pub(crate) fn begin(core: Arc<Core>, path: PathBuf, claim: Claim) -> Result<Self> {
         let mut temp = path.as_os_str().to_owned();
         temp.push(".tmp");
         let temp = PathBuf::from(temp);
@@ -43,6 +46,7 @@ impl Receiving {
             file,
             n_bytes: 0,
             is_whole: false,
+            _claim: claim,
         })
     }
 

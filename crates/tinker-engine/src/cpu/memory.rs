@@ -11,6 +11,9 @@ use crate::memory::Work;
 /// Buffers of an adapter: weights, the same turned, gradient, two moments.
 const ADAPTER_BUFFERS: usize = 5;
 
+/// Buffers of one that is sampled from: what was read, and the weights.
+const WEIGHTS_BUFFERS: usize = 2;
+
 impl Cpu {
     /// See [`crate::Backend::memory_for`].
     pub(super) fn memory_of(&self, work: Work<'_>) -> usize {
@@ -19,6 +22,9 @@ impl Cpu {
             // What cannot be made is refused when it is.
             Work::Adapter(spec) => {
                 Adapter::n_floats(arch, spec).map_or(0, |n| ADAPTER_BUFFERS * n * size_of::<f32>())
+            }
+            Work::Weights(spec) => {
+                Adapter::n_floats(arch, spec).map_or(0, |n| WEIGHTS_BUFFERS * n * size_of::<f32>())
             }
             Work::Pass {
                 adapter,

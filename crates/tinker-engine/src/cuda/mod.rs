@@ -36,6 +36,14 @@ use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 use crate::optim::{OptimReport, Optimizer};
 
+/// Whether the GPU computes the architecture of a model directory; its memory is not looked at.
+///
+/// # Errors
+/// If it does not, or the configuration cannot be read.
+pub fn takes(dir: &Path) -> Result<()> {
+    model::check(&Arch::load(dir)?, dir).map(drop)
+}
+
 /// Loads a Hugging Face model directory onto the first NVIDIA GPU of this machine.
 ///
 /// `training_memory` is in bytes, for activations that backward passes read; without it half of what the

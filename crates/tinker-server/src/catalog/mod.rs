@@ -37,8 +37,6 @@ pub(crate) struct Session {
     pub(crate) created_at: Millis,
     pub(crate) last_seen_at: Millis,
     pub(crate) finish: Option<FinishSessionRequest>,
-    /// Whether there was work in it after its end; in memory only.
-    pub(crate) is_taken_up: bool,
     /// The key that made it; `None` is the data directory's own.
     pub(crate) owner: Option<KeyName>,
 }
@@ -49,9 +47,9 @@ impl Session {
         identity::user(self.owner.as_ref())
     }
 
-    /// Whether somebody is there: it was not ended, or is worked in again, and heard of a short while ago.
+    /// Whether somebody is there: it was not ended, and heard of a short while ago.
     fn is_open(&self, now: Millis) -> bool {
-        (self.finish.is_none() || self.is_taken_up) && now - self.last_seen_at < OPEN_FOR
+        self.finish.is_none() && now - self.last_seen_at < OPEN_FOR
     }
 }
 
@@ -209,7 +207,6 @@ impl Catalog {
             created_at: self.clock.now(),
             last_seen_at: self.clock.now(),
             finish: None,
-            is_taken_up: false,
             owner,
         };
         let row = session.clone();
@@ -289,12 +286,29 @@ impl Catalog {
         Ok(Some(tables.runs.values().filter(of_session).count()))
     }
 
-    /// Notes that there is work in a session, which opens it again if it was closed; in memory only.
-    pub(crate) fn work_in(&self, id: &SessionId) {
-        if let Some(session) = self.write().sessions.get_mut(id) {
-            session.last_seen_at = self.clock.now();
-            session.is_taken_up = session.finish.is_some();
+    /// Notes that there is work in a session, which opens it again if it was closed. When is in memory only; that
+    /// one which was ended goes on is not, or a restart would end it under its client.
+    ///
+    /// # Errors
+    /// If the database refuses.
+    pub(crate) fn work_in(&self, id: &SessionId) -> Result<()> {
+        let is_ended = match self.write().sessions.get_mut(id) {
+            Some(session) => {
+                session.last_seen_at = self.clock.now();
+                session.finish.is_some()
+            }
+            None => false,
+        };
+        if !is_ended {
+            return Ok(());
         }
+        let _changing = self.change();
+        let mut session = self.session(id)?;
+        session.finish = None;
+        let row = session.clone();
+        self.db.call(move |c| store::put_session(c, &row))?;
+        self.write().sessions.insert(session.id.clone(), session);
+        Ok(())
     }
 
     /// How many sessions of a key are open, and how many training runs these have.
@@ -329,7 +343,7 @@ impl Catalog {
     pub(crate) fn beat(&self, id: &SessionId) -> Result<bool> {
         match self.write().sessions.get_mut(id) {
             Some(session) if caller::may_see(session.owner.as_ref()) => {
-                let goes_on = session.finish.is_none() || session.is_taken_up;
+                let goes_on = session.finish.is_none();
                 if goes_on {
                     session.last_seen_at = self.clock.now();
                 }
@@ -344,9 +358,6 @@ impl Catalog {
         let _changing = self.change();
         let mut session = self.session(id)?;
         if session.finish.is_some() {
-            if let Some(session) = self.write().sessions.get_mut(id) {
-                session.is_taken_up = false;
-            }
             return Ok(());
         }
         session.finish = Some(how);
@@ -799,7 +810,7 @@ mod tests {
         assert_eq!(catalog.n_open(&key), (0, 0));
         assert_eq!(catalog.n_closed(&session).unwrap(), Some(1));
 
-        catalog.work_in(&session);
+        catalog.work_in(&session).unwrap();
 
         assert_eq!(catalog.n_open(&key), (1, 1));
         assert_eq!(catalog.n_closed(&session).unwrap(), None);

@@ -51,7 +51,6 @@ fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
         created_at: row.get(3)?,
         last_seen_at: row.get(4)?,
         finish: optional_json(row, 5)?,
-        is_taken_up: false,
         owner: optional_parsed(row, 6)?,
     })
 }

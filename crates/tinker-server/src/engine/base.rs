@@ -252,11 +252,16 @@ impl Base {
         manifest: &Manifest,
         state: &AdapterState,
     ) -> Result<AdapterId> {
-        if manifest.base_revision != self.revision {
-            return Err(Error::Invalid(other_base(manifest, &self.revision)));
-        }
+        self.check_revision(manifest)?;
         self.check_memory_for_adapter(&state.spec)?;
         Ok(self.backend.import_adapter(state)?)
+    }
+
+    fn check_revision(&self, manifest: &Manifest) -> Result<()> {
+        if manifest.base_revision == self.revision {
+            return Ok(());
+        }
+        Err(Error::Invalid(other_base(manifest, &self.revision)))
     }
 
     /// The adapter of saved weights, loaded on first use.
@@ -265,10 +270,49 @@ impl Base {
             known.last_used = self.clock.instant();
             return Ok(known.adapter);
         }
-        let (manifest, state) = bundle::read(disk, dir, false)?;
-        let adapter = self.import(&manifest, &state)?;
+        let manifest = bundle::present_manifest(disk, dir)?;
+        self.check_revision(&manifest)?;
+        self.make_room_for_weights(&manifest)?;
+        let (_, state) = bundle::read(disk, dir, false)?;
+        let adapter = self.backend.import_adapter(&state)?;
         self.keep_weights(dir.to_owned(), adapter);
         Ok(adapter)
+    }
+
+    /// Refuses weights to sample from that there is no memory for, even without those that nobody samples from.
+    fn make_room_for_weights(&mut self, manifest: &Manifest) -> Result<()> {
+        let spec = LoraSpec {
+            rank: manifest.lora.rank as usize,
+            seed: manifest.seed,
+            train_attn: manifest.lora.train_attn,
+            train_mlp: manifest.lora.train_mlp,
+            train_unembed: manifest.lora.train_unembed,
+        };
+        let needed = self.backend.memory_for(Work::Weights(&spec));
+        let memory = self.memory.clone();
+        let check = |needed| {
+            let what = format!("sampling from weights of rank {}", spec.rank);
+            let advice = "end training runs (unload_model), or restart the server with fewer bits (--weights int8 or nf4)";
+            memory.check(needed, &what, advice)
+        };
+        if check(needed).is_ok() {
+            return Ok(());
+        }
+        // What is freed now may not be seen at once.
+        let n_freed = self.drop_unused_weights();
+        check(needed.saturating_sub(n_freed as u64))
+    }
+
+    /// Frees the sampler weights that no samples are being drawn from, and says how many bytes these were.
+    fn drop_unused_weights(&mut self) -> usize {
+        let sampling = &self.sampling;
+        let is_unused = |_: &PathBuf, weights: &mut SamplerWeights| !sampling.uses(weights.adapter);
+        let unused: Vec<_> = self.weights.extract_if(is_unused).collect();
+        let n_bytes = unused.iter().map(|(_, weights)| weights.bytes).sum();
+        self.orphans
+            .extend(unused.into_iter().map(|(_, weights)| weights));
+        self.drop_orphans();
+        n_bytes
     }
 
     /// Keeps an adapter as the weights of a directory.

@@ -12,6 +12,9 @@ use crate::core::lock;
 use crate::error::{Error, Result};
 use crate::operation::{Outcome, run_request_id};
 
+/// How long a run stays in memory whose snapshot could not be written: a full disk is seldom free at once.
+const UNLOAD_PAUSE: Duration = Duration::from_secs(5 * 60);
+
 impl Worker {
     /// Ends the wait of operations for earlier ones that did not arrive in time.
     ///
@@ -72,13 +75,20 @@ impl Worker {
         };
         let idle = self.runs.iter().filter(|(run, active)| {
             let unused = now.saturating_duration_since(active.last_used);
-            !self.queue.has_work(run) && (unused > limit || is_gone(run))
+            let is_kept = active.kept_until.is_some_and(|until| now < until);
+            !is_kept && !self.queue.has_work(run) && (unused > limit || is_gone(run))
         });
         let idle: Vec<TrainingRunId> = idle.map(|(run, _)| run.clone()).collect();
         let open = core.catalog.open_samplers();
         let open: HashSet<PathBuf> = open.iter().filter_map(|s| core.sampler_dir(s)).collect();
         for run in idle {
-            self.unload(&run);
+            let Err(error) = self.put_away(&run) else {
+                continue;
+            };
+            tracing::warn!(run.id = %run, error = error.with_causes(), "cannot unload an idle training run; it stays in memory for now");
+            if let Some(active) = self.runs.get_mut(&run) {
+                active.kept_until = Some(now + UNLOAD_PAUSE);
+            }
         }
         let closed = limit.min(Duration::from_millis(OPEN_FOR.unsigned_abs()));
         let limit_of = |dir: &Path| if open.contains(dir) { limit } else { closed };

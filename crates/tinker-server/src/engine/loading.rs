@@ -7,7 +7,7 @@ use tinker_types::{
 };
 
 use super::optimizers::family;
-use super::runs::derived_seed;
+use super::runs::{Turn, derived_seed};
 use super::{Attempt, Queued, Worker};
 use crate::bundle;
 use crate::catalog::Run;
@@ -21,6 +21,7 @@ impl Worker {
         &mut self,
         run: &TrainingRunId,
         request: &CreateModelRequest,
+        turn: Turn,
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let spec = lora_spec(run, &row.lora);
@@ -28,17 +29,19 @@ impl Worker {
         let created = base
             .check_memory_for_adapter(&spec)
             .and_then(|()| Ok(base.backend.create_adapter(&spec)?));
-        let adapter = created.inspect_err(|error| {
-            self.note_unusable(run, &error.to_string());
-        })?;
+        let adapter = created.inspect_err(|error| self.note_unusable(run, error, turn))?;
         self.insert(run, &row, adapter, spec, 0);
         tracing::info!(run.id = %run, base_model = request.base_model, rank = spec.rank, "created a training run");
         Ok(created_run(run))
     }
 
-    /// A run that never came to be stays known, so that its creation can be asked for again.
-    fn note_unusable(&self, run: &TrainingRunId, why: &str) {
-        if let Err(error) = self.core.catalog.mark_corrupted(run, why) {
+    /// A run that never came to be stays known, so that its creation can be asked for again. One that there is no
+    /// memory for when it is made again came to be once, and does so again when there is.
+    fn note_unusable(&self, run: &TrainingRunId, why: &Error, turn: Turn) {
+        if turn == Turn::Again && matches!(why, Error::NoMemory(_)) {
+            return;
+        }
+        if let Err(error) = self.core.catalog.mark_corrupted(run, &why.to_string()) {
             tracing::error!(run.id = %run, error = error.with_causes(), "cannot record a failure");
         }
     }
@@ -47,12 +50,13 @@ impl Worker {
         &mut self,
         run: &TrainingRunId,
         request: &LoadWeightsRequest,
+        turn: Turn,
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let loaded = self.import(&row, request);
         let (adapter, spec) = loaded.inspect_err(|error| {
             if !(error.is_passing() || matches!(error, Error::Newer { .. })) {
-                self.note_unusable(run, &error.to_string());
+                self.note_unusable(run, error, turn);
             }
         })?;
         self.insert(run, &row, adapter, spec, 0);
@@ -116,7 +120,9 @@ impl Worker {
     ) -> Attempt {
         let loaded = match self.holds_snapshot_of(run, seq) {
             Ok(true) => return Attempt::Done(loaded_weights(run, request)),
-            Ok(false) => self.perform(run, seq, queued, operation),
+            Ok(false) => self.perform(run, seq, queued, operation, Turn::First),
+            // The run has loaded it, and comes back later.
+            Err(error @ Error::NoMemory(_)) => return Attempt::Held(error),
             Err(error) => Err(error),
         };
         match loaded {
@@ -125,7 +131,7 @@ impl Worker {
                 Attempt::Done(kept.map_or_else(Outcome::from, |()| outcome))
             }
             // The run changes only once everything is read.
-            Err(error) => error.into(),
+            Err(error) => self.left_out(run, queued, error),
         }
     }
 
@@ -151,7 +157,7 @@ impl Worker {
         }
         match self.active(run) {
             Ok((_, active)) => Ok(active.applied == seq),
-            Err(error) if error.is_passing() => Err(error),
+            Err(error) if error.is_passing() || matches!(error, Error::NoMemory(_)) => Err(error),
             Err(_) => Ok(false),
         }
     }

@@ -2,6 +2,7 @@
 
 use tinker_types::{LoadWeightsRequest, TrainingRunId};
 
+use super::runs::Turn;
 use super::{Queued, Worker};
 use crate::bundle::{self, Manifest};
 use crate::catalog::Run;
@@ -98,7 +99,7 @@ impl Worker {
             request_id: found.request_id.clone(),
             kind: found.kind,
         };
-        let outcome = self.perform(run, found.seq, &queued, &operation)?;
+        let outcome = self.perform(run, found.seq, &queued, &operation, Turn::Again)?;
         if outcome.is_failure() {
             return Err(Error::Invalid(format!(
                 "training run {run} cannot be rebuilt: operation {} does not succeed again",

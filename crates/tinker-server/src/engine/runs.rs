@@ -27,6 +27,15 @@ pub(super) struct ActiveRun {
     pub(super) ops_since: u64,
     pub(super) time_since: Duration,
     pub(super) last_used: Instant,
+    /// When it may be unloaded again, after its snapshot failed.
+    pub(super) kept_until: Option<Instant>,
+}
+
+/// Whether an operation is executed for its result, or again for its effect on the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    First,
+    Again,
 }
 
 impl Worker {
@@ -68,7 +77,7 @@ impl Worker {
         if let Operation::CreateFromWeights(request) | Operation::LoadWeights(request) = operation {
             return self.load(run, seq, queued, operation, request);
         }
-        match self.perform(run, seq, queued, operation) {
+        match self.perform(run, seq, queued, operation, Turn::First) {
             Ok(outcome) => {
                 self.count(run, operation, &outcome);
                 Attempt::Done(outcome)
@@ -76,7 +85,17 @@ impl Worker {
             // The fault is the operation's own, a save on a full disk, say.
             Err(error) if self.runs.contains_key(run) => Attempt::Done(error.into()),
             // The run did not come into memory, so nothing was done.
-            Err(error) => error.into(),
+            Err(error) => self.left_out(run, queued, error),
+        }
+    }
+
+    /// What comes of an operation that failed. A run that there is no memory for now comes back when there is:
+    /// unlike one that is being made, it has been promised its numbers.
+    pub(super) fn left_out(&self, run: &TrainingRunId, queued: &Queued, error: Error) -> Attempt {
+        let is_out = !self.runs.contains_key(run) && !queued.kind.creates_run();
+        match error {
+            Error::NoMemory(_) if is_out => Attempt::Held(error),
+            error => error.into(),
         }
     }
 
@@ -86,11 +105,12 @@ impl Worker {
         seq: u64,
         queued: &Queued,
         operation: &Operation,
+        turn: Turn,
     ) -> Result<Outcome> {
         match operation {
-            Operation::CreateModel(request) => self.create(run, request),
-            Operation::CreateFromWeights(request) => self.create_from_weights(run, request),
-            Operation::ForwardBackward(request) => self.forward_backward(run, request),
+            Operation::CreateModel(request) => self.create(run, request, turn),
+            Operation::CreateFromWeights(request) => self.create_from_weights(run, request, turn),
+            Operation::ForwardBackward(request) => self.forward_backward(run, request, turn),
             Operation::OptimStep(request) => self.optim_step(run, request),
             Operation::ZeroGrad => self.zero_grad(run),
             Operation::GradientStats => self.gradient_stats(run),
@@ -163,20 +183,27 @@ impl Worker {
             ops_since: 0,
             time_since: Duration::ZERO,
             last_used: self.core.clock.instant(),
+            kept_until: None,
         };
         self.runs.insert(run.clone(), active);
     }
 
-    /// Saves a run's state and frees its memory.
+    /// As [`Self::put_away`], for who asked.
     pub(super) fn unload(&mut self, run: &TrainingRunId) -> Outcome {
-        if let Err(error) = self.snapshot(run) {
+        if let Err(error) = self.put_away(run) {
             return error.into();
         }
-        self.free(run);
         Outcome::json(&UnloadModelResponse {
             model_id: run.clone(),
             tag: Default::default(),
         })
+    }
+
+    /// Saves a run's state and frees its memory.
+    pub(super) fn put_away(&mut self, run: &TrainingRunId) -> Result<()> {
+        self.snapshot(run)?;
+        self.free(run);
+        Ok(())
     }
 
     pub(super) fn free(&mut self, run: &TrainingRunId) {

@@ -11,6 +11,7 @@ use tinker_types::{
 
 use super::Worker;
 use super::optimizers::optimizer;
+use super::runs::Turn;
 use crate::error::Result;
 use crate::loss_inputs;
 use crate::operation::{Form, Outcome};
@@ -20,13 +21,15 @@ impl Worker {
         &mut self,
         run: &TrainingRunId,
         request: &ForwardBackwardRequest,
+        turn: Turn,
     ) -> Result<Outcome> {
         let core = Arc::clone(&self.core);
         let session = core.catalog.run(run)?.session_id;
         let find = |id: &str| core.custom_losses.get(&session, id);
         let (base, active) = self.active(run)?;
         let sequences = loss_inputs::sequences(request, base.backend.info(), &find)?;
-        if !request.forward_only {
+        // What was done before is done again: refused, it would keep its run away for ever.
+        if !request.forward_only && turn == Turn::First {
             let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
             let needed = base.backend.memory_for(Work::Pass {
                 adapter: active.adapter,

@@ -56,7 +56,7 @@ pub(crate) async fn receive(
     };
     let n_bytes = body.size_hint().exact();
     let name = file.clone();
-    let (mut receiving, claim, most) = blocking(&app, move |app| {
+    let (mut receiving, most) = blocking(&app, move |app| {
         app.begin_receiving(&upload, &name, n_bytes)
     })
     .await?;
@@ -85,12 +85,7 @@ pub(crate) async fn receive(
             break;
         }
     }
-    blocking(&app, move |_| {
-        // Held until it has its name.
-        let _claim = claim;
-        Ok(receiving.finish()?)
-    })
-    .await?;
+    blocking(&app, move |_| Ok(receiving.finish()?)).await?;
     Ok(StatusCode::OK)
 }
 

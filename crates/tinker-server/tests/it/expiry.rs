@@ -21,7 +21,7 @@ fn open(home: &Path, clock: &Clock) -> Harness {
 }
 
 /// Adapters in memory for training and for sampling, after the engine has tidied up.
-async fn loaded(server: &Harness) -> (u64, u64) {
+pub(crate) async fn loaded(server: &Harness) -> (u64, u64) {
     server.app.tidy_up();
     let request = Request::get("/metrics")
         .header("host", "127.0.0.1")
@@ -127,6 +127,14 @@ async fn a_session_that_was_ended_leaves_memory_and_takes_heartbeats_only_while_
     let step = server.optim_step(&run, 1).await;
     assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
     assert_eq!(beat(&server, &session).await.status, 200);
+    drop(server);
+
+    let server = open(home.path(), &clock);
+    assert_eq!(
+        beat(&server, &session).await.status,
+        200,
+        "it was forgotten"
+    );
     finish(&server, &session).await;
     assert_eq!(beat(&server, &session).await.status, 410);
 }

@@ -145,6 +145,7 @@ impl Backend for FakeBackend {
         let [adapter, pass, slots] = self.faults.work_bytes;
         match work {
             Work::Adapter(_) => adapter,
+            Work::Weights(_) => adapter * 2 / 5,
             Work::Pass { .. } => pass,
             Work::Slots { .. } => slots,
         }

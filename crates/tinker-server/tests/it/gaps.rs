@@ -1,11 +1,16 @@
 //! Operations behind a number that never arrives.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use tinker_server::{AppOptions, Clock, Limits};
+use tinker_server::{AppOptions, Clock, Disk, Limits, OsDisk};
 
+use crate::expiry::loaded;
 use crate::harness::{Harness, optim, options};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -164,4 +169,61 @@ async fn a_number_far_from_the_next_one_is_refused_naming_that() {
     }
     let first = server.optim_step(&run, 1).await;
     assert_eq!(step_of(&server, &first).await, 1.0);
+}
+
+/// A disk that has no room for what is written aside, while it is full.
+#[derive(Debug, Default)]
+struct Full {
+    is_full: AtomicBool,
+    n_refused: AtomicUsize,
+}
+
+impl Disk for Full {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        OsDisk.create_dir_all(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        if self.is_full.load(Ordering::SeqCst)
+            && path.display().to_string().contains("/server/tmp/")
+        {
+            self.n_refused.fetch_add(1, Ordering::SeqCst);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        OsDisk.write_new(path, bytes)
+    }
+    fn append(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OsDisk.append(file, path, bytes)
+    }
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        OsDisk.truncate(file, len)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsDisk.rename(from, to)
+    }
+}
+
+#[tokio::test]
+async fn an_idle_run_that_cannot_be_saved_is_tried_again_after_a_pause() {
+    let (home, clock) = (tempfile::tempdir().unwrap(), Clock::default());
+    let disk = Arc::new(Full::default());
+    let server = Harness::with(AppOptions {
+        clock: clock.clone(),
+        disk: disk.clone(),
+        ..options(home.path())
+    });
+    server.run(&server.session().await, 0).await;
+    disk.is_full.store(true, Ordering::SeqCst);
+    let n_refused = || disk.n_refused.load(Ordering::SeqCst);
+
+    // The client is gone after five minutes.
+    pass(&server, &clock, 5, None).await;
+    assert_eq!(n_refused(), 1);
+    pass(&server, &clock, 4, None).await;
+    assert_eq!(n_refused(), 1, "every sweep tries");
+    pass(&server, &clock, 1, None).await;
+    assert_eq!(n_refused(), 2);
+    disk.is_full.store(false, Ordering::SeqCst);
+    pass(&server, &clock, 5, None).await;
+
+    assert_eq!(loaded(&server).await.0, 0);
 }

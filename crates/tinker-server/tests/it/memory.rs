@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use serde_json::json;
-use tinker_server::{AppOptions, Memory};
+use serde_json::{Value, json};
+use tinker_server::{AppOptions, Limits, Memory};
 
 use crate::fake::{Faults, load_with};
 use crate::harness::{Harness, create_body, options};
@@ -17,14 +18,63 @@ fn open(home: &Path, free: &Arc<AtomicU64>, model: u64, work: [u64; 3]) -> Harne
     let free = Arc::clone(free);
     let faults = Faults {
         work_bytes: work,
+        adapter_bytes: MB as usize,
         ..Faults::default()
     };
     Harness::with(AppOptions {
         load: load_with(faults),
         estimate_load: Arc::new(move |_| Ok(model)),
         memory: Memory::told_by(move || Some(free.load(Ordering::SeqCst))),
+        limits: Limits {
+            poll_hold: Duration::from_millis(10),
+            fault_pause: Duration::ZERO,
+            snapshot_every: 3,
+            ..Limits::default()
+        },
         ..options(home)
     })
+}
+
+/// What a sampler of these weights draws.
+async fn sample_of(server: &Harness, session: &str, number: u64, path: &Value) -> String {
+    let body =
+        json!({"session_id": session, "sampling_session_seq_id": number, "model_path": path});
+    server.post("/create_sampling_session", body).await;
+    let body = json!({"sampling_session_id": format!("{session}:sample:{number}"), "seq_id": 0,
+        "sampling_params": {"max_tokens": 2, "stop": []},
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]}});
+    server.submit("/asample", body).await
+}
+
+#[tokio::test]
+async fn weights_to_sample_from_take_less_than_an_adapter_and_the_place_of_others() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, 0, [5 * MB, 0, 0]);
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let mut paths = Vec::new();
+    for (seq, name) in [(1, "a"), (2, "b")] {
+        let body = json!({"model_id": run, "seq_id": seq, "path": name});
+        let id = server.submit("/save_weights_for_sampler", body).await;
+        paths.push(server.result(&id).await.json()["path"].clone());
+    }
+    drop(server);
+    let server = open(home.path(), &free, 0, [5 * MB, 0, 0]);
+
+    free.store(2 * MB - 1, Ordering::SeqCst);
+    let refused = sample_of(&server, &session, 0, &paths[0]).await;
+    let why = server.failure(&refused).await;
+    free.store(2 * MB, Ordering::SeqCst);
+    let taken = sample_of(&server, &session, 1, &paths[0]).await;
+    server.samples(&taken).await;
+    free.store(MB, Ordering::SeqCst);
+    let other = sample_of(&server, &session, 2, &paths[1]).await;
+    server.samples(&other).await;
+
+    assert!(
+        why.starts_with("sampling from weights of rank 2 would take about 2.0 MB"),
+        "{why}"
+    );
 }
 
 fn free(bytes: u64) -> Arc<AtomicU64> {
@@ -122,6 +172,93 @@ async fn a_pass_that_does_not_fit_is_refused_and_changes_nothing() {
     }
 
     assert_eq!(steps[0], steps[1], "the refused pass left something behind");
+}
+
+/// Polls until the operation is held back for want of memory for `what`.
+async fn held_back(server: &Harness, id: &str, what: &str) {
+    loop {
+        let answer = server.poll(id).await;
+        assert_eq!(answer.status, 408, "{:?}", answer.json());
+        let body = answer.json();
+        let reason = body["queue_state_reason"].as_str().unwrap_or_default();
+        if reason.contains(&format!("{what} would take about")) {
+            return;
+        }
+    }
+}
+
+/// Makes a run and takes a step.
+async fn stepped(server: &Harness, session: &str, number: u64) -> String {
+    let run = server.run(session, number).await;
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    let step = server.optim_step(&run, 2).await;
+    server.result(&step).await;
+    run
+}
+
+#[tokio::test]
+async fn operations_wait_for_the_memory_that_their_run_takes_when_it_comes_back() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, MB, [4 * MB, 0, 0]);
+    let session = server.session().await;
+    let run = stepped(&server, &session, 0).await;
+    let other = stepped(&server, &session, 1).await;
+    drop(server);
+
+    free.store(0, Ordering::SeqCst);
+    let server = open(home.path(), &free, MB, [4 * MB, 0, 0]);
+    let mut steps = Vec::new();
+    for run in [&run, &other] {
+        let pass = server.forward_backward(run, 3, &[3, 2, 1]).await;
+        let step = server.optim_step(run, 4).await;
+        if steps.is_empty() {
+            held_back(&server, &pass, "base model tinker/nano").await;
+            free.store(2 * MB, Ordering::SeqCst);
+            held_back(&server, &pass, "an adapter of rank 2 with its optimizer").await;
+            free.store(10 * MB, Ordering::SeqCst);
+        }
+        server.output(&pass).await;
+        steps.push(server.result(&step).await.json()["metrics"].clone());
+    }
+
+    assert_eq!(steps[0]["step"], 2.0);
+    assert_eq!(steps[0], steps[1], "an operation was lost");
+}
+
+#[tokio::test]
+async fn a_young_run_that_is_made_again_waits_for_memory_too() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(10 * MB));
+    let server = open(home.path(), &free, 0, [4 * MB, 0, 0]);
+    let run = server.run(&server.session().await, 0).await;
+    // There is no snapshot yet.
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    drop(server);
+
+    free.store(0, Ordering::SeqCst);
+    let server = open(home.path(), &free, 0, [4 * MB, 0, 0]);
+    let step = server.optim_step(&run, 2).await;
+    held_back(&server, &step, "an adapter of rank 2 with its optimizer").await;
+    free.store(10 * MB, Ordering::SeqCst);
+
+    assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
+}
+
+#[tokio::test]
+async fn a_pass_that_was_done_is_repeated_whatever_it_takes() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(20 * MB));
+    let server = open(home.path(), &free, 0, [0, 20 * MB, 0]);
+    let run = server.run(&server.session().await, 0).await;
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    drop(server);
+
+    free.store(10 * MB, Ordering::SeqCst);
+    let server = open(home.path(), &free, 0, [0, 20 * MB, 0]);
+    let step = server.optim_step(&run, 2).await;
+
+    assert_eq!(server.result(&step).await.json()["metrics"]["step"], 1.0);
 }
 
 #[tokio::test]

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
 use tinker_server::{
-    ApiToken, AppOptions, Disk, KeyLimits, KeyName, Limits, OsDisk, Scope, add_key,
+    ApiToken, AppOptions, Disk, KeyLimits, KeyName, Limits, Memory, OsDisk, Scope, add_key,
 };
 
 use crate::harness::{Answer, Harness, TOKEN};
@@ -131,6 +132,35 @@ async fn what_was_taken_out_can_be_brought_in_trained_and_sampled() {
     let server = open(home.path());
     let copy = begun(&server, &session, 2, &path).await;
     assert_eq!(outputs(&server, &copy, 1).await, expected);
+}
+
+#[tokio::test]
+async fn an_upload_is_read_only_when_there_is_memory_for_it() {
+    let home = tempfile::tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let left = Arc::clone(&free);
+    let server = Harness::with(AppOptions {
+        threads: 1,
+        memory: Memory::told_by(move || Some(left.load(Ordering::SeqCst))),
+        ..AppOptions::new(home.path().to_owned(), ApiToken::new(TOKEN).unwrap())
+    });
+    let run = trained(&server, &server.session().await).await;
+    let files = exported(&server, &run, 3).await;
+    let upload = start(&server, 4).await;
+    send(&server, &upload, &files).await;
+
+    free.store(1000, Ordering::SeqCst);
+    let refused = finish(&server, &upload).await;
+    free.store(u64::MAX, Ordering::SeqCst);
+    let finished = finish(&server, &upload).await;
+
+    assert_eq!(refused.status, 400);
+    let why = refused.detail();
+    assert!(
+        why.starts_with("an uploaded adapter of rank 4 would take about"),
+        "{why}"
+    );
+    assert_eq!(finished.status, 200);
 }
 
 #[tokio::test]
@@ -441,6 +471,13 @@ async fn saves_and_other_uploads_go_on_while_the_weights_of_one_are_written() {
     reached.await.unwrap().unwrap();
 
     let busy = finish(&server, &slow).await;
+    let url = slow["urls"][WEIGHTS].as_str().unwrap();
+    let exchanged = put(&server, url, &files[WEIGHTS]).await;
+    let uploads = home.path().join("server/uploads");
+    let dir = uploads.join(slow["upload_id"].as_str().unwrap());
+    File::open(&dir).unwrap().set_modified(UNIX_EPOCH).unwrap();
+    server.app.tidy_up();
+    let kept = dir.is_dir();
     let saved = json!({"model_id": run, "seq_id": 4, "path": "meanwhile"});
     let saved = server.submit("/save_weights", saved).await;
     let saved = server.result(&saved).await.json();
@@ -448,6 +485,8 @@ async fn saves_and_other_uploads_go_on_while_the_weights_of_one_are_written() {
     let_go.send(()).unwrap();
 
     assert_eq!(busy.status, 429, "it may be sent again");
+    assert_eq!(exchanged.status, 429, "it is being read");
+    assert!(kept, "its files were removed under it");
     assert!(saved["path"].is_string());
     assert_eq!(finished.status, 200);
     assert_eq!(finishing.await.unwrap().status, 200);
