@@ -457,6 +457,34 @@ fn memory_that_runs_out_is_an_error_and_leaves_the_gradient() {
     assert_eq!(backend.export_adapter(adapter).unwrap(), before);
 }
 
+#[test]
+fn a_step_that_memory_runs_out_in_changes_nothing() {
+    let mut outcomes = Vec::new();
+    for memory in (4..48).map(|sixteenths| sixteenths << 16) {
+        let Ok(mut backend) = load_on(&move |head| open(head, memory), &dir("llama"), Some(0))
+        else {
+            continue;
+        };
+        let Ok(adapter) = backend.create_adapter(&all_modules(16)) else {
+            continue;
+        };
+        let before = backend.export_adapter(adapter).unwrap();
+        let bytes = backend.adapter_bytes(adapter);
+
+        let outcome = backend.optim_step(adapter, &STEP.into());
+
+        if outcome.is_err() {
+            assert_eq!(backend.export_adapter(adapter).unwrap(), before);
+            assert_eq!(backend.adapter_bytes(adapter), bytes);
+        }
+        outcomes.push(outcome.is_ok());
+    }
+    assert!(
+        outcomes.contains(&false) && outcomes.contains(&true),
+        "{outcomes:?}"
+    );
+}
+
 /// With CUDA's compiler, which needs no GPU; `cargo xtask test` gets it. Without it there is nothing to
 /// check here: the emulation compiles the same kernels.
 #[test]
