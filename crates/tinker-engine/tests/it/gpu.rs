@@ -244,7 +244,7 @@ fn rows_of_a_decode_step_do_not_see_each_other() {
         let mut backend = load_emulated(model, 1);
         let tuned = Some(Reference::of(model).import(&mut *backend));
         let other = Some(backend.create_adapter(&all_modules(17)).unwrap());
-        // More rows than a narrow block of products has, and than get segments of their own.
+        // More rows than the kernel for few of them takes, which each goes through when it is alone.
         let owners = [tuned, None, other, tuned, tuned, None].repeat(3);
         let slots: Vec<_> = owners
             .iter()
