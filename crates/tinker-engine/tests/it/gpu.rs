@@ -28,12 +28,12 @@ fn batch(reference: &Reference) -> Vec<TrainSequence> {
     batch
 }
 
-fn prompt(n: usize) -> Vec<u32> {
+pub(crate) fn prompt(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (i * 37 + 11) % 320).collect()
 }
 
 /// Checks that tensors of two adapters agree.
-fn check_tensors<'a>(
+pub(crate) fn check_tensors<'a>(
     what: &str,
     found: impl IntoIterator<Item = (&'a String, &'a Vec<f32>)>,
     wanted: impl IntoIterator<Item = (&'a String, &'a Vec<f32>)>,
