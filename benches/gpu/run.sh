@@ -14,7 +14,10 @@ folders = [f for s in site.getsitepackages() for f in glob.glob(f"{s}/nvidia/*/l
 print(":".join(folders))
 END
 )
-export LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$libraries"
+# An empty part would be the folder of whoever runs this.
+if [ -n "$libraries" ]; then
+    export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries"
+fi
 
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT

@@ -73,7 +73,9 @@ pub fn estimate_load(dir: &Path, options: &CpuOptions) -> Result<u64> {
             Some(Quantization::Int8) => n + n / shape.last().map_or(1, |k| *k as u64).max(1) * 4,
             // Half a byte, and a scale for each 64.
             Some(Quantization::Nf4) => n / 2 + n / 16,
-            None if is_bf16 && is_embedding && !arch.tied_head => 2 * n,
+            // Rows that are looked up and not multiplied stay as they are.
+            None if is_embedding && !arch.tied_head && is_bf16 => 2 * n,
+            None if is_embedding && !arch.tied_head => 4 * n,
             None if holds_tiles && shape.len() > 1 && (is_bf16 || rounds) => 2 * n,
             None => 4 * n,
         }

@@ -194,8 +194,8 @@ impl Scratch {
 /// the number, 1 is the number rounded to bf16.
 ///
 /// # Safety
-/// The machine has the unit that all jobs name; `a` holds the rows; each job's `b` holds [`Tiles`] or panels of `[k, n]`, and its
-/// `c` is valid for writes of `[m, n]` and aliases nothing else.
+/// The machine has the unit that all jobs name; `a` holds the rows; each job's `b` holds [`Tiles`] or panels
+/// of `[k, n]`, and its `c` is valid for writes of `[m, n]` and aliases nothing else.
 pub(super) unsafe fn run<const L: usize>(
     m: usize,
     k: usize,
@@ -207,6 +207,14 @@ pub(super) unsafe fn run<const L: usize>(
     let Some(unit) = jobs.first().map(|job| job.tiles) else {
         return;
     };
+    debug_assert!(
+        jobs.iter().all(|job| job.tiles == unit),
+        "one unit for all jobs"
+    );
+    debug_assert!(
+        L == 1 || unit != TileUnit::Dots,
+        "dots take factors of one part"
+    );
     let tiles = k.div_ceil(DEPTH);
     let inner_tiles = const { inner_tiles(L) };
     let room = round_up(ROW_BLOCK.min(m), SIDE) * inner_tiles.min(tiles);

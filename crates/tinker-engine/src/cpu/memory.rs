@@ -65,8 +65,9 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use crate::adapter::LoraSpec;
-    use crate::backend::{Backend, CpuOptions, Quantization};
-    use crate::cpu::model::{Form, Model, Units};
+    use crate::backend::{Backend, CpuOptions, Precision, Quantization};
+    use crate::cpu::model::{Form, Model};
+    use crate::cpu::units;
     use crate::loss::{Loss, TrainSequence};
     use crate::memory::{Work, estimate_load};
 
@@ -120,18 +121,24 @@ mod tests {
     #[test]
     fn a_model_takes_what_its_files_let_expect() {
         for weights in [None, Some(Quantization::Int8), Some(Quantization::Nf4)] {
-            let options = CpuOptions {
-                weights,
-                vectors_only: true,
-                ..CpuOptions::default()
-            };
-            let form = Form {
-                quantization: weights,
-                ..Form::of_file(Units::Vectors)
-            };
-            let model = Model::load_as(&fixture(), form).unwrap();
+            for precision in Precision::ALL {
+                for vectors_only in [true, false] {
+                    let options = CpuOptions {
+                        weights,
+                        precision,
+                        vectors_only,
+                        ..CpuOptions::default()
+                    };
+                    let form = Form {
+                        units: units(&options),
+                        quantization: weights,
+                        precision,
+                    };
+                    let model = Model::load_as(&fixture(), form).unwrap();
 
-            check(estimate_load(&fixture(), &options).unwrap(), model.bytes());
+                    check(estimate_load(&fixture(), &options).unwrap(), model.bytes());
+                }
+            }
         }
     }
 

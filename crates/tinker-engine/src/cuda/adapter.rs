@@ -168,31 +168,32 @@ impl Adapter {
     /// An AdamW step on the device, unless it would leave the range of floats.
     fn adamw(&mut self, ops: &mut Ops, params: &AdamW) -> Result<Option<OptimReport>> {
         let (device, len) = (Arc::clone(&ops.device), self.layout.len);
-        let gradient = match &self.gradient {
-            Some(gradient) => gradient.floats(),
-            None => self.gradient.insert(Buffer::zeros(&device, len)?).floats(),
-        };
-        for moment in [&mut self.first_moment, &mut self.second_moment] {
-            if self.step == 0 || moment.is_none() {
-                *moment = Some(Buffer::zeros(&device, len)?);
+        // What is not held begins as zeros, which become the adapter's own once the step is taken.
+        let held_or_zeros = |held: Option<&Buffer>| -> Result<(Option<Buffer>, Floats)> {
+            if let Some(held) = held {
+                return Ok((None, held.floats()));
             }
-        }
-        let (Some(first), Some(second)) = (&self.first_moment, &self.second_moment) else {
-            return Ok(None);
+            let zeros = Buffer::zeros(&device, len)?;
+            let floats = zeros.floats();
+            Ok((Some(zeros), floats))
         };
+        let continues = self.step > 0;
+        let (_zeros, gradient) = held_or_zeros(self.gradient.as_ref())?;
+        let first = self.first_moment.as_ref().filter(|_| continues);
+        let (new_first, first) = held_or_zeros(first)?;
+        let second = self.second_moment.as_ref().filter(|_| continues);
+        let (new_second, second) = held_or_zeros(second)?;
         let grad_norm = ops.sum_of_squares(len, gradient)?.sqrt();
         let clip = clip_factor(params.grad_clip_norm, grad_norm);
-        let numbers = [
-            self.weights.floats(),
-            gradient,
-            first.floats(),
-            second.floats(),
-        ];
+        let numbers = [self.weights.floats(), gradient, first, second];
         if !ops.adamw(params, (clip, self.step + 1), numbers)? {
-            if self.step == 0 {
-                (self.first_moment, self.second_moment) = (None, None);
-            }
             return Ok(None);
+        }
+        if new_first.is_some() {
+            self.first_moment = new_first;
+        }
+        if new_second.is_some() {
+            self.second_moment = new_second;
         }
         self.gradient = None;
         self.step += 1;

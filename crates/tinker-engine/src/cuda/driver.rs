@@ -168,7 +168,11 @@ struct Gpu {
     name: String,
     context: sys::CUcontext,
     kernels: Vec<sys::CUfunction>,
+    /// Null until the kernels are loaded.
+    module: sys::CUmodule,
+    /// Null until it is made.
     blas: Mutex<blas_sys::cublasHandle_t>,
+    device: sys::CUdevice,
 }
 
 // SAFETY: CUDA's handles may be used from any thread; the one that is not to be used from two at once
@@ -198,15 +202,25 @@ impl Gpu {
         let gpu = first_gpu()?;
         let name = driver::device::get_name(gpu).map_err(failed("say its name"))?;
         use sys::CUdevice_attribute_enum as Attribute;
-        // SAFETY: the device was just found; the context is kept as long as the process.
-        let (context, major, minor) = unsafe {
-            let context = driver::primary_ctx::retain(gpu).map_err(failed("be opened"))?;
-            driver::ctx::set_current(context).map_err(failed("be opened"))?;
+        // SAFETY: the device was just found; the context is given back when the value is dropped, also where
+        // something below fails.
+        let context = unsafe { driver::primary_ctx::retain(gpu) }.map_err(failed("be opened"))?;
+        let mut opened = Self {
+            name,
+            context,
+            kernels: Vec::new(),
+            module: std::ptr::null_mut(),
+            blas: Mutex::new(std::ptr::null_mut()),
+            device: gpu,
+        };
+        opened.enter()?;
+        // SAFETY: the device was just found.
+        let (major, minor) = unsafe {
             let attribute = |which| driver::device::get_attribute(gpu, which);
             let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
             let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
             let unknown = failed("say its architecture");
-            (context, major.map_err(&unknown)?, minor.map_err(&unknown)?)
+            (major.map_err(&unknown)?, minor.map_err(&unknown)?)
         };
         let own = 10 * major + minor;
         let best = best_architecture(own)?;
@@ -214,8 +228,12 @@ impl Gpu {
         let kind = if best == own { "sm" } else { "compute" };
         let mut code = compile_for(head, &format!("{kind}_{best}"))?;
         code.push(0);
-        let kernels = load_kernels(&code)?;
+        // SAFETY: the code is what NVRTC made, and ends in 0.
+        let module = unsafe { driver::module::load_data(code.as_ptr().cast()) };
+        opened.module = module.map_err(failed("load the kernels"))?;
+        opened.kernels = kernels_of(opened.module)?;
         let handle = blas::create_handle().map_err(blas_failed)?;
+        opened.blas = Mutex::new(handle);
         // SAFETY: the handle was just made.
         unsafe {
             let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
@@ -223,29 +241,40 @@ impl Gpu {
                 .result()
                 .map_err(blas_failed)?;
         }
-        Ok(Self {
-            name,
-            context,
-            kernels,
-            blas: Mutex::new(handle),
-        })
+        Ok(opened)
     }
 
     /// Makes this the GPU that the thread's calls go to.
     fn enter(&self) -> Result<()> {
-        // SAFETY: the context is never released.
+        // SAFETY: the context is released when this is dropped.
         unsafe { driver::ctx::set_current(self.context) }.map_err(failed("be used"))
     }
 }
 
-/// The kernels of a module, in the order of [`KERNELS`]; the module stays loaded with the process.
-fn load_kernels(code: &[u8]) -> Result<Vec<sys::CUfunction>> {
-    // SAFETY: the code is what NVRTC made, and ends in 0.
-    let module = unsafe { driver::module::load_data(code.as_ptr().cast()) };
-    let module = module.map_err(failed("load the kernels"))?;
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here.
+        let _ = self.enter();
+        let blas = *self.blas.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: handle and module were made in this context, and what used them held this; memory is
+        // released before, as each allocation holds this too. The context was retained once.
+        unsafe {
+            if !blas.is_null() {
+                let _ = blas::destroy_handle(blas);
+            }
+            if !self.module.is_null() {
+                let _ = driver::module::unload(self.module);
+            }
+            let _ = driver::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// The kernels of a module, in the order of [`KERNELS`].
+fn kernels_of(module: sys::CUmodule) -> Result<Vec<sys::CUfunction>> {
     let kernel = |name: &&str| {
         let name = CString::new(*name).map_err(|e| fault(e.to_string()))?;
-        // SAFETY: the module was just loaded.
+        // SAFETY: the caller has just loaded the module.
         unsafe { driver::module::get_function(module, name) }.map_err(failed("find a kernel"))
     };
     KERNELS.iter().map(kernel).collect()

@@ -189,6 +189,19 @@ impl Gpu {
         }
     }
 
+    /// Runs `work`. Where the device fails, once more without what earlier passes keep: it may have taken the
+    /// memory that this needs, and the same work gives the same bits.
+    fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        match work(self) {
+            Err(Error::Device(_)) => {
+                self.workspace = Workspace::new(&self.ops.device);
+                self.scratch = Scratch::new(&self.ops.device);
+                work(self)
+            }
+            outcome => outcome,
+        }
+    }
+
     /// The adapter for a change: its own copy of the weights if a slot still reads them.
     fn adapter_mut(&mut self, id: AdapterId) -> Result<&mut Adapter> {
         let shared = self.adapters.get_mut(&id);
@@ -229,12 +242,14 @@ impl Backend for Gpu {
     }
 
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {
-        let adapter = Adapter::new(&self.ops.device, &self.model.arch, spec)?;
+        let new = |gpu: &mut Self| Adapter::new(&gpu.ops.device, &gpu.model.arch, spec);
+        let adapter = self.with_room(new)?;
         Ok(self.add_adapter(adapter))
     }
 
     fn import_adapter(&mut self, state: &AdapterState) -> Result<AdapterId> {
-        let adapter = Adapter::import(&self.ops.device, &self.model.arch, state)?;
+        let import = |gpu: &mut Self| Adapter::import(&gpu.ops.device, &gpu.model.arch, state);
+        let adapter = self.with_room(import)?;
         Ok(self.add_adapter(adapter))
     }
 
@@ -243,7 +258,7 @@ impl Backend for Gpu {
     }
 
     fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId> {
-        let copy = self.adapter(adapter)?.snapshot()?;
+        let copy = self.with_room(|gpu| gpu.adapter(adapter)?.snapshot())?;
         Ok(self.add_adapter(copy))
     }
 
@@ -264,7 +279,7 @@ impl Backend for Gpu {
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
         let adapter = self.optional_adapter(adapter)?;
-        self.training().forward(adapter.as_deref(), sequences)
+        self.with_room(|gpu| gpu.training().forward(adapter.as_deref(), sequences))
     }
 
     fn forward_backward(
@@ -273,34 +288,37 @@ impl Backend for Gpu {
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
         let adapter = Arc::clone(self.adapter(id)?);
-        let mut training = self.training();
-        let outcome = match training.forward_backward(&adapter, sequences) {
-            // What else is on the device may have taken what activations were to have: with as few of
-            // them as possible, and none kept from earlier passes, it may do, to the same bits.
-            Err(Error::Device(_)) => {
-                *training.workspace = Workspace::new(&training.ops.device);
-                training.memory = 0;
-                training.forward_backward(&adapter, sequences)
-            }
-            outcome => outcome,
-        };
-        let (outputs, gradient) = outcome?;
+        // Where memory is short, with as few activations as possible.
+        let mut memory = self.memory;
+        let (outputs, gradient) = self.with_room(|gpu| {
+            let mut training = Training {
+                memory: std::mem::take(&mut memory),
+                ..gpu.training()
+            };
+            training.forward_backward(&adapter, sequences)
+        })?;
         drop(adapter);
-        self.adapter_mut(id)?.gradient = Some(gradient);
+        let gradient = Some(gradient);
+        self.with_room(|gpu| gpu.adapter_mut(id).map(|_| ()))?;
+        self.adapter_mut(id)?.gradient = gradient;
         Ok(outputs)
     }
 
     fn optim_step(&mut self, id: AdapterId, optimizer: &Optimizer) -> Result<OptimReport> {
-        self.adapter_mut(id)?;
-        let (arch, ops) = (&self.model.arch, &mut self.ops);
-        let adapter = self.adapters.get_mut(&id).and_then(Arc::get_mut);
-        let adapter = adapter.ok_or_else(|| unknown_adapter(id))?;
-        adapter.optim_step(ops, arch, optimizer)
+        self.with_room(|gpu| {
+            gpu.adapter_mut(id)?;
+            let (arch, ops) = (&gpu.model.arch, &mut gpu.ops);
+            let adapter = gpu.adapters.get_mut(&id).and_then(Arc::get_mut);
+            let adapter = adapter.ok_or_else(|| unknown_adapter(id))?;
+            adapter.optim_step(ops, arch, optimizer)
+        })
     }
 
     fn clear_gradient(&mut self, id: AdapterId) -> Result<()> {
-        self.adapter_mut(id)?.gradient = None;
-        Ok(())
+        self.with_room(|gpu| {
+            gpu.adapter_mut(id)?.gradient = None;
+            Ok(())
+        })
     }
 
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {
@@ -316,15 +334,20 @@ impl Backend for Gpu {
     }
 
     fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId> {
-        let from = self.slot(slot)?;
-        let copy = from.prefix(&self.ops.device, &self.model.arch, from.len, from.capacity)?;
+        let copy = self.with_room(|gpu| {
+            let from = gpu.slot(slot)?;
+            from.prefix(&gpu.ops.device, &gpu.model.arch, from.len, from.capacity)
+        })?;
         Ok(self.add_slot(copy))
     }
 
     fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId> {
         let from = self.slot(slot)?;
         check_prefix(len, from.len, capacity, self.info.max_context)?;
-        let copy = from.prefix(&self.ops.device, &self.model.arch, len, capacity)?;
+        let copy = self.with_room(|gpu| {
+            let from = gpu.slot(slot)?;
+            from.prefix(&gpu.ops.device, &gpu.model.arch, len, capacity)
+        })?;
         Ok(self.add_slot(copy))
     }
 
@@ -340,8 +363,10 @@ impl Backend for Gpu {
         let mut held = self.take_slot(slot, tokens)?;
         let before = held.len;
         let outcome = self
-            .inference()
-            .prefill(&mut held, tokens, prompt_logprobs)
+            .with_room(|gpu| {
+                held.len = before;
+                gpu.inference().prefill(&mut held, tokens, prompt_logprobs)
+            })
             .and_then(|(prompt_logprobs, next_logits)| {
                 check_scores(slot, before, &prompt_logprobs)?;
                 Ok(Prefill {
@@ -364,8 +389,19 @@ impl Backend for Gpu {
         show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let mut held = self.take_slot(slot, tokens)?;
-        let mut inference = self.inference();
-        let outcome = inference.prefill_logits(&mut held, tokens, first, show);
+        let (before, mut n_shown) = (held.len, 0);
+        let outcome = self.with_room(|gpu| {
+            held.len = before;
+            let mut show = |i: usize, logits: &[f32]| {
+                if i < n_shown {
+                    return Ok(());
+                }
+                n_shown = i + 1;
+                show(i, logits)
+            };
+            let mut inference = gpu.inference();
+            inference.prefill_logits(&mut held, tokens, first, &mut show)
+        });
         self.slots.insert(slot, held);
         outcome
     }
@@ -387,14 +423,19 @@ impl Backend for Gpu {
             taken.extend(self.slots.remove_entry(id));
         }
         let before: Vec<usize> = taken.iter().map(|(_, slot)| slot.len).collect();
-        let segments = taken.iter_mut().zip(rows);
-        let mut segments: Vec<Segment<'_>> = segments
-            .map(|((_, slot), (_, token))| Segment {
-                slot,
-                tokens: std::slice::from_ref(token),
-            })
-            .collect();
-        let outcome = self.inference().decode(&mut segments);
+        let outcome = self.with_room(|gpu| {
+            let segments = taken.iter_mut().zip(rows).zip(&before);
+            let mut segments: Vec<Segment<'_>> = segments
+                .map(|(((_, slot), (_, token)), len)| {
+                    slot.len = *len;
+                    Segment {
+                        slot,
+                        tokens: std::slice::from_ref(token),
+                    }
+                })
+                .collect();
+            gpu.inference().decode(&mut segments)
+        });
         if outcome.is_err() {
             for ((_, slot), len) in taken.iter_mut().zip(before) {
                 slot.len = len;

@@ -40,15 +40,15 @@ impl Heads {
         self.n_kv * self.size
     }
 
-    fn args(&self) -> [Arg; 6] {
-        [
-            u32_arg(self.n),
-            u32_arg(self.n_kv),
-            u32_arg(self.size),
-            u32_arg(self.window.unwrap_or(0)),
+    fn args(&self) -> Result<[Arg; 6]> {
+        Ok([
+            u32_arg(self.n)?,
+            u32_arg(self.n_kv)?,
+            u32_arg(self.size)?,
+            u32_arg(self.window.unwrap_or(0))?,
             Arg::F32(self.scale),
             Arg::F32(self.softcap.unwrap_or(0.0)),
-        ]
+        ])
     }
 }
 
@@ -56,9 +56,9 @@ fn address(x: Floats) -> Arg {
     Arg::Address(x.address())
 }
 
-fn u32_arg(n: usize) -> Arg {
-    // Sizes of a model and of a sequence fit; a grid that does not is refused by the launch.
-    Arg::U32(u32::try_from(n).unwrap_or(u32::MAX))
+fn u32_arg(n: usize) -> Result<Arg> {
+    let n = u32::try_from(n).map_err(|_| fault(format!("{n} is too large for a kernel")))?;
+    Ok(Arg::U32(n))
 }
 
 fn u64_arg(n: usize) -> Arg {
@@ -150,7 +150,7 @@ impl Ops {
             Arg::Address(table.address),
             Arg::Address(tokens),
             Arg::F32(scale),
-            u32_arg(n),
+            u32_arg(n)?,
             address(out),
         ];
         self.each_row(kernel, rows, &args)
@@ -171,7 +171,7 @@ impl Ops {
             address(x),
             address(weight),
             Arg::F32(eps),
-            u32_arg(n),
+            u32_arg(n)?,
             address(y),
             address(inverse),
         ];
@@ -196,8 +196,8 @@ impl Ops {
             address(weight),
             address(inverse),
             address(dy),
-            u32_arg(n),
-            u32_arg(usize::from(adds)),
+            u32_arg(n)?,
+            u32_arg(usize::from(adds))?,
             address(dx),
         ];
         self.each_row("rms_norm_backward", rows, &args)
@@ -213,7 +213,7 @@ impl Ops {
     pub(super) fn add_bias(&self, rows: usize, bias: Floats, y: Floats) -> Result<()> {
         let (n, len) = (bias.len(), rows * bias.len());
         fits(&[(y, len)])?;
-        let args = [address(bias), u64_arg(len), u32_arg(n), address(y)];
+        let args = [address(bias), u64_arg(len), u32_arg(n)?, address(y)];
         self.each("add_bias", len, &args)
     }
 
@@ -229,9 +229,9 @@ impl Ops {
         fits(&[(x, rows * heads * size), (angles, 2 * rows * half)])?;
         let args = [
             address(x),
-            u32_arg(heads),
-            u32_arg(size),
-            u32_arg(half),
+            u32_arg(heads)?,
+            u32_arg(size)?,
+            u32_arg(half)?,
             address(angles),
             Arg::F32(direction),
         ];
@@ -297,9 +297,9 @@ impl Ops {
             (out, rows * heads.q_width()),
             (logs, rows * heads.n),
         ])?;
-        let mut args = vec![address(q), Arg::Address(tiles), u32_arg(layer)];
-        args.extend(heads.args());
-        args.extend([u32_arg(rows), address(out), address(logs)]);
+        let mut args = vec![address(q), Arg::Address(tiles), u32_arg(layer)?];
+        args.extend(heads.args()?);
+        args.extend([u32_arg(rows)?, address(out), address(logs)]);
         self.run("attention", [n, heads.n, 1], ROW_THREADS, &args)
     }
 
@@ -318,15 +318,15 @@ impl Ops {
         let args = [
             address(d_out),
             address(out),
-            u32_arg(rows),
-            u32_arg(heads.n),
-            u32_arg(heads.size),
+            u32_arg(rows)?,
+            u32_arg(heads.n)?,
+            u32_arg(heads.size)?,
             address(dots),
         ];
         self.each("attention_dots", rows * heads.n, &args)?;
         let mut args = [q, k, v, d_out, logs, dots].map(address).to_vec();
-        args.push(u32_arg(rows));
-        args.extend(heads.args());
+        args.push(u32_arg(rows)?);
+        args.extend(heads.args()?);
         let tiles = rows.div_ceil(tile);
         let with = |last: &[Floats]| {
             [
@@ -359,8 +359,8 @@ impl Ops {
             address(k),
             address(v),
             Arg::Address(places),
-            u32_arg(layer),
-            u32_arg(width),
+            u32_arg(layer)?,
+            u32_arg(width)?,
         ];
         self.each_row("store_keys_values", rows, &args)
     }
@@ -377,9 +377,9 @@ impl Ops {
         fits(&[(logits, rows * vocab), (log_sum, rows), (chosen, rows * k)])?;
         let args = [
             address(logits),
-            u32_arg(vocab),
+            u32_arg(vocab)?,
             Arg::Address(targets),
-            u32_arg(k),
+            u32_arg(k)?,
             address(log_sum),
             address(chosen),
         ];
@@ -398,10 +398,10 @@ impl Ops {
         fits(&[(logits, rows * vocab), (log_sum, rows)])?;
         let args = [
             address(logits),
-            u32_arg(vocab),
+            u32_arg(vocab)?,
             Arg::Address(targets),
             Arg::Address(coefficients),
-            u32_arg(k),
+            u32_arg(k)?,
             address(log_sum),
             Arg::F32(cap.unwrap_or(0.0)),
         ];
@@ -450,5 +450,22 @@ impl Ops {
             to.copy_from(&self.device, after.range(part * n, n))?;
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::u32_arg;
+
+    #[test]
+    fn sizes_that_no_kernel_takes_are_refused() {
+        assert!(u32_arg(u32::MAX as usize).is_ok());
+
+        let error = u32_arg(u32::MAX as usize + 1).unwrap_err();
+
+        assert!(
+            error.to_string().contains("4294967296 is too large"),
+            "{error}"
+        );
     }
 }

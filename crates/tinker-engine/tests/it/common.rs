@@ -43,7 +43,7 @@ pub(crate) fn dense() -> impl Iterator<Item = &'static str> {
 
 /// Models that between them have everything that a kernel, or a block of the GPU, can have.
 #[cfg(feature = "cuda")]
-pub(crate) const FEW: [&str; 4] = ["llama", "qwen3-bf16", "gemma2", "phi3"];
+pub(crate) const FEW: [&str; 5] = ["llama", "qwen3-bf16", "gemma2", "phi3", "smollm3"];
 
 /// Each model on the CPU, and a few on the emulated GPU.
 pub(crate) fn on_every_device(

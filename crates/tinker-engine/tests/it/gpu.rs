@@ -3,7 +3,7 @@
 use tinker_engine::cuda::device::HEADS;
 use tinker_engine::cuda::{compile, load_on};
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, Dimuon, Error, LoraSpec, Loss, Optimizer,
+    AdamW, AdapterId, AdapterState, Backend, Dimuon, Error, LoraSpec, Loss, Optimizer, SlotId,
     TrainSequence,
 };
 
@@ -28,12 +28,12 @@ fn batch(reference: &Reference) -> Vec<TrainSequence> {
     batch
 }
 
-fn prompt(n: usize) -> Vec<u32> {
+pub(crate) fn prompt(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (i * 37 + 11) % 320).collect()
 }
 
 /// Checks that tensors of two adapters agree.
-fn check_tensors<'a>(
+pub(crate) fn check_tensors<'a>(
     what: &str,
     found: impl IntoIterator<Item = (&'a String, &'a Vec<f32>)>,
     wanted: impl IntoIterator<Item = (&'a String, &'a Vec<f32>)>,
@@ -244,7 +244,7 @@ fn rows_of_a_decode_step_do_not_see_each_other() {
         let mut backend = load_emulated(model, 1);
         let tuned = Some(Reference::of(model).import(&mut *backend));
         let other = Some(backend.create_adapter(&all_modules(17)).unwrap());
-        // More rows than a narrow block of products has, and than get segments of their own.
+        // More rows than the kernel for few of them takes, which each goes through when it is alone.
         let owners = [tuned, None, other, tuned, tuned, None].repeat(3);
         let slots: Vec<_> = owners
             .iter()
@@ -455,6 +455,105 @@ fn memory_that_runs_out_is_an_error_and_leaves_the_gradient() {
     backend.clear_gradient(adapter).unwrap();
     backend.forward_backward(adapter, &short).unwrap();
     assert_eq!(backend.export_adapter(adapter).unwrap(), before);
+}
+
+#[test]
+fn a_step_that_memory_runs_out_in_changes_nothing() {
+    let mut outcomes = Vec::new();
+    for memory in (4..48).map(|sixteenths| sixteenths << 16) {
+        let Ok(mut backend) = load_on(&move |head| open(head, memory), &dir("llama"), Some(0))
+        else {
+            continue;
+        };
+        let Ok(adapter) = backend.create_adapter(&all_modules(16)) else {
+            continue;
+        };
+        let before = backend.export_adapter(adapter).unwrap();
+        let bytes = backend.adapter_bytes(adapter);
+
+        let outcome = backend.optim_step(adapter, &STEP.into());
+
+        if outcome.is_err() {
+            assert_eq!(backend.export_adapter(adapter).unwrap(), before);
+            assert_eq!(backend.adapter_bytes(adapter), bytes);
+        }
+        outcomes.push(outcome.is_ok());
+    }
+    assert!(
+        outcomes.contains(&false) && outcomes.contains(&true),
+        "{outcomes:?}"
+    );
+}
+
+#[test]
+fn what_training_keeps_gives_way_to_other_work() {
+    type Work = fn(&mut dyn Backend, AdapterId, SlotId) -> tinker_engine::Result<Vec<f32>>;
+    let works: [(&str, Work); 7] = [
+        ("prefill", |backend, _, slot| {
+            let prefill = backend.prefill(slot, &prompt(150), true)?;
+            Ok(prefill.next_logits)
+        }),
+        ("prefill_logits", |backend, _, slot| {
+            let mut shown = Vec::new();
+            let last = backend.prefill_logits(slot, &prompt(150), 100, &mut |_, logits| {
+                shown.extend_from_slice(logits);
+                Ok(())
+            })?;
+            shown.extend(last);
+            Ok(shown)
+        }),
+        ("decode_step", |backend, _, slot| {
+            backend.decode_step(&[(slot, 5)])
+        }),
+        ("forward", |backend, adapter, _| {
+            let outputs = backend.forward(Some(adapter), &[whole(150)])?;
+            Ok(outputs[0].logprobs.clone())
+        }),
+        ("create_adapter", |backend, _, _| {
+            backend.create_adapter(&all_modules(16))?;
+            Ok(Vec::new())
+        }),
+        ("fork_slot", |backend, _, slot| {
+            for _ in 0..3 {
+                backend.fork_slot(slot)?;
+            }
+            Ok(Vec::new())
+        }),
+        ("optim_step", |backend, adapter, _| {
+            let norm = backend.optim_step(adapter, &STEP.into())?.grad_norm;
+            Ok(vec![norm as f32])
+        }),
+    ];
+    let trained = |memory: usize| {
+        let open = move |head| open(head, memory);
+        let mut backend = load_on(&open, &dir("llama"), Some(0))?;
+        let adapter = backend.import_adapter(&Reference::of("llama").adapter())?;
+        let slot = backend.open_slot(Some(adapter), 200)?;
+        backend.prefill(slot, &prompt(40), false)?;
+        backend.forward_backward(adapter, &[whole(200)])?;
+        Ok::<_, Error>((backend, adapter, slot))
+    };
+    let sizes: Vec<usize> = (64..512).map(|n| n << 14).collect();
+    let least = sizes[sizes.partition_point(|memory| trained(*memory).is_err())];
+
+    for (name, work) in works {
+        let [found, wanted] = [least, 1 << 30].map(|memory| {
+            let (mut backend, adapter, slot) = trained(memory).unwrap();
+            work(&mut *backend, adapter, slot)
+        });
+        assert_eq!(found.unwrap(), wanted.unwrap(), "{name}");
+    }
+}
+
+fn whole(n: usize) -> TrainSequence {
+    TrainSequence {
+        tokens: prompt(n),
+        targets: prompt(n),
+        k: 1,
+        loss: Loss::CrossEntropy {
+            weights: vec![1.0; n],
+        },
+    }
 }
 
 /// With CUDA's compiler, which needs no GPU; `cargo xtask test` gets it. Without it there is nothing to

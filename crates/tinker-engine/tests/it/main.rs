@@ -23,3 +23,5 @@ mod peft;
 mod pytorch;
 mod quantized;
 mod taking_turns;
+#[cfg(feature = "cuda")]
+mod wide;

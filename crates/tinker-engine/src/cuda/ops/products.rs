@@ -93,16 +93,16 @@ impl Ops {
         };
         let height = if few { NARROW } else { WIDE };
         let depth = if scratch == 0 { 1 } else { count };
-        let adds = u32_arg(usize::from(into.adds));
+        let adds = u32_arg(usize::from(into.adds))?;
         let args = [
             address(x),
             u64_arg(x_stride),
             Arg::Address(w.address),
             u64_arg(w.stride),
-            u32_arg(usize::from(w.turned)),
-            u32_arg(rows),
-            u32_arg(n),
-            u32_arg(w.inner),
+            u32_arg(usize::from(w.turned))?,
+            u32_arg(rows)?,
+            u32_arg(n)?,
+            u32_arg(w.inner)?,
             Arg::F32(into.scale),
             adds,
             address(into.floats),
@@ -116,9 +116,9 @@ impl Ops {
         }
         let args = [
             Arg::Address(scratch),
-            u32_arg(count),
-            u32_arg(rows),
-            u32_arg(n),
+            u32_arg(count)?,
+            u32_arg(rows)?,
+            u32_arg(n)?,
             Arg::F32(into.scale),
             adds,
             address(into.floats),
