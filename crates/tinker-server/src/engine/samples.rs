@@ -115,9 +115,13 @@ impl Worker {
         let disk = Arc::clone(&core.disk);
         let owner = self.core.catalog.owner_of(sampler.session_id.as_str());
         let base = self.base(&sampler.base_model)?;
-        let adapter = dir
-            .map(|dir| base.weights(disk.as_ref(), &dir))
-            .transpose()?;
+        let read = dir.map(|dir| base.weights(disk.as_ref(), &dir));
+        let adapter = read.transpose().or_else(|error| {
+            // A checkpoint that was deleted while it was read is a deleted one, not a damaged one.
+            let _settled = core.change_checkpoints();
+            core.live_sampler(sampler_id)?;
+            Err(error)
+        })?;
         let mut generation = generate_request(base, adapter, request, id)?;
         generation.owner = owner.map(|key| key.as_str().into());
         let n_prompt = generation.prompt.len();
