@@ -20,6 +20,7 @@ use self::experts::Routing;
 #[derive(Debug)]
 pub(crate) struct Angles {
     ropes: Vec<Turns>,
+    rows: usize,
 }
 
 /// The angles of one rope, `[rows, half]`.
@@ -32,23 +33,45 @@ struct Turns {
 }
 
 impl Angles {
-    /// The angles of rows at `positions`.
-    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize> + Clone) -> Self {
-        let turns = |rope: &Rope| {
-            let (mut cos, mut sin) = (Vec::new(), Vec::new());
-            for position in positions.clone() {
-                for frequency in &rope.frequencies {
-                    let (s, c) = (position as f32 * frequency).sin_cos();
-                    cos.push(c * rope.amplitude);
-                    sin.push(s * rope.amplitude);
-                }
-            }
-            let half = rope.frequencies.len();
-            Turns { half, cos, sin }
+    /// The angles of no row.
+    pub(crate) fn none(arch: &Arch) -> Self {
+        let turns = |rope: &Rope| Turns {
+            half: rope.frequencies.len(),
+            cos: Vec::new(),
+            sin: Vec::new(),
         };
         Self {
             ropes: arch.ropes.iter().map(turns).collect(),
+            rows: 0,
         }
+    }
+
+    /// The angles of rows at `positions`.
+    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize> + Clone) -> Self {
+        let mut angles = Self::none(arch);
+        angles.extend(arch, positions);
+        angles
+    }
+
+    /// Makes them reach to row `rows`, each at its own position.
+    pub(crate) fn reach(&mut self, arch: &Arch, rows: usize) {
+        if self.rows < rows {
+            self.extend(arch, self.rows..rows);
+        }
+    }
+
+    /// Appends rows at `positions`.
+    fn extend(&mut self, arch: &Arch, positions: impl Iterator<Item = usize> + Clone) {
+        for (turns, rope) in self.ropes.iter_mut().zip(&arch.ropes) {
+            for position in positions.clone() {
+                for frequency in &rope.frequencies {
+                    let (s, c) = (position as f32 * frequency).sin_cos();
+                    turns.cos.push(c * rope.amplitude);
+                    turns.sin.push(s * rope.amplitude);
+                }
+            }
+        }
+        self.rows += positions.count();
     }
 
     /// Rotates the heads of `x [rows, width]` by one of the ropes, if any; `direction` -1 turns back.
@@ -124,38 +147,59 @@ impl Activations {
         }
     }
 
-    /// Makes room for `rows` rows, but for what is derived.
-    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
+    /// Each buffer with the floats that `rows` rows take in it, but for what is derived.
+    fn room(&mut self, arch: &Arch, rows: usize, rank: usize) -> [(&mut Buffer, usize); 22] {
         let heads = Heads::of(arch);
         let (hidden, mlp) = (rows * arch.hidden_size, mlp_len(arch, rows));
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
-        self.middle.reserve(hidden);
-        for buffer in [&mut self.gate, &mut self.up] {
-            buffer.reserve(mlp);
-        }
-        if arch.post_norms {
-            self.attention_out.reserve(hidden);
-            self.mlp_out.reserve(hidden);
-        }
-        if arch.qk_norm {
-            self.q_raw.reserve(q);
-            self.k_raw.reserve(kv);
-            self.q_inverse.reserve(rows * heads.n);
-            self.k_inverse.reserve(rows * heads.n_kv);
-        }
-        self.q.reserve(q);
-        self.k.reserve(kv);
-        self.v.reserve(kv);
-        self.attended.reserve(q);
-        self.log_normaliser.reserve(rows * heads.n);
-        self.inverse.iter_mut().for_each(|b| b.reserve(rows));
+        let if_normed = |n| if arch.qk_norm { n } else { 0 };
+        let post = if arch.post_norms { hidden } else { 0 };
         let per_token = arch.moe.as_ref().map_or(1, |moe| moe.per_token);
-        for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
-            u.reserve(rows * per_token * layers * rank);
+        let [u0, u1, u2, u3] = &mut self.u;
+        let u = GROUP_SIZES.map(|layers| rows * per_token * layers * rank);
+        let [i0, i1, i2, i3] = &mut self.inverse;
+        [
+            (i0, rows),
+            (i1, rows),
+            (i2, rows),
+            (i3, rows),
+            (&mut self.q_raw, if_normed(q)),
+            (&mut self.k_raw, if_normed(kv)),
+            (&mut self.q_inverse, if_normed(rows * heads.n)),
+            (&mut self.k_inverse, if_normed(rows * heads.n_kv)),
+            (&mut self.q, q),
+            (&mut self.k, kv),
+            (&mut self.v, kv),
+            (&mut self.log_normaliser, rows * heads.n),
+            (&mut self.attended, q),
+            (&mut self.attention_out, post),
+            (&mut self.mlp_out, post),
+            (&mut self.middle, hidden),
+            (&mut self.gate, mlp),
+            (&mut self.up, mlp),
+            (u0, u[0]),
+            (u1, u[1]),
+            (u2, u[2]),
+            (u3, u[3]),
+        ]
+    }
+
+    /// Makes room for `rows` rows, but for what is derived.
+    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
+        for (buffer, len) in self.room(arch, rows, rank) {
+            buffer.reserve(len);
         }
         if let Some(moe) = &arch.moe {
             self.routing.reserve(arch, moe, rows);
         }
+    }
+
+    /// Floats that `rows` rows take, but for what is derived.
+    pub(crate) fn floats(arch: &Arch, rows: usize, rank: usize) -> usize {
+        let mut none = Self::new();
+        let buffers = none.room(arch, rows, rank).map(|(_, len)| len);
+        let routing = arch.moe.as_ref().map(|moe| Routing::room(arch, moe, rows));
+        buffers.iter().chain(routing.iter().flatten()).sum()
     }
 
     /// Floats it holds, but for what is derived.
@@ -209,15 +253,30 @@ impl Derived {
         }
     }
 
+    /// Each buffer with the floats that `rows` rows take in it.
+    fn room(&mut self, arch: &Arch, rows: usize) -> [(&mut Buffer, usize); 5] {
+        let hidden = rows * arch.hidden_size;
+        let per_token = arch.moe.as_ref().map_or(0, |moe| moe.per_token);
+        [
+            (&mut self.normed, hidden),
+            (&mut self.panels, Heads::of(arch).panels_len(rows)),
+            (&mut self.mlp_normed, hidden),
+            (&mut self.activated, mlp_len(arch, rows)),
+            (&mut self.routed, hidden * per_token),
+        ]
+    }
+
     /// Makes room for `rows` rows.
     pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize) {
-        let hidden = rows * arch.hidden_size;
-        self.normed.reserve(hidden);
-        self.panels.reserve(Heads::of(arch).panels_len(rows));
-        self.mlp_normed.reserve(hidden);
-        self.activated.reserve(mlp_len(arch, rows));
-        let per_token = arch.moe.as_ref().map_or(0, |moe| moe.per_token);
-        self.routed.reserve(hidden * per_token);
+        for (buffer, len) in self.room(arch, rows) {
+            buffer.reserve(len);
+        }
+    }
+
+    /// Floats that `rows` rows take.
+    pub(crate) fn floats(arch: &Arch, rows: usize) -> usize {
+        let mut none = Self::new();
+        none.room(arch, rows).map(|(_, len)| len).iter().sum()
     }
 
     /// Floats it holds.
