@@ -22,6 +22,8 @@ const KEEP_UNDELIVERED: Millis = 24 * 60 * 60 * 1000;
 /// An operation this far from the next one is refused: nobody has as many under way, and each number in
 /// between would be noted one by one when it is given up.
 const FARTHEST: u64 = 16_384;
+/// Bytes of unfinished requests that are copied to a new segment.
+const CARRIED_AT_ONCE: usize = 16 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
@@ -426,7 +428,7 @@ impl Journal {
     /// If the disk refuses; nothing is lost then.
     pub(crate) fn shorten(&mut self) -> Result<()> {
         self.rotate()?;
-        let pruned = self.prune(0);
+        let pruned = self.carry_pending().and_then(|()| self.prune(0));
         self.n_carried_bytes = self.log.segment_bytes();
         self.n_carried = self.entries.len();
         pruned
@@ -479,6 +481,32 @@ impl Journal {
             .and_then(|e| e.finished)
             .is_some_and(|f| f.location.is_some() && now() - f.at < KEEP_UNDELIVERED);
         young && !self.futures.was_delivered(id)
+    }
+
+    /// Copies the requests without a result to the current segment, unless they are large: under load
+    /// there always are some, and they would hold back the segments that they are in.
+    fn carry_pending(&mut self) -> Result<()> {
+        let mut room = CARRIED_AT_ONCE;
+        for (id, entry) in &mut self.entries {
+            if entry.finished.is_some() || entry.accepted.segment == self.log.segment() {
+                continue;
+            }
+            let body = self.log.read_body(entry.accepted)?;
+            let Some(left) = room.checked_sub(body.len()) else {
+                return Ok(());
+            };
+            room = left;
+            let header = Header::Accepted {
+                request_id: id.clone(),
+                kind: entry.kind,
+                seq: entry.seq,
+                hash: entry.hash.clone(),
+                at: entry.at,
+                carried: false,
+            };
+            entry.accepted = self.log.append(&header, &body)?;
+        }
+        Ok(())
     }
 
     /// Copies an entry's records to the current segment, the request without its body.
@@ -681,6 +709,39 @@ mod tests {
 
         assert_eq!(most, 21);
         assert!(journal.found().len() <= 21);
+    }
+
+    #[test]
+    fn a_sample_that_is_under_way_holds_back_nothing_and_is_found_with_its_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let futures: Arc<FutureStore> = Arc::default();
+        let open = |futures: &Arc<FutureStore>| {
+            let (disk, syncer) = (Arc::new(OsDisk), Syncer::start());
+            let futures = Arc::clone(futures);
+            Journal::open(disk, syncer, dir.path(), Scope::Samples, futures).unwrap()
+        };
+        let mut journal = open(&futures);
+        let [slow, done]: [RequestId; 2] = ["slow", "done"].map(|id| id.parse().unwrap());
+        for id in [&slow, &done] {
+            journal
+                .accept(id, OpKind::Sample, 1, id.as_str().as_bytes(), 9)
+                .unwrap();
+        }
+        journal.finish(&done, Outcome::json(&1));
+        journal.result(&done).unwrap();
+
+        journal.shorten().unwrap();
+
+        assert_eq!(journal.found().len(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(journal.body(&slow).unwrap(), b"slow");
+        drop(journal);
+        let mut again = open(&Arc::default());
+        assert_eq!(again.body(&slow).unwrap(), b"slow");
+        let repeated = again.accept(&slow, OpKind::Sample, 1, b"slow", 9).unwrap();
+        assert_eq!(repeated, Accepted::Known);
+        again.finish(&slow, Outcome::json(&2));
+        assert_eq!(again.result(&slow).unwrap().as_deref(), Some(&b"2"[..]));
     }
 
     #[tokio::test]
