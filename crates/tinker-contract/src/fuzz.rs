@@ -1,6 +1,6 @@
 //! Mutated requests, in this process: the server's router must answer each one, and stay as it is.
 //!
-//! [`seeds`] are the valid requests that it begins with, [`mutate`] changes them, [`arena`] is the server
+//! `seeds` are the valid requests that it begins with, `mutate` changes them, `arena` is the server
 //! that they are sent to. Everything follows from a seed.
 
 mod arena;
