@@ -132,9 +132,11 @@ impl PrefixCache {
         self.close_if(backend, |entry| entry.origin.adapter == Some(adapter));
     }
 
-    /// Closes everything.
-    pub(crate) fn clear(&mut self, backend: &mut dyn Backend) {
+    /// Closes everything; returns how many bytes that were.
+    pub(crate) fn clear(&mut self, backend: &mut dyn Backend) -> usize {
+        let bytes = self.bytes;
         self.close_if(backend, |_| true);
+        bytes
     }
 
     fn close_if(&mut self, backend: &mut dyn Backend, goes: impl Fn(&Entry) -> bool) {
