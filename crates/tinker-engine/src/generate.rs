@@ -224,6 +224,11 @@ impl Generator {
         self.cache.clear(backend)
     }
 
+    /// Bytes of memory that are kept of finished requests.
+    pub fn cached_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
     /// Bytes of memory that requests under way hold.
     pub fn held_bytes(&self, backend: &dyn Backend) -> usize {
         let slots = self.active.iter().flat_map(|active| {

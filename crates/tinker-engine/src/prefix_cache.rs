@@ -75,6 +75,11 @@ impl PrefixCache {
         }
     }
 
+    /// Memory of what is cached.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The cached sequence that shares most with the beginning of `prompt`, at most all of it.
     pub(crate) fn find(&mut self, origin: &Origin, prompt: &[u32]) -> Option<Shared> {
         let is_of_origin = |(_, entry): &(usize, &Entry)| entry.origin == *origin;

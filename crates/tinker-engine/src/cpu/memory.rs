@@ -219,7 +219,10 @@ mod tests {
         cpu.forward(Some(adapter), &[sequence(&tokens)]).unwrap();
 
         check(estimated, cpu.workspaces[0].len() * size_of::<f32>());
-        assert!((1..estimated).contains(&shorter), "{shorter} of {estimated}");
+        assert!(
+            (1..estimated).contains(&shorter),
+            "{shorter} of {estimated}"
+        );
         assert_eq!(cpu.memory_for(work(1, 320)), 0, "it is held already");
     }
 

@@ -114,6 +114,19 @@ impl Harness {
         .await
     }
 
+    /// The page of counters.
+    pub(crate) async fn metrics(&self) -> String {
+        let request = Request::get("/metrics")
+            .header("host", "127.0.0.1")
+            .header("x-api-key", TOKEN)
+            .body(Body::empty());
+        let answer = self.send(request.unwrap()).await;
+        assert_eq!(answer.status, 200);
+        let text = "text/plain; version=0.0.4; charset=utf-8";
+        assert_eq!(answer.content_type, text);
+        String::from_utf8(answer.body).unwrap()
+    }
+
     /// Follows an address that the server gave, with other headers and without a key.
     pub(crate) async fn follow(&self, url: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = Request::builder().uri(url).header("host", "127.0.0.1");
