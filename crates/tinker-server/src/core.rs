@@ -6,7 +6,6 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tinker_engine::Backend;
 use tinker_types::{
     FinishSessionRequest, RequestId, SamplingSessionId, SessionId, TinkerPath, TrainingRunId,
 };
@@ -22,6 +21,7 @@ use crate::completions::{Completions, Ended, SamplerClient};
 use crate::custom_loss::CustomLosses;
 use crate::db::Db;
 use crate::deletions::finish_deletions;
+use crate::device::{Device, Loader};
 use crate::disk::{Disk, create_dir, remove_dir};
 use crate::engine::Command;
 use crate::error::{Error, Result};
@@ -38,13 +38,6 @@ use crate::pending::{Count, Pending, session_of};
 use crate::quota::Quota;
 use crate::segment_log::Syncer;
 use crate::watchers::Watchers;
-
-/// Loads a model directory onto a device, with a number of threads (0: one per core).
-pub type LoadBackend =
-    Arc<dyn Fn(&Path, usize) -> tinker_engine::Result<Box<dyn Backend>> + Send + Sync>;
-
-/// Says how many bytes a model directory takes once it is loaded.
-pub type EstimateLoad = Arc<dyn Fn(&Path) -> tinker_engine::Result<u64> + Send + Sync>;
 
 /// Runs used within this time are taken up at start; older ones when somebody asks for them.
 const TAKE_UP_WITHIN_MS: i64 = 24 * 60 * 60 * 1000;
@@ -67,8 +60,10 @@ pub(crate) struct Core {
     pub(crate) watchers: Watchers,
     pub(crate) custom_losses: CustomLosses,
     pub(crate) models: ModelRegistry,
-    pub(crate) load: LoadBackend,
-    pub(crate) estimate_load: EstimateLoad,
+    pub(crate) device: Device,
+    pub(crate) loader: Loader,
+    /// For models that the loader does not take.
+    pub(crate) second_loader: Option<Loader>,
     pub(crate) memory: Memory,
     pub(crate) threads: usize,
     pub(crate) version: String,
@@ -112,8 +107,9 @@ pub(crate) struct CoreOptions {
     pub(crate) limits: Limits,
     pub(crate) clock: Clock,
     pub(crate) models: ModelRegistry,
-    pub(crate) load: LoadBackend,
-    pub(crate) estimate_load: EstimateLoad,
+    pub(crate) device: Device,
+    pub(crate) loader: Loader,
+    pub(crate) second_loader: Option<Loader>,
     pub(crate) memory: Memory,
     pub(crate) threads: usize,
     pub(crate) version: String,
@@ -172,8 +168,9 @@ impl Core {
             watchers: Watchers::default(),
             custom_losses,
             models: options.models,
-            load: options.load,
-            estimate_load: options.estimate_load,
+            device: options.device,
+            loader: options.loader,
+            second_loader: options.second_loader,
             memory: options.memory,
             threads: options.threads,
             version: options.version,
@@ -639,6 +636,7 @@ mod tests {
     use std::fs::File;
     use std::io;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use tinker_engine::CpuOptions;
     use tinker_types::LoraConfig;
 
     fn open(home: &Path) -> Arc<Core> {
@@ -652,8 +650,9 @@ mod tests {
             limits: Limits::default(),
             clock: Clock::default(),
             models: ModelRegistry::new(home.to_owned(), &[]).unwrap(),
-            load: Arc::new(|_, _| Err(tinker_engine::Error::Invalid("no model".into()))),
-            estimate_load: Arc::new(|_| Ok(0)),
+            device: Device::Cpu,
+            loader: Loader::cpu(CpuOptions::default()),
+            second_loader: None,
             memory: Memory::of_machine(),
             threads: 1,
             version: "0".into(),

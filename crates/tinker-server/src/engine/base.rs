@@ -14,6 +14,7 @@ use super::Worker;
 use super::samples::Sampling;
 use crate::bundle::{self, Manifest};
 use crate::clock::Clock;
+use crate::device::Loader;
 use crate::disk::Disk;
 use crate::error::{Error, Result, is_passing_io};
 use crate::memory::{Ask, Promise, Purpose};
@@ -60,9 +61,8 @@ impl Worker {
 
     fn load_base(&mut self, name: &str) -> Result<Base> {
         let model = self.core.models.resolve(name)?;
-        let _memory = self.promise_for_model(name, &model.dir)?;
         let started = Instant::now();
-        let backend = self.load_backend(&model.dir)?;
+        let backend = self.load_backend(name, &model.dir)?;
         let tokenizer = load_tokenizer(&model.dir)?;
         if let Some(tokenizer) = &tokenizer {
             check_vocabulary(&model.dir, tokenizer)?;
@@ -85,15 +85,40 @@ impl Worker {
         })
     }
 
-    /// Memory to load a model.
-    fn promise_for_model(&mut self, name: &str, dir: &Path) -> Result<Promise> {
-        self.promise(&Ask {
+    /// Loads a model onto the device that takes it, which need not be the first.
+    fn load_backend(&mut self, name: &str, dir: &Path) -> Result<Box<dyn Backend>> {
+        let core = Arc::clone(&self.core);
+        let loaded = self.load_with(&core.loader, name, dir);
+        match (loaded, &core.second_loader) {
+            (Err(Error::Engine(error)), Some(second)) => {
+                tracing::info!(model = name, "computing on the CPU: {error}");
+                self.load_with(second, name, dir)
+            }
+            (loaded, _) => loaded,
+        }
+    }
+
+    /// Loads a model that there is memory for.
+    ///
+    /// The engine says of a file that it cannot read as of one that is damaged: it cannot use it.
+    /// Which of the two it is decides whether it is tried again later, so a look at the files tells.
+    fn load_with(&mut self, loader: &Loader, name: &str, dir: &Path) -> Result<Box<dyn Backend>> {
+        let _memory = self.promise(&Ask {
             purpose: Purpose::Task,
             // What is wrong with the files is for the loading to say.
-            n_bytes: (self.core.estimate_load)(dir).unwrap_or(0),
+            n_bytes: (loader.estimate)(dir).unwrap_or(0),
             what: format!("base model {name}"),
             advice: "take a smaller one, end other programs, or restart the server with fewer bits (--weights int8 or nf4)",
-        })
+        })?;
+        let load = || (loader.load)(dir, self.core.threads);
+        match load() {
+            Err(tinker_engine::Error::Model { .. }) => {
+                check_readable(self.core.disk.as_ref(), dir)?;
+                // A fault may have passed before the look.
+                Ok(load()?)
+            }
+            loaded => Ok(loaded?),
+        }
     }
 
     /// Memory for an adapter that is trained, with what its first pass and its first step add to it.
@@ -137,20 +162,6 @@ impl Worker {
         let adapter = base.backend.import_adapter(&state)?;
         base.keep_weights(dir.to_owned(), adapter);
         Ok(adapter)
-    }
-
-    /// The engine says of a file that it cannot read as of one that is damaged: it cannot use it.
-    /// Which of the two it is decides whether it is tried again later, so a look at the files tells.
-    fn load_backend(&self, dir: &Path) -> Result<Box<dyn Backend>> {
-        let load = || (self.core.load)(dir, self.core.threads);
-        match load() {
-            Err(tinker_engine::Error::Model { .. }) => {
-                check_readable(self.core.disk.as_ref(), dir)?;
-                // A fault may have passed before the look.
-                Ok(load()?)
-            }
-            loaded => Ok(loaded?),
-        }
     }
 }
 

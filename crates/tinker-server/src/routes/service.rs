@@ -58,6 +58,8 @@ pub(crate) async fn capabilities(
         supported_models,
         extensions: EXTENSIONS.map(str::to_owned).to_vec(),
         weights: app.core.models.weights().map(|w| w.name().to_owned()),
+        precision: Some(app.core.models.precision().name().to_owned()),
+        device: Some(app.core.device.name().to_owned()),
     }))
 }
 

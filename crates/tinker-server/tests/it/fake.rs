@@ -10,7 +10,7 @@ use tinker_engine::{
     AdapterId, AdapterState, Backend, BaseInfo, Error, HostTensor, LoraSpec, OptimReport,
     Optimizer, Prefill, Result, SequenceOutput, SlotId, TrainSequence, Work,
 };
-use tinker_server::LoadBackend;
+use tinker_server::Loader;
 
 const NAME: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 pub(crate) const VOCAB: usize = 32;
@@ -41,8 +41,8 @@ pub(crate) struct Faults {
 }
 
 /// Loads a backend with faults for any directory.
-pub(crate) fn load_with(faults: Faults) -> LoadBackend {
-    Arc::new(move |_dir, _threads| {
+pub(crate) fn load_with(faults: Faults) -> Loader {
+    Loader::new(move |_dir, _threads| {
         let mut backend = FakeBackend::new();
         backend.info.max_context = faults.context.unwrap_or(CONTEXT);
         backend.faults = faults.clone();

@@ -8,7 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request};
 use prost::Message as _;
 use serde_json::{Value, json};
-use tinker_server::{ApiToken, App, AppOptions, Limits, router};
+use tinker_server::{ApiToken, App, AppOptions, Limits, Loader, router};
 use tinker_types::{
     Datum, ForwardBackwardOutput, ForwardBackwardRequest, LossConfig, LossFn, ModelInput,
     SampleResponse, TensorData, proto,
@@ -52,7 +52,7 @@ pub(crate) struct Harness {
 /// Options over the fake backend, with short polls.
 pub(crate) fn options(home: &Path) -> AppOptions {
     AppOptions {
-        load: Arc::new(crate::fake::load),
+        loader: Loader::new(crate::fake::load),
         limits: Limits {
             poll_hold: std::time::Duration::from_secs(20),
             snapshot_every: 4,

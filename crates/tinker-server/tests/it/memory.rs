@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tinker_server::{AppOptions, Limits, Memory};
+use tinker_server::{AppOptions, Limits, Loader, Memory};
 
 use crate::fake::{Faults, load_with};
 use crate::harness::{Harness, create_body, datum, fb, options};
@@ -29,8 +29,10 @@ fn open_with(home: &Path, free: &Arc<AtomicU64>, model: u64, faults: Faults) -> 
         ..faults
     };
     Harness::with(AppOptions {
-        load: load_with(faults),
-        estimate_load: Arc::new(move |_| Ok(model)),
+        loader: Loader {
+            estimate: Arc::new(move |_| Ok(model)),
+            ..load_with(faults)
+        },
         memory: Memory::told_by(move || Some(free.load(Ordering::SeqCst))),
         limits: Limits {
             poll_hold: Duration::from_millis(10),
@@ -542,4 +544,37 @@ async fn cached_prompts_go_before_anybody_waits() {
     let second = draw(&server, &sampler, 1, 2).await;
 
     server.samples(&second).await;
+}
+
+#[tokio::test]
+async fn a_model_that_the_first_device_does_not_take_is_measured_for_the_second() {
+    let (home, free) = (tempfile::tempdir().unwrap(), free(4 * MB));
+    let told = Arc::clone(&free);
+    let no_gpu = |_: &Path, _| {
+        Err(tinker_engine::Error::Device(
+            "it has too little memory".into(),
+        ))
+    };
+    let server = Harness::with(AppOptions {
+        loader: Loader::new(no_gpu),
+        second_loader: Some(Loader {
+            estimate: Arc::new(|_| Ok(5 * MB)),
+            ..load_with(Faults::default())
+        }),
+        memory: Memory::told_by(move || Some(told.load(Ordering::SeqCst))),
+        ..options(home.path())
+    });
+    let session = server.session().await;
+
+    let id = server
+        .submit("/create_model", create_body(&session, 0))
+        .await;
+    let why = server.failure(&id).await;
+    free.store(5 * MB, Ordering::SeqCst);
+
+    assert!(
+        why.starts_with("base model tinker/nano would take about 5.0 MB of memory"),
+        "{why}"
+    );
+    server.run(&session, 1).await;
 }

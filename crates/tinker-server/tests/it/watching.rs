@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
-use tinker_server::{ACCESS_LOG, AppOptions, KeyLimits, Limits, Scope, add_key};
+use tinker_server::{ACCESS_LOG, AppOptions, KeyLimits, Limits, Loader, Scope, add_key};
 use tracing_subscriber::EnvFilter;
 
 use crate::fake::{Faults, load_with};
@@ -42,7 +42,7 @@ async fn weights_of_samplers_stay_loaded_by_the_memory_they_take() {
         ..Faults::default()
     };
     let server = Harness::with(AppOptions {
-        load: load_with(large),
+        loader: load_with(large),
         ..options(home.path())
     });
     let session = server.session().await;
@@ -161,7 +161,7 @@ async fn what_waits_for_its_turn_is_told_so() {
             ..usual.limits
         },
         // Nothing is done until the base model is there.
-        load: Arc::new(move |dir, threads| {
+        loader: Loader::new(move |dir, threads| {
             // An error opens it too: the test has ended.
             let _ = gate.lock().unwrap().recv();
             crate::fake::load(dir, threads)
