@@ -207,18 +207,16 @@ impl Worker {
         let started = Instant::now();
         let core = Arc::clone(&self.core);
         let mut broken = Vec::new();
-        for (name, base) in self.bases.iter_mut().filter(|(_, base)| base.is_sampling()) {
-            loop {
-                let guarded = std::panic::AssertUnwindSafe(|| step(&core, base));
-                if std::panic::catch_unwind(guarded).is_err() {
-                    broken.push(name.clone());
-                    break;
-                }
-                if !base.is_sampling() || started.elapsed() >= share {
-                    break;
-                }
+        let bases = self.bases.iter_mut().filter(|(_, base)| base.is_sampling());
+        let step = |(name, base): &mut (&String, &mut Base)| {
+            let guarded = std::panic::AssertUnwindSafe(|| step(&core, base));
+            if std::panic::catch_unwind(guarded).is_err() {
+                broken.push((*name).clone());
+                return false;
             }
-        }
+            base.is_sampling()
+        };
+        in_turns(bases.collect(), step, || started.elapsed() >= share);
         for name in broken {
             self.fail_base(&name);
         }
@@ -231,6 +229,17 @@ impl Worker {
             for id in base.sampling.requests() {
                 self.core.finish_sample(&id, engine_failed());
             }
+        }
+    }
+}
+
+/// Lets each of `all` take a step and another one after that, for as long as `step` says of it that there is one;
+/// until `is_over`, but one step each in any case.
+fn in_turns<T>(mut all: Vec<T>, mut step: impl FnMut(&mut T) -> bool, is_over: impl Fn() -> bool) {
+    while !all.is_empty() {
+        all.retain_mut(&mut step);
+        if is_over() {
+            return;
         }
     }
 }
@@ -541,6 +550,25 @@ fn sequence(sample: Sample) -> SampledSequence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_take_turns_while_there_is_time_and_one_step_in_any_case() {
+        let taken = |most: usize| {
+            let log = std::cell::RefCell::new(String::new());
+            let step = |(name, left): &mut (char, u32)| {
+                log.borrow_mut().push(*name);
+                *left -= 1;
+                *left > 0
+            };
+            let is_over = || log.borrow().len() >= most;
+            in_turns(vec![('a', 3), ('b', 9), ('c', 1)], step, is_over);
+            log.into_inner()
+        };
+
+        assert_eq!(taken(0), "abc");
+        assert_eq!(taken(5), "abcab");
+        assert_eq!(taken(99), "abcababbbbbbb");
+    }
 
     fn request(json: &str) -> SampleRequest {
         let body =
