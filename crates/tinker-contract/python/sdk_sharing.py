@@ -6,6 +6,7 @@ The server hands out short-lived tokens and has samples waited for with one poll
 each step that held, and an empty JSON object at the end.
 """
 
+import datetime
 import json
 import os
 import pathlib
@@ -106,6 +107,32 @@ def managing(service, client):
     step("who one is, and the timeline of a session")
 
 
+def watching(client):
+    admin = tinker.AdminClient(base_url=BASE_URL)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    # The day, or the hour, may have ended since the first call.
+    days = [(now - datetime.timedelta(days=1)).date(), now.date()]
+
+    def events(kind):
+        logs = [admin.get_audit_log(kind, day).result() for day in days]
+        return {(e.event, e.event_details.get("tinker_path")) for log in logs for e in log.entries}
+
+    assert ("checkpoint_created", f"tinker://{client.model_id}/weights/a") in events("checkpoints")
+    assert {event for event, _ in events("projects")} == {"project_session_assigned"}, events("projects")
+    step("the audit log")
+
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    window = (hour - datetime.timedelta(hours=1), hour + datetime.timedelta(hours=1))
+    usage = admin.get_billing_usage(*window).result()
+    drawn = [event for event in usage.data if event.event_info.type == "sampling_sample"]
+    assert sum(event.event_info.token_count for event in drawn) == 41 * 6, drawn
+    session = client.model_id.split(":")[0]
+    assert {event.session_id for event in drawn} == {session} and session in usage.sessions, usage
+    stored = admin.get_current_checkpoint_storage_usage("archive").result().data
+    assert [row.checkpoint_count for row in stored] == [1] and stored[0].size_bytes > 1000, stored
+    step("what was used and what is stored")
+
+
 def main():
     os.environ["TINKER_BASE_URL"] = BASE_URL
     with tinker.ServiceClient(base_url=BASE_URL) as service:
@@ -113,6 +140,7 @@ def main():
         sampling(service)
         sharing(service, client)
         managing(service, client)
+        watching(client)
     print(json.dumps({}), flush=True)
 
 
