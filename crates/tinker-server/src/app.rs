@@ -514,7 +514,7 @@ impl App {
         self.check_open()?;
         let Some(sampler) = &request.sampling_session_id else {
             return Err(ApiError::bad_request(
-                "sampling_session_id is missing: create_sampling_session gives one",
+                "sampling_session_id is missing: create_sampling_session gives one; or name a base_model or a model_path",
             ));
         };
         let (n, most) = (request.num_samples, self.core.limits.max_num_samples);
