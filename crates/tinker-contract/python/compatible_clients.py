@@ -14,16 +14,13 @@ import sys
 import anthropic
 import openai
 import tinker
+from common import leave, step
 from tinker import types
 
 BASE_URL, MODEL = sys.argv[1:3]
 KEY = os.environ["TINKER_API_KEY"]
 STEPS = 100
 QUESTION = [{"role": "user", "content": "What is 2 plus 3?"}]
-
-
-def step(name):
-    print(f"ok: {name}", flush=True)
 
 
 CALL = {"name": "add", "arguments": {"a": 2, "b": 3}}
@@ -188,6 +185,4 @@ def with_anthropic(caller):
 caller = tool_caller()
 with_openai(caller)
 with_anthropic(caller)
-print(json.dumps({}), flush=True)
-# The SDK's threads may abort the interpreter while it winds down; everything was checked by now.
-os._exit(0)
+leave({})

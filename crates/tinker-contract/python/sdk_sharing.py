@@ -10,29 +10,14 @@ import datetime
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import urllib.request
 
 import tinker
+from common import cli, leave, step
 from tinker import types
 
 BASE_URL, BASE_MODEL, FOLDER = sys.argv[1:4]
-
-
-def step(name):
-    print(f"ok: {name}", flush=True)
-
-
-def cli(*arguments):
-    command = [sys.executable, "-m", "tinker.cli", "-f", "json", *arguments]
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=FOLDER)
-        # On a busy machine about 1 in 50 of the SDK's processes aborts as it leaves, after its answer.
-        if done.returncode >= 0:
-            break
-    assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
-    return json.loads(done.stdout) if done.stdout.strip() else None
 
 
 def sampling(service):
@@ -85,7 +70,7 @@ def sharing(service, client):
         assert json.load(answer)["peft_type"] == "LORA"
     step("external weights by their links")
 
-    folder = pathlib.Path(cli("checkpoint", "download", saved, "-o", FOLDER)["destination"])
+    folder = pathlib.Path(cli("checkpoint", "download", saved, "-o", FOLDER, folder=FOLDER)["destination"])
     assert (folder / "adapter_model.safetensors").stat().st_size > 1000, list(folder.iterdir())
     step("the command line downloads a training checkpoint")
 
@@ -100,8 +85,8 @@ def managing(service, client):
     step("a session moved to a project is found there")
 
     who = rest.whoami().result()
-    assert cli("auth", "whoami")["email"] == who.email == "local@localhost", who
-    trace = cli("session", "export-trace", session, "-o", f"{FOLDER}/t.pftrace")
+    assert cli("auth", "whoami", folder=FOLDER)["email"] == who.email == "local@localhost", who
+    trace = cli("session", "export-trace", session, "-o", f"{FOLDER}/t.pftrace", folder=FOLDER)
     events = json.loads(pathlib.Path(trace["destination"]).read_text())["traceEvents"]
     assert {"create_model", "save_weights"} <= {event["name"] for event in events}, events
     step("who one is, and the timeline of a session")
@@ -141,9 +126,7 @@ def main():
         sharing(service, client)
         managing(service, client)
         watching(client)
-    print(json.dumps({}), flush=True)
+    leave({})
 
 
 main()
-# The SDK's threads may abort the interpreter while it winds down; everything was checked by now.
-os._exit(0)
