@@ -190,3 +190,66 @@ impl Worker {
 
 /// The operations that wait for memory, and how many bytes each.
 pub(super) type Claims = HashMap<TrainingRunId, u64>;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn line(samples: &[(&str, &str)]) -> WaitingSamples {
+        let mut line = WaitingSamples::default();
+        for (owner, id) in samples {
+            line.push(id.parse().unwrap(), owner);
+        }
+        line
+    }
+
+    fn drained(mut line: WaitingSamples) -> Vec<String> {
+        let ids = std::iter::from_fn(|| line.take());
+        ids.map(|id| id.to_string()).collect()
+    }
+
+    #[test]
+    fn keys_and_their_sessions_take_turns_however_much_each_asks_for() {
+        let line = line(&[
+            ("ann", "a:sample:0:op:0"),
+            ("ann", "a:sample:0:op:1"),
+            ("ann", "b:sample:0:op:0"),
+            ("ben", "c:sample:0:op:0"),
+            ("ben", "c:sample:0:op:1"),
+        ]);
+
+        let order = drained(line);
+
+        let sessions: String = order.iter().map(|id| &id[..1]).collect();
+        assert_eq!(sessions, "acbca");
+    }
+
+    #[test]
+    fn one_that_was_given_up_is_not_taken() {
+        let mut line = line(&[("", "a:sample:0:op:0"), ("", "a:sample:0:op:1")]);
+        line.first = line.take();
+        let ids = ["a:sample:0:op:0", "a:sample:0:op:1"].map(|id| id.parse().unwrap());
+
+        for id in &ids {
+            assert!(line.remove(id) && !line.remove(id));
+        }
+
+        assert!(line.is_empty() && line.take().is_none());
+    }
+
+    #[test]
+    fn it_is_tried_again_when_something_ended_and_after_a_pause() {
+        let (mut line, now) = (line(&[("", "a:sample:0:op:0")]), Instant::now());
+        assert!(line.is_due(5, now) && line.next_wake().is_none());
+        let pause = Duration::from_secs(1);
+
+        line.tried = Some((5, now + pause));
+
+        assert!(!line.is_due(5, now) && line.is_due(4, now) && line.is_due(5, now + pause));
+        assert_eq!(line.next_wake(), Some(now + pause));
+        line.take();
+        assert_eq!(line.next_wake(), None, "nothing waits");
+    }
+}

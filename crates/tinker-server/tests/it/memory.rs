@@ -383,6 +383,24 @@ async fn samples_wait_for_the_memory_that_others_were_promised() {
 }
 
 #[tokio::test]
+async fn a_sample_that_waits_for_memory_outlives_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let server = open_endless(home.path(), [0, 0, 3 * MB]);
+    let sampler = sampler(&server, &server.session().await).await;
+    let endless = draw(&server, &sampler, 0, ENDLESS).await;
+    let second = draw(&server, &sampler, 1, 2).await;
+    let what = "1 samples of 2 tokens after a prompt of 1";
+    held_back(&server, &second, what).await;
+    drop(server);
+
+    let server = open_endless(home.path(), [0, 0, 3 * MB]);
+    held_back(&server, &second, what).await;
+    cancel(&server, &endless).await;
+
+    server.samples(&second).await;
+}
+
+#[tokio::test]
 async fn many_samples_that_fit_one_by_one_are_all_drawn() {
     let home = tempfile::tempdir().unwrap();
     let server = open_endless(home.path(), [0, 0, 3 * MB / 2]);
