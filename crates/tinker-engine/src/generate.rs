@@ -219,9 +219,23 @@ impl Generator {
         self.cache.forget(backend, adapter);
     }
 
-    /// Frees everything that is kept of finished requests.
-    pub fn clear_cache(&mut self, backend: &mut dyn Backend) {
-        self.cache.clear(backend);
+    /// Frees everything that is kept of finished requests; returns how many bytes that were.
+    pub fn clear_cache(&mut self, backend: &mut dyn Backend) -> usize {
+        self.cache.clear(backend)
+    }
+
+    /// Bytes of memory that are kept of finished requests.
+    pub fn cached_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Bytes of memory that requests under way hold.
+    pub fn held_bytes(&self, backend: &dyn Backend) -> usize {
+        let slots = self.active.iter().flat_map(|active| {
+            let prompt = active.prompt.iter().filter_map(|p| p.slot);
+            prompt.chain(active.samples.iter().flatten().filter_map(|s| s.slot))
+        });
+        slots.map(|slot| backend.slot_bytes(slot)).sum()
     }
 
     /// Takes a request of group 0; see [`Self::admit_of`].

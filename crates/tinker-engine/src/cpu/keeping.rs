@@ -39,6 +39,12 @@ impl Sizes {
     }
 }
 
+/// Floats that a sequence of `rows` rows takes without a backward pass.
+pub(crate) fn floats_forward(arch: &Arch, rows: usize, rank: usize) -> usize {
+    let sizes = Sizes::of(arch, rows, rank);
+    2 * rows * arch.hidden_size + sizes.kept + sizes.derived
+}
+
 impl Keeping {
     /// Everything.
     pub(crate) const ALL: Self = Self {

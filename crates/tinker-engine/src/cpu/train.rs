@@ -58,6 +58,14 @@ impl Workspace {
         streams.chain(acts).sum::<usize>() + self.derived.len()
     }
 
+    /// Of these, the floats that a pass without gradient uses.
+    pub(crate) fn len_forward(&self) -> usize {
+        let streams = self.xs.iter().take(2).map(|x| x.len());
+        let acts = self.acts.first().map_or(0, |a| a.len());
+        let own = self.acts.first().map_or(0, |a| a.derived.len());
+        streams.sum::<usize>() + acts + own.max(self.derived.len())
+    }
+
     /// Changes what is kept for backward passes.
     fn keep(&mut self, keeping: Keeping) {
         if self.keeping != keeping {
