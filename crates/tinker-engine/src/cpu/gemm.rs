@@ -526,6 +526,8 @@ pub(crate) struct Plan<'a> {
 // SAFETY: what the pointers of the jobs reach is only touched in parts, by callers who promise that
 // these do not overlap.
 unsafe impl Sync for Plan<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Plan<'_> {}
 
 impl<'a> Plan<'a> {
     /// `A [m, k]` times each right factor, `m` and `k` at least 1.
@@ -548,14 +550,21 @@ impl<'a> Plan<'a> {
     }
 
     /// Parts to cut the panels into: no more than threads, as each begins with cold weights.
-    pub(crate) fn parts(&self, pool: &Pool) -> usize {
+    fn parts(&self, pool: &Pool) -> usize {
         self.n_panels().min(pool.threads())
     }
 
     /// The panels of part `part` of `parts`.
-    pub(crate) fn part(&self, part: usize, parts: usize) -> Range<usize> {
+    fn part(&self, part: usize, parts: usize) -> Range<usize> {
         let n = self.n_panels();
         n * part / parts..n * (part + 1) / parts
+    }
+
+    /// Bytes to read, or to widen, for a panel of the first product.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        let of_tiles = |job: &Job| job.unit == Unit::Matrix && job.wide.is_none();
+        let halved = self.jobs.first().is_some_and(of_tiles);
+        self.k * PANEL * if halved { 2 } else { 4 }
     }
 
     /// Computes all columns of some rows.
