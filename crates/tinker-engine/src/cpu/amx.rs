@@ -174,6 +174,41 @@ impl TileUnit {
     }
 }
 
+/// Floats in the memory of 32 columns of `k` rows as [`Tiles`] has them.
+pub(super) fn panel_of_tiles(k: usize) -> usize {
+    k.div_ceil(DEPTH) * 2 * TILE
+}
+
+/// Rounds 32 columns of `k` rows to bf16, into tiles as [`Tiles`] has them; `rows(from, ..)` gives the rows
+/// from a multiple of 32 on, `[rows][32]`.
+///
+/// # Safety
+/// The machine has the unit.
+pub(super) unsafe fn panel_to_tiles(
+    unit: TileUnit,
+    k: usize,
+    rows: impl Fn(usize, &mut [f32]),
+    out: &mut [f32],
+) {
+    let mut square = [0.0; DEPTH * PANEL];
+    let (low, high) = out.split_at_mut(out.len() / 2);
+    for (i, from) in (0..k).step_by(DEPTH).enumerate() {
+        let n = DEPTH.min(k - from);
+        rows(from, &mut square[..n * PANEL]);
+        for (group, out) in [&mut *low, &mut *high].into_iter().enumerate() {
+            let strip = Strip {
+                data: square[group * SIDE..].as_ptr(),
+                stride: PANEL,
+                columns: SIDE,
+                first: 0,
+                k: n,
+            };
+            // SAFETY: passed on to the caller; the square holds the rows.
+            unsafe { unit.split::<1>(strip, 1, &mut out[i * TILE..][..TILE]) };
+        }
+    }
+}
+
 /// Where the parts of both factors are kept.
 #[derive(Debug)]
 pub(super) struct Scratch {

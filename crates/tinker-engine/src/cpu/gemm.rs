@@ -10,6 +10,8 @@
 //! The left factor is interleaved by groups of rows, so that the kernel walks one pointer; a factor
 //! that is stored transposed is used as it lies.
 
+mod wide;
+
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -35,9 +37,6 @@ const ROW_BLOCK: usize = 22 * ROWS;
 
 /// Multiply-adds from which on a second thread pays for its wake-up.
 const SHARED_WORK: usize = 1 << 16;
-
-/// Floats of quantized weights that are widened at a time, 1 MiB, as long as they are a panel.
-const WIDE: usize = 1 << 18;
 
 /// Up to this many rows, weights are streamed several panels at a time instead of kept in cache.
 const NARROW: usize = 6;
@@ -633,7 +632,7 @@ impl<'a> Plan<'a> {
 unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch: &mut Scratch) {
     for (job, wide) in jobs.iter().filter_map(|job| Some((job, job.wide?))) {
         // SAFETY: passed on to the caller.
-        unsafe { run_wide(isa, m, k, a, job, wide, scratch) };
+        unsafe { wide::run(isa, m, k, a, job, wide, scratch) };
     }
     let jobs = jobs.into_iter().filter(|job| job.wide.is_none());
     let (jobs, others): (Vec<Job>, _) = jobs.partition(|job| job.unit == Unit::Vector);
@@ -672,53 +671,6 @@ unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch
             }
         }
     }
-}
-
-/// Widens as many panels at a time as stay in the second-level cache, and multiplies with them.
-///
-/// # Safety
-/// As for [`run`].
-unsafe fn run_wide(
-    isa: Isa,
-    m: usize,
-    k: usize,
-    a: Rows<'_>,
-    job: &Job,
-    wide: Wide,
-    scratch: &mut Scratch,
-) {
-    let mut buffer = std::mem::replace(&mut scratch.wide, Buffer::zeros(0));
-    let panels = job.n.div_ceil(PANEL);
-    let at_once = (WIDE / (k * PANEL)).clamp(1, panels);
-    buffer.reserve(at_once * k * PANEL);
-    // SAFETY: the product that the job is of borrows the weights.
-    let weights = unsafe { &*wide.weights };
-    for first in (0..panels).step_by(at_once) {
-        let count = at_once.min(panels - first);
-        let targets = buffer.chunks_exact_mut(k * PANEL).take(count);
-        for (panel, target) in (wide.first + first..).zip(targets) {
-            if wide.turned {
-                weights.widen_turned(panel, target);
-            } else {
-                weights.widen(panel, target);
-            }
-            // The units of tiles round as they read.
-            if a.is_rounded() && job.unit == Unit::Vector {
-                elementwise::round_to_bf16(target);
-            }
-        }
-        let part = Job {
-            b: buffer.as_ptr(),
-            n: (count * PANEL).min(job.n - first * PANEL),
-            panel_stride: k * PANEL,
-            c: job.c.wrapping_add(first * PANEL),
-            wide: None,
-            ..*job
-        };
-        // SAFETY: passed on to the caller; the buffer holds the panels of the part.
-        unsafe { run(isa, m, k, a, vec![part], scratch) };
-    }
-    scratch.wide = buffer;
 }
 
 /// # Safety
