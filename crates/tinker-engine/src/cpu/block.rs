@@ -336,34 +336,39 @@ impl<'a> Block<'a> {
         angles: &Angles,
         acts: &mut Activations,
     ) {
-        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, self.heads());
-        let (layer, n) = (self.layer, rows * width);
-        self.norm_attention(rows, x, acts);
-        let site = self.site(Group::Qkv);
-        let u = &mut acts.u[Group::Qkv as usize];
-        let mut outputs = [
-            Output {
-                linear: &layer.q,
-                y: &mut acts.q,
-            },
-            Output {
-                linear: &layer.k,
-                y: &mut acts.k,
-            },
-            Output {
-                linear: &layer.v,
-                y: &mut acts.v,
-            },
+        self.norm_attention(batch.rows, x, acts);
+        let (of, mut outputs) = self.qkv(batch.rows, acts);
+        batch.forward(of, &mut outputs);
+        self.turn_heads(batch.rows, angles, acts);
+    }
+
+    /// Queries, keys and values of what the attention norm gave.
+    pub(crate) fn qkv<'f>(
+        &self,
+        rows: usize,
+        acts: &'f mut Activations,
+    ) -> (Forward<'f>, [Output<'f>; 3])
+    where
+        'a: 'f,
+    {
+        let (width, layer) = (self.arch.hidden_size, self.layer);
+        let of = Forward {
+            site: self.site(Group::Qkv),
+            x: &acts.derived.normed[..rows * width],
+            width,
+            u: &mut acts.u[Group::Qkv as usize],
+        };
+        let sides = [
+            (&layer.q, &mut acts.q),
+            (&layer.k, &mut acts.k),
+            (&layer.v, &mut acts.v),
         ];
-        batch.forward(
-            Forward {
-                site,
-                x: &acts.derived.normed[..n],
-                width,
-                u,
-            },
-            &mut outputs,
-        );
+        (of, sides.map(|(linear, y)| Output { linear, y }))
+    }
+
+    /// Norms and rotates query and key heads.
+    pub(crate) fn turn_heads(&self, rows: usize, angles: &Angles, acts: &mut Activations) {
+        let heads = self.heads();
         self.norm_heads(rows, &heads, acts);
         let sides = [
             (&mut acts.q, heads.q_width()),
@@ -442,7 +447,14 @@ impl<'a> Block<'a> {
         elementwise::add(&acts.middle[..n], &mut out[..n]);
     }
 
-    fn norm_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
+    /// As the end of [`Block::finish`], once `out` is what the down projection gives.
+    pub(crate) fn add_mlp(&self, rows: usize, out: &mut [f32], acts: &mut Activations) {
+        let out = &mut out[..rows * self.arch.hidden_size];
+        self.norm_after_mlp(rows, out, acts);
+        elementwise::add(&acts.middle[..out.len()], out);
+    }
+
+    pub(crate) fn norm_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
         let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
         let (x, norm) = (
             &x[..rows * self.arch.hidden_size],
@@ -451,7 +463,7 @@ impl<'a> Block<'a> {
         elementwise::rms_norm(x, norm, eps, &mut acts.derived.normed, inverse);
     }
 
-    fn norm_mlp(&self, rows: usize, acts: &mut Activations) {
+    pub(crate) fn norm_mlp(&self, rows: usize, acts: &mut Activations) {
         let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..rows]);
         let (middle, norm) = (
             &acts.middle[..rows * self.arch.hidden_size],
@@ -462,27 +474,38 @@ impl<'a> Block<'a> {
 
     /// `middle = x + o(attended)`.
     fn finish_attention(&self, batch: &Batch<'_>, x: &[f32], acts: &mut Activations) {
-        let (layer, n) = (self.layer, batch.rows * self.arch.hidden_size);
-        let post = layer.post_attention_norm.as_ref();
-        let out = match post {
+        let (of, output) = self.o(batch.rows, acts);
+        batch.forward(of, &mut [output]);
+        self.add_attention(batch.rows, x, acts);
+    }
+
+    /// The output projection of attention.
+    pub(crate) fn o<'f>(&self, rows: usize, acts: &'f mut Activations) -> (Forward<'f>, Output<'f>)
+    where
+        'a: 'f,
+    {
+        let out = match self.layer.post_attention_norm {
             Some(_) => &mut acts.attention_out,
             None => &mut acts.middle,
         };
-        let o = Forward {
+        let of = Forward {
             site: self.site(Group::O),
             x: &acts.attended,
             width: self.heads().q_width(),
             u: &mut acts.u[Group::O as usize],
         };
-        batch.forward(
-            o,
-            &mut [Output {
-                linear: &layer.o,
-                y: &mut out[..n],
-            }],
-        );
-        if let Some(norm) = post {
-            let (raw, inverse) = (&acts.attention_out[..n], &mut acts.inverse[2][..batch.rows]);
+        let output = Output {
+            linear: &self.layer.o,
+            y: &mut out[..rows * self.arch.hidden_size],
+        };
+        (of, output)
+    }
+
+    /// Adds attention's output, normed where the architecture does that, to the residual stream.
+    pub(crate) fn add_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
+        let n = rows * self.arch.hidden_size;
+        if let Some(norm) = &self.layer.post_attention_norm {
+            let (raw, inverse) = (&acts.attention_out[..n], &mut acts.inverse[2][..rows]);
             elementwise::rms_norm(raw, norm, self.arch.rms_eps, &mut acts.middle, inverse);
         }
         elementwise::add(&x[..n], &mut acts.middle[..n]);
@@ -494,10 +517,15 @@ impl<'a> Block<'a> {
             Mlp::Dense(gated) => self.gated(batch, gated, out, acts),
             Mlp::Sparse(experts) => self.mix(batch, experts, out, acts),
         }
+        self.norm_after_mlp(batch.rows, out, acts);
+    }
+
+    /// The norm of what the MLP gave, where the architecture has one.
+    fn norm_after_mlp(&self, rows: usize, out: &mut [f32], acts: &mut Activations) {
         if let Some(norm) = &self.layer.post_mlp_norm {
             let (raw, inverse) = (&mut acts.mlp_out[..out.len()], &mut acts.inverse[3]);
             raw.copy_from_slice(out);
-            let inverse = &mut inverse[..batch.rows];
+            let inverse = &mut inverse[..rows];
             elementwise::rms_norm(raw, norm, self.arch.rms_eps, out, inverse);
         }
     }
@@ -514,31 +542,31 @@ impl<'a> Block<'a> {
 
     /// `activated = act(gate(mlp_normed)) * up(mlp_normed)`.
     fn gate_up(&self, batch: &Batch<'_>, gated: &Gated, acts: &mut Activations) {
-        let width = self.arch.hidden_size;
-        let gate_up = Forward {
-            site: self.site(Group::GateUp),
-            x: &acts.derived.mlp_normed[..batch.rows * width],
-            width,
-            u: &mut acts.u[Group::GateUp as usize],
-        };
-        batch.forward(
-            gate_up,
-            &mut [
-                Output {
-                    linear: &gated.gate,
-                    y: &mut acts.gate,
-                },
-                Output {
-                    linear: &gated.up,
-                    y: &mut acts.up,
-                },
-            ],
-        );
+        let (of, mut outputs) = self.gate_and_up(batch.rows, gated, acts);
+        batch.forward(of, &mut outputs);
         self.activate(batch.rows * self.arch.intermediate_size, acts);
     }
 
+    /// The gate and up projections of what the MLP's norm gave.
+    pub(crate) fn gate_and_up<'f>(
+        &self,
+        rows: usize,
+        gated: &'f Gated,
+        acts: &'f mut Activations,
+    ) -> (Forward<'f>, [Output<'f>; 2]) {
+        let width = self.arch.hidden_size;
+        let of = Forward {
+            site: self.site(Group::GateUp),
+            x: &acts.derived.mlp_normed[..rows * width],
+            width,
+            u: &mut acts.u[Group::GateUp as usize],
+        };
+        let sides = [(&gated.gate, &mut acts.gate), (&gated.up, &mut acts.up)];
+        (of, sides.map(|(linear, y)| Output { linear, y }))
+    }
+
     /// What the down projection reads.
-    fn down<'f>(&self, acts: &'f mut Activations) -> Forward<'f> {
+    pub(crate) fn down<'f>(&self, acts: &'f mut Activations) -> Forward<'f> {
         Forward {
             site: self.site(Group::Down),
             x: &acts.derived.activated,
@@ -548,7 +576,7 @@ impl<'a> Block<'a> {
     }
 
     /// `activated = act(gate) * up`, the first `n` of each.
-    fn activate(&self, n: usize, acts: &mut Activations) {
+    pub(crate) fn activate(&self, n: usize, acts: &mut Activations) {
         let (gate, up) = (&acts.gate[..n], &acts.up[..n]);
         let out = &mut acts.derived.activated[..n];
         match self.arch.activation {

@@ -21,6 +21,7 @@ mod model;
 pub(crate) mod pool;
 mod quant;
 mod simd;
+mod steps;
 mod tile;
 mod train;
 
