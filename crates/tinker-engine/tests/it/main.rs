@@ -17,6 +17,8 @@ mod generating;
 mod gpu;
 mod half;
 mod invariance;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod loading;
 mod losses;
 mod peft;

@@ -17,7 +17,7 @@ use crate::gpu::{check_tensors, prompt};
 const VOCAB: usize = 320;
 
 /// A Llama of random numbers.
-struct Shape {
+pub(crate) struct Shape {
     name: &'static str,
     hidden: usize,
     /// Query heads, key heads, width of each.
@@ -30,7 +30,7 @@ struct Shape {
 
 /// Three segments in the MLP's last layer, or in that of attention and in the others; a segment that is
 /// full and one of a few numbers.
-const SHAPES: [Shape; 2] = [
+pub(crate) const SHAPES: [Shape; 2] = [
     Shape {
         name: "heads of 80",
         hidden: 64,
@@ -62,9 +62,9 @@ fn random(seed: u64, shape: &[usize]) -> HostTensor {
 }
 
 /// A model on disk, and an adapter of all its layers whose `B` is not zero.
-struct Made {
-    dir: PathBuf,
-    adapter: AdapterState,
+pub(crate) struct Made {
+    pub(crate) dir: PathBuf,
+    pub(crate) adapter: AdapterState,
     _held: tempfile::TempDir,
 }
 
@@ -100,7 +100,7 @@ impl Shape {
         tensors.collect()
     }
 
-    fn make(&self) -> Made {
+    pub(crate) fn make(&self) -> Made {
         let held = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let dir = held.path().to_path_buf();
         let [n_heads, n_kv_heads, head_dim] = self.heads;
