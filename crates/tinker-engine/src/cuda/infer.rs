@@ -8,7 +8,7 @@ use super::block::{Activations, Angles, Block};
 use super::device::Device;
 use super::head::{HeadScratch, chunk_rows};
 use super::linear::{Batch, Run, widest};
-use super::memory::{Buffer, Floats, Table};
+use super::memory::{Buffer, Carver, Floats, Table};
 use super::model::Model;
 use super::ops::Ops;
 use super::train::{TILE_WORDS, Tile};
@@ -120,12 +120,10 @@ impl Slot {
 /// Activations of the rows that are under way.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    acts: Activations,
+    rows: Buffer,
+    /// Output of the final norm of the rows that went through last.
+    normed: Floats,
     head: HeadScratch,
-    /// Residual stream before and after a block.
-    xs: [Buffer; 2],
-    normed: Buffer,
-    inverse: Buffer,
     angles: Angles,
     tokens: Table,
     places: Table,
@@ -134,14 +132,12 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        let none = || Buffer::empty(device);
         let table = || Table::empty(device);
+        let rows = Buffer::empty(device);
         Self {
-            acts: Activations::new(device),
+            normed: rows.floats(),
+            rows,
             head: HeadScratch::new(device),
-            xs: [none(), none()],
-            normed: none(),
-            inverse: none(),
             angles: Angles::default(),
             tokens: table(),
             places: table(),
@@ -149,13 +145,38 @@ impl Scratch {
         }
     }
 
-    fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<()> {
-        self.acts.reserve(arch, rows, rank)?;
+    fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<Room> {
+        let mut counting = Carver::counting();
+        Room::carve(&mut counting, arch, rows, rank);
+        self.rows.reserve(counting.taken())?;
+        Ok(Room::carve(
+            &mut self.rows.floats().carve(),
+            arch,
+            rows,
+            rank,
+        ))
+    }
+}
+
+/// What lies where in the scratch, for the rows that are under way.
+#[derive(Debug)]
+struct Room {
+    acts: Activations,
+    /// Residual stream before and after a block.
+    xs: [Floats; 2],
+    normed: Floats,
+    inverse: Floats,
+}
+
+impl Room {
+    fn carve(carver: &mut Carver, arch: &Arch, rows: usize, rank: usize) -> Self {
         let n = rows * arch.hidden_size;
-        self.xs[0].reserve(n)?;
-        self.xs[1].reserve(n)?;
-        self.normed.reserve(n)?;
-        self.inverse.reserve(rows)
+        Self {
+            xs: [carver.take(n), carver.take(n)],
+            normed: carver.take(n),
+            inverse: carver.take(rows),
+            acts: Activations::carve(carver, arch, rows, rank),
+        }
     }
 }
 
@@ -245,7 +266,7 @@ impl Inference<'_> {
             .iter()
             .map(|s| (1, s.slot.adapter.as_deref()))
             .collect();
-        let hidden = self.scratch.normed.floats();
+        let hidden = self.scratch.normed;
         self.logits(hidden, &runs_of(&owners))
     }
 
@@ -260,7 +281,7 @@ impl Inference<'_> {
         let chunk = chunk_rows(vocab);
         for (i, targets) in targets.chunks(chunk).enumerate() {
             let rows = targets.len();
-            let hidden = self.scratch.normed.floats();
+            let hidden = self.scratch.normed;
             let hidden = hidden.range(i * chunk * width, rows * width);
             let run = [Run {
                 rows: 0..rows,
@@ -280,7 +301,7 @@ impl Inference<'_> {
         rows: std::ops::Range<usize>,
     ) -> Result<Vec<f32>> {
         let width = self.model.arch.hidden_size;
-        let hidden = self.scratch.normed.floats();
+        let hidden = self.scratch.normed;
         let hidden = hidden.range(rows.start * width, rows.len() * width);
         let run = [Run {
             rows: 0..rows.len(),
@@ -335,31 +356,30 @@ impl Inference<'_> {
             rank: widest(&runs),
             trains: false,
         };
-        scratch.reserve(arch, rows, batch.rank)?;
+        let room = scratch.reserve(arch, rows, batch.rank)?;
         let tokens = (scratch.tokens.set(&tokens)?, rows);
         let places = scratch.places.set(&places)?;
         let tiles = (scratch.tiles.set(&tiles)?, tiles.len() / TILE_WORDS);
-        let [mut x, mut next] = [&scratch.xs[0], &scratch.xs[1]].map(Buffer::floats);
-        let acts = &scratch.acts;
+        let [mut x, mut next] = room.xs;
+        let acts = &room.acts;
         self.ops
             .embed(model.embedding(), tokens, arch.embedding_scale, x)?;
         for layer in 0..arch.n_layers {
             let block = Block::of(model, layer);
             block.project(self.ops, &batch, x, &scratch.angles, acts)?;
-            let (q, k, v) = (acts.q.floats(), acts.k.floats(), acts.v.floats());
             let width = block.heads.kv_width();
             self.ops
-                .store_keys_values((rows, width), k, v, places, layer)?;
-            let out = (acts.attended.floats(), acts.logs.floats());
+                .store_keys_values((rows, width), acts.k, acts.v, places, layer)?;
+            let out = (acts.attended, acts.logs);
             self.ops
-                .attention(&block.heads, q, tiles, layer, rows, out)?;
+                .attention(&block.heads, acts.q, tiles, layer, rows, out)?;
             block.finish(self.ops, &batch, x, next, acts)?;
             std::mem::swap(&mut x, &mut next);
         }
-        let (normed, inverse) = (scratch.normed.floats(), scratch.inverse.floats());
-        let norm = model.final_norm.floats();
+        let (norm, sizes) = (model.final_norm.floats(), (rows, arch.rms_eps));
         self.ops
-            .rms_norm((rows, arch.rms_eps), x, norm, normed, inverse)?;
+            .rms_norm(sizes, x, norm, room.normed, room.inverse)?;
+        scratch.normed = room.normed;
         drop(owners);
         for segment in segments {
             segment.slot.len += segment.tokens.len();

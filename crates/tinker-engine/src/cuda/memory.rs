@@ -259,6 +259,14 @@ impl Floats {
         }
     }
 
+    /// Room for what is carved of it, piece by piece.
+    pub(super) fn carve(self) -> Carver {
+        Carver {
+            floats: self,
+            taken: 0,
+        }
+    }
+
     pub(super) fn clear(self, device: &Arc<dyn Device>) -> Result<()> {
         if self.len == 0 {
             return Ok(());
@@ -284,5 +292,36 @@ impl Floats {
             unsafe { device.download(self.address, as_bytes_mut(&mut values))? };
         }
         Ok(values)
+    }
+}
+
+/// Floats that pieces of begin where allocations would: so products of them have the same bits.
+const PIECE: usize = 64;
+
+/// Hands out ranges of floats, one after the other.
+#[derive(Debug)]
+pub(super) struct Carver {
+    floats: Floats,
+    /// Of `floats`, or more where they do not suffice.
+    taken: usize,
+}
+
+impl Carver {
+    /// One that only counts; what it hands out is not to be touched.
+    pub(super) fn counting() -> Self {
+        let (address, len) = (0, usize::MAX / size_of::<f32>());
+        Floats { address, len }.carve()
+    }
+
+    /// The next `len` floats.
+    pub(super) fn take(&mut self, len: usize) -> Floats {
+        let start = self.taken;
+        self.taken = start.saturating_add(len).next_multiple_of(PIECE);
+        self.floats.range(start, len)
+    }
+
+    /// How many it has handed out, with those between pieces.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
     }
 }

@@ -1,5 +1,8 @@
 //! The GPU backend on an emulated device: beside the CPU, and bit for bit beside itself.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tinker_engine::cuda::load_on;
 use tinker_engine::{
     AdamW, AdapterId, AdapterState, Backend, Dimuon, Error, LoraSpec, Loss, Optimizer, SlotId,
@@ -7,7 +10,7 @@ use tinker_engine::{
 };
 
 use crate::common::{FEW, Reference, all_modules, dense, dir, load, relative};
-use crate::emulated::{load_emulated, open};
+use crate::emulated::{load_emulated, open, open_measured};
 use crate::generating::check_company;
 
 pub(crate) const STEP: AdamW = AdamW {
@@ -428,6 +431,29 @@ fn activations_give_way_where_memory_is_short() {
         .unwrap();
 
     assert!(gradient(least, usize::MAX).unwrap() == wanted);
+}
+
+#[test]
+fn activations_keep_to_their_memory_whatever_the_order_of_the_batch() {
+    // Room for the activations of one block of the long sequence, or of all blocks of the short one.
+    let budget = 1 << 20;
+    let peak_of = |batch: &[usize], budget| {
+        let peak = Arc::new(AtomicUsize::new(0));
+        let at = Arc::clone(&peak);
+        let open = move |head| Ok(open_measured(head, &at));
+        let mut backend = load_on(&open, &dir("llama"), Some(budget)).unwrap();
+        let adapter = backend.create_adapter(&all_modules(4)).unwrap();
+        let batch: Vec<_> = batch.iter().copied().map(whole).collect();
+        backend.forward_backward(adapter, &batch).unwrap();
+        peak.load(Ordering::Relaxed)
+    };
+    let [long, short] = [200, 100].map(|n| peak_of(&[n], budget));
+    assert!(long == peak_of(&[200], 0) && short > peak_of(&[100], 0));
+
+    for batch in [[200, 100], [100, 200]] {
+        let together = peak_of(&batch, budget);
+        assert!(together <= long.max(short), "{together} {long} {short}");
+    }
 }
 
 #[test]

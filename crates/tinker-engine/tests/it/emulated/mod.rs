@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use libloading::{Library, Symbol};
@@ -32,6 +32,14 @@ pub(crate) fn load_emulated(model: &str, _threads: usize) -> Box<dyn Backend> {
 /// A device with so many bytes of memory and kernels for heads up to `head` wide.
 pub(crate) fn open(head: usize, memory: usize) -> Result<Arc<dyn Device>> {
     Ok(Arc::new(Emulated::new(kernels(head), memory)))
+}
+
+/// As [`open`] with memory enough, and where the most that was ever taken is noted.
+pub(crate) fn open_measured(head: usize, peak: &Arc<AtomicUsize>) -> Arc<dyn Device> {
+    Arc::new(Emulated {
+        peak: Arc::clone(peak),
+        ..Emulated::new(kernels(head), 1 << 30)
+    })
 }
 
 /// Names of kernels that were launched.
@@ -114,6 +122,8 @@ struct Emulated {
     memory: usize,
     /// Bytes taken, by address.
     taken: Mutex<BTreeMap<u64, usize>>,
+    /// The most bytes that were taken at once.
+    peak: Arc<AtomicUsize>,
     /// What each launch is run in; the next of all where there is none.
     orders: &'static [u64],
     launches: AtomicU64,
@@ -127,6 +137,7 @@ impl Emulated {
             kernels,
             memory,
             taken: Mutex::default(),
+            peak: Arc::default(),
             orders: &[],
             launches: AtomicU64::new(0),
             seen: Arc::default(),
@@ -251,6 +262,7 @@ unsafe impl Device for Emulated {
             memory.add(GUARD) as u64
         };
         self.taken.lock().unwrap().insert(address, bytes);
+        self.peak.fetch_max(self.used(), Ordering::Relaxed);
         Ok(address)
     }
 
