@@ -17,7 +17,9 @@ use super::model::Model;
 use super::pool::{Pool, SharedMut};
 use crate::arch::Arch;
 use crate::error::Result;
+use crate::held::Cached;
 use crate::loss::{Loss, TrainSequence};
+use crate::runs::{runs_of, widest};
 
 /// Rows of a prompt that go through the model together; bounds the memory of activations.
 const CHUNK: usize = 480;
@@ -86,12 +88,6 @@ impl Slot {
         }
     }
 
-    /// Memory of its keys and values.
-    pub(crate) fn bytes(&self) -> usize {
-        let floats = |cache: &Cache| cache.keys.len() + cache.values.len();
-        self.layers.iter().map(floats).sum::<usize>() * size_of::<f32>()
-    }
-
     /// Makes room for `n` more tokens in steps of panels, doubling so that growth stays cheap.
     fn grow(&mut self, heads: &Heads, n: usize) {
         let width = heads.kv_width();
@@ -105,6 +101,21 @@ impl Slot {
             cache.keys.resize(positions * width);
             cache.values.resize(positions * width);
         }
+    }
+}
+
+impl Cached for Slot {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn bytes(&self) -> usize {
+        let floats = |cache: &Cache| cache.keys.len() + cache.values.len();
+        self.layers.iter().map(floats).sum::<usize>() * size_of::<f32>()
     }
 }
 
@@ -260,7 +271,7 @@ impl Inference<'_> {
     fn logits(&mut self, hidden: &[f32], runs: &[Run<'_>]) -> Vec<f32> {
         let (width, vocab) = (self.model.arch.hidden_size, self.model.arch.vocab_size);
         let rows = hidden.len() / width;
-        let rank = widest(runs);
+        let rank = widest(runs, Adapter::padded_rank);
         self.scratch.u.reserve(rows * rank);
         let mut logits = vec![0.0; rows * vocab];
         let batch = Batch {
@@ -315,8 +326,8 @@ impl Inference<'_> {
                 owners.push((segment.tokens.len(), adapter.as_deref()));
                 caches.push((*len, segment.tokens.len(), layers));
             }
-            let runs = runs_of(&owners);
-            let rank = widest(&runs);
+            let runs = runs_of(owners.iter().copied());
+            let rank = widest(&runs, Adapter::padded_rank);
             scratch.reserve(arch, rows, rank);
             let batch = Batch {
                 rows,
@@ -403,39 +414,6 @@ fn attend(
 }
 
 fn runs<'a>(segments: &'a [Segment<'_>]) -> Vec<Run<'a>> {
-    let owners: Vec<_> = segments
-        .iter()
-        .map(|s| (s.tokens.len(), s.slot.adapter.as_deref()))
-        .collect();
-    runs_of(&owners)
-}
-
-/// Joins neighbours of the same adapter.
-fn runs_of<'a>(owners: &[(usize, Option<&'a Adapter>)]) -> Vec<Run<'a>> {
-    let mut runs: Vec<Run<'a>> = Vec::new();
-    let mut row = 0;
-    for (n, adapter) in owners {
-        let same = |run: &Run<'a>| match (run.adapter, adapter) {
-            (Some(a), Some(b)) => std::ptr::eq(a, *b),
-            (None, None) => true,
-            _ => false,
-        };
-        match runs.last_mut() {
-            Some(last) if same(last) => last.rows.end += n,
-            _ => runs.push(Run {
-                rows: row..row + n,
-                adapter: *adapter,
-            }),
-        }
-        row += n;
-    }
-    runs
-}
-
-fn widest(runs: &[Run<'_>]) -> usize {
-    runs.iter()
-        .filter_map(|r| r.adapter)
-        .map(Adapter::padded_rank)
-        .max()
-        .unwrap_or(0)
+    let owner = |s: &'a Segment<'_>| (s.tokens.len(), s.slot.adapter.as_deref());
+    runs_of(segments.iter().map(owner))
 }

@@ -7,13 +7,15 @@ use super::adapter::Adapter;
 use super::block::{Activations, Angles, Block};
 use super::device::Device;
 use super::head::{HeadScratch, chunk_rows};
-use super::linear::{Batch, Run, widest};
+use super::linear::{Batch, Run};
 use super::memory::{Buffer, Carver, Floats, Table};
 use super::model::Model;
 use super::ops::Ops;
 use super::train::{TILE_WORDS, Tile};
 use crate::arch::Arch;
 use crate::error::Result;
+use crate::held::Cached;
+use crate::runs::{runs_of, widest};
 
 /// Rows of a prompt that go through the model together; bounds the memory of activations.
 const CHUNK: usize = 512;
@@ -65,11 +67,6 @@ impl Slot {
         Ok(copy)
     }
 
-    /// Memory of its keys and values.
-    pub(super) fn bytes(&self) -> usize {
-        self.cache.bytes()
-    }
-
     /// Makes room for `n` more tokens, doubling so that growth stays cheap.
     fn grow(&mut self, device: &Arc<dyn Device>, arch: &Arch, n: usize) -> Result<()> {
         let needed = self.len + n;
@@ -114,6 +111,20 @@ impl Slot {
         let cache = self.cache.floats();
         let values = cache.from(arch.n_layers * stride);
         (cache.address(), values.address(), stride)
+    }
+}
+
+impl Cached for Slot {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn bytes(&self) -> usize {
+        self.cache.bytes()
     }
 }
 
@@ -262,12 +273,9 @@ impl Inference<'_> {
     /// Appends one token to each slot; returns the logits, `[slots, vocab]`.
     pub(super) fn decode(&mut self, segments: &mut [Segment<'_>]) -> Result<Vec<f32>> {
         self.extend(segments)?;
-        let owners: Vec<_> = segments
-            .iter()
-            .map(|s| (1, s.slot.adapter.as_deref()))
-            .collect();
+        let owners = segments.iter().map(|s| (1, s.slot.adapter.as_deref()));
         let hidden = self.scratch.normed;
-        self.logits(hidden, &runs_of(&owners))
+        self.logits(hidden, &runs_of(owners))
     }
 
     /// Log-probabilities of `targets` after the rows that went through last.
@@ -323,7 +331,7 @@ impl Inference<'_> {
         let batch = Batch {
             rows,
             runs,
-            rank: widest(runs),
+            rank: widest(runs, Adapter::padded_rank),
             trains: false,
         };
         let head = &mut self.scratch.head;
@@ -345,15 +353,14 @@ impl Inference<'_> {
         self.scratch.angles.set(&device, arch, positions)?;
         let (places, tiles) = tables(arch, segments, self.tile);
         let scratch = &mut *self.scratch;
-        let owners: Vec<_> = segments
+        let owners = segments
             .iter()
-            .map(|s| (s.tokens.len(), s.slot.adapter.as_deref()))
-            .collect();
-        let runs = runs_of(&owners);
+            .map(|s| (s.tokens.len(), s.slot.adapter.as_deref()));
+        let runs = runs_of(owners);
         let batch = Batch {
             rows,
             runs: &runs,
-            rank: widest(&runs),
+            rank: widest(&runs, Adapter::padded_rank),
             trains: false,
         };
         let room = scratch.reserve(arch, rows, batch.rank)?;
@@ -380,7 +387,7 @@ impl Inference<'_> {
         self.ops
             .rms_norm(sizes, x, norm, room.normed, room.inverse)?;
         scratch.normed = room.normed;
-        drop(owners);
+        drop(runs);
         for segment in segments {
             segment.slot.len += segment.tokens.len();
         }
@@ -410,26 +417,4 @@ fn tables(arch: &Arch, segments: &[Segment<'_>], tile: usize) -> (Vec<u64>, Vec<
         row += rows;
     }
     (places, tiles)
-}
-
-/// Joins neighbours of the same adapter.
-fn runs_of<'a>(owners: &[(usize, Option<&'a Adapter>)]) -> Vec<Run<'a>> {
-    let mut runs: Vec<Run<'a>> = Vec::new();
-    let mut row = 0;
-    for (n, adapter) in owners {
-        let same = |run: &Run<'a>| match (run.adapter, adapter) {
-            (Some(a), Some(b)) => std::ptr::eq(a, *b),
-            (None, None) => true,
-            _ => false,
-        };
-        match runs.last_mut() {
-            Some(last) if same(last) => last.rows.end += n,
-            _ => runs.push(Run {
-                rows: row..row + n,
-                adapter: *adapter,
-            }),
-        }
-        row += n;
-    }
-    runs
 }

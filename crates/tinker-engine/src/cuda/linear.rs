@@ -1,7 +1,5 @@
 //! Linear layers with LoRA: frozen weights for all rows, an adapter for each run of rows.
 
-use std::ops::Range;
-
 use super::adapter::{Adapter, Lora, Site};
 use super::device::Number;
 use super::memory::Floats;
@@ -22,17 +20,7 @@ pub(super) struct Batch<'a> {
 }
 
 /// Consecutive rows of one adapter.
-#[derive(Debug, Clone)]
-pub(super) struct Run<'a> {
-    pub(super) rows: Range<usize>,
-    pub(super) adapter: Option<&'a Adapter>,
-}
-
-/// The widest padded rank of runs.
-pub(super) fn widest(runs: &[Run<'_>]) -> usize {
-    let ranks = runs.iter().filter_map(|run| run.adapter);
-    ranks.map(Adapter::padded_rank).max().unwrap_or(0)
-}
+pub(super) type Run<'a> = crate::runs::Run<'a, Adapter>;
 
 /// A row-major matrix of floats that a product reads or writes.
 #[derive(Debug, Clone, Copy)]

@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tinker_engine::cuda::load_on;
 use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, Dimuon, Error, LoraSpec, Loss, Optimizer, SlotId,
-    TrainSequence,
+    AdamW, AdapterId, Backend, Dimuon, Error, LoraSpec, Loss, Optimizer, SlotId, TrainSequence,
 };
 
-use crate::common::{FEW, Reference, all_modules, dense, dir, load, relative};
+use crate::common::{FEW, Reference, all_modules, dense, dir, load, relative, train};
 use crate::emulated::{load_emulated, open, open_measured};
 use crate::generating::check_company;
 
@@ -119,21 +118,6 @@ fn steps_agree_with_those_of_the_cpu() {
             assert!(relative(m, m_wanted) < 1e-6 && relative(v, v_wanted) < 1e-6);
         }
     }
-}
-
-/// Log-probabilities of calls, and the state after them.
-fn train(
-    backend: &mut dyn Backend,
-    reference: &Reference,
-    calls: &[&[TrainSequence]],
-) -> (Vec<Vec<f32>>, AdapterState) {
-    let adapter = reference.import(backend);
-    let mut logprobs = Vec::new();
-    for call in calls {
-        let outputs = backend.forward_backward(adapter, call).unwrap();
-        logprobs.extend(outputs.into_iter().map(|o| o.logprobs));
-    }
-    (logprobs, backend.export_adapter(adapter).unwrap())
 }
 
 #[test]
@@ -515,12 +499,12 @@ fn what_training_keeps_gives_way_to_other_work() {
     type Work = fn(&mut dyn Backend, AdapterId, SlotId) -> tinker_engine::Result<Vec<f32>>;
     let works: [(&str, Work); 7] = [
         ("prefill", |backend, _, slot| {
-            let prefill = backend.prefill(slot, &prompt(150), true)?;
+            let prefill = backend.prefill(slot, &prompt(50), true)?;
             Ok(prefill.next_logits)
         }),
         ("prefill_logits", |backend, _, slot| {
             let mut shown = Vec::new();
-            let last = backend.prefill_logits(slot, &prompt(150), 100, &mut |_, logits| {
+            let last = backend.prefill_logits(slot, &prompt(50), 30, &mut |_, logits| {
                 shown.extend_from_slice(logits);
                 Ok(())
             })?;
@@ -531,7 +515,7 @@ fn what_training_keeps_gives_way_to_other_work() {
             backend.decode_step(&[(slot, 5)])
         }),
         ("forward", |backend, adapter, _| {
-            let outputs = backend.forward(Some(adapter), &[whole(150)])?;
+            let outputs = backend.forward(Some(adapter), &[whole(50)])?;
             Ok(outputs[0].logprobs.clone())
         }),
         ("create_adapter", |backend, _, _| {
@@ -553,12 +537,12 @@ fn what_training_keeps_gives_way_to_other_work() {
         let open = move |head| open(head, memory);
         let mut backend = load_on(&open, &dir("llama"), Some(0))?;
         let adapter = backend.import_adapter(&Reference::of("llama").adapter())?;
-        let slot = backend.open_slot(Some(adapter), 200)?;
-        backend.prefill(slot, &prompt(40), false)?;
-        backend.forward_backward(adapter, &[whole(200)])?;
+        let slot = backend.open_slot(Some(adapter), 100)?;
+        backend.prefill(slot, &prompt(10), false)?;
+        backend.forward_backward(adapter, &[whole(60)])?;
         Ok::<_, Error>((backend, adapter, slot))
     };
-    let sizes: Vec<usize> = (64..512).map(|n| n << 14).collect();
+    let sizes: Vec<usize> = (32..256).map(|n| n << 14).collect();
     let least = sizes[sizes.partition_point(|memory| trained(*memory).is_err())];
 
     for (name, work) in works {
