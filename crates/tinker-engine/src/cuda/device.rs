@@ -21,15 +21,17 @@ pub const SOURCE: &str = concat!(
 );
 
 /// The names of the kernels.
-pub const KERNELS: [&str; 27] = [
+pub const KERNELS: [&str; 29] = [
     "adamw",
     "add",
     "add_bias",
     "add_segments",
-    "attention",
     "attention_backward_kv",
     "attention_backward_q",
     "attention_dots",
+    "attention_join",
+    "attention_narrow",
+    "attention_wide",
     "embed_bf16",
     "embed_f32",
     "geglu",

@@ -11,7 +11,7 @@ use super::linear::{Batch, Run};
 use super::memory::{Buffer, Carver, Floats, Table};
 use super::model::Model;
 use super::ops::Ops;
-use super::train::{TILE_WORDS, Tile};
+use super::tiles::{Rows, Tiles};
 use crate::arch::Arch;
 use crate::error::Result;
 use crate::held::Cached;
@@ -351,7 +351,9 @@ impl Inference<'_> {
             .iter()
             .flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
         self.scratch.angles.set(&device, arch, positions)?;
-        let (places, tiles) = tables(arch, segments, self.tile);
+        let sequences = segments.iter().map(|segment| segment.rows(arch));
+        let places: Vec<u64> = sequences.clone().flat_map(places).collect();
+        let tiles = Tiles::of(sequences, &model.heads(0), self.tile);
         let scratch = &mut *self.scratch;
         let owners = segments
             .iter()
@@ -366,7 +368,7 @@ impl Inference<'_> {
         let room = scratch.reserve(arch, rows, batch.rank)?;
         let tokens = (scratch.tokens.set(&tokens)?, rows);
         let places = scratch.places.set(&places)?;
-        let tiles = (scratch.tiles.set(&tiles)?, tiles.len() / TILE_WORDS);
+        let tiles = (&tiles, scratch.tiles.set(&tiles.words)?);
         let [mut x, mut next] = room.xs;
         let acts = &room.acts;
         self.ops
@@ -379,7 +381,7 @@ impl Inference<'_> {
                 .store_keys_values((rows, width), acts.k, acts.v, places, layer)?;
             let out = (acts.attended, acts.logs);
             self.ops
-                .attention(&block.heads, acts.q, tiles, layer, rows, out)?;
+                .attention(&block.heads, acts.q, tiles, [0, 0], layer, rows, out)?;
             block.finish(self.ops, &batch, x, next, acts)?;
             std::mem::swap(&mut x, &mut next);
         }
@@ -395,26 +397,23 @@ impl Inference<'_> {
     }
 }
 
-/// Where the keys and values of each row go, and the tiles of rows, as the kernels read them.
-fn tables(arch: &Arch, segments: &[Segment<'_>], tile: usize) -> (Vec<u64>, Vec<u64>) {
-    let (mut places, mut tiles) = (Vec::new(), Vec::new());
-    let mut row = 0;
-    for segment in segments {
-        let (keys, values, stride) = segment.slot.place(arch);
-        let (len, rows) = (segment.slot.len, segment.tokens.len());
-        for position in len..len + rows {
-            places.extend([keys, values, stride as u64, position as u64]);
-        }
-        let whole = Tile {
+impl Segment<'_> {
+    /// Its rows, and where the slot's keys and values are.
+    fn rows(&self, arch: &Arch) -> Rows {
+        let (keys, values, stride) = self.slot.place(arch);
+        Rows {
             keys,
             values,
             stride,
-            row,
-            rows,
-            first: len,
-        };
-        Tile::of_rows(tile, whole, &mut tiles);
-        row += rows;
+            n: self.tokens.len(),
+            before: self.slot.len,
+        }
     }
-    (places, tiles)
+}
+
+/// Where the key and value of each row go, as the kernel reads it.
+fn places(rows: Rows) -> impl Iterator<Item = u64> {
+    let positions = rows.before..rows.before + rows.n;
+    positions
+        .flat_map(move |position| [rows.keys, rows.values, rows.stride as u64, position as u64])
 }

@@ -15,6 +15,7 @@ mod linear;
 mod memory;
 mod model;
 mod ops;
+mod tiles;
 mod train;
 
 use std::path::Path;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::device::{Arg, Device, Launch, Number, fault};
 use super::memory::{Buffer, Floats, Table};
+use super::tiles::Tiles;
 use crate::error::Result;
 use crate::optim::AdamW;
 
@@ -80,6 +81,7 @@ fn fits(ranges: &[(Floats, usize)]) -> Result<()> {
 pub(super) struct Ops {
     pub(super) device: Arc<dyn Device>,
     segments: Buffer,
+    partial: Buffer,
     parts: Table,
     sums: Table,
     flags: Table,
@@ -91,6 +93,7 @@ impl Ops {
         Self {
             device: Arc::clone(device),
             segments: Buffer::empty(device),
+            partial: Buffer::empty(device),
             parts: Table::empty(device),
             sums: Table::empty(device),
             flags: Table::empty(device),
@@ -282,12 +285,13 @@ impl Ops {
         Ok(self.sums.to_host::<f64>(blocks)?.iter().sum())
     }
 
-    /// Attention of `n` tiles of rows, `tiles` of them on the device; see the kernel.
+    /// Attention of `rows` rows in tiles that lie at `place`, whose keys and values begin at `bases`.
     pub(super) fn attention(
-        &self,
+        &mut self,
         heads: &Heads,
         q: Floats,
-        (tiles, n): (u64, usize),
+        (tiles, place): (&Tiles, u64),
+        bases: [u64; 2],
         layer: usize,
         rows: usize,
         (out, logs): (Floats, Floats),
@@ -297,10 +301,40 @@ impl Ops {
             (out, rows * heads.q_width()),
             (logs, rows * heads.n),
         ])?;
-        let mut args = vec![address(q), Arg::Address(tiles), u32_arg(layer)?];
+        let partial = tiles.partial(rows, heads);
+        self.partial.reserve(partial)?;
+        let [partial, chunks] = match partial {
+            0 => [0, 1],
+            _ => [self.partial.floats().address(), tiles.chunks as u64],
+        };
+        let mut args = vec![address(q), Arg::Address(place)];
+        args.extend(bases.map(Arg::Address));
+        args.push(u32_arg(layer)?);
         args.extend(heads.args()?);
-        args.extend([u32_arg(rows)?, address(out), address(logs)]);
-        self.run("attention", [n, heads.n, 1], ROW_THREADS, &args)
+        args.extend([u32_arg(rows)?, Arg::Address(partial)]);
+        args.extend([out, logs].map(address));
+        let kernel = match tiles.is_narrow {
+            true => "attention_narrow",
+            false => "attention_wide",
+        };
+        let grid = [tiles.n(), heads.n_kv * tiles.parts, chunks as usize];
+        self.run(kernel, grid, ROW_THREADS, &args)?;
+        if partial == 0 {
+            return Ok(());
+        }
+        let [n, _, size, window, ..] = heads.args()?;
+        let args = [
+            Arg::Address(partial),
+            Arg::Address(place),
+            n,
+            size,
+            window,
+            u32_arg(rows)?,
+            address(out),
+            address(logs),
+        ];
+        let grid = [tiles.n(), heads.n, 1];
+        self.run("attention_join", grid, ROW_THREADS, &args)
     }
 
     /// The backward pass of a whole sequence's attention.

@@ -13,6 +13,7 @@ use super::linear::{Batch, Run};
 use super::memory::{Buffer, Carver, Floats, Table};
 use super::model::Model;
 use super::ops::Ops;
+use super::tiles::{Rows, Tiles};
 use crate::arch::Arch;
 use crate::backend::SequenceOutput;
 use crate::error::{Error, Result};
@@ -44,34 +45,6 @@ struct Room {
     normed: Floats,
     inverse: Floats,
 }
-
-/// A range of a sequence's rows for a block of attention, as its kernel reads it.
-pub(super) struct Tile {
-    pub(super) keys: u64,
-    pub(super) values: u64,
-    pub(super) stride: usize,
-    pub(super) row: usize,
-    pub(super) rows: usize,
-    pub(super) first: usize,
-}
-
-impl Tile {
-    /// The tiles of `rows` rows from `row` on, of a sequence that has `first` before them.
-    pub(super) fn of_rows(tile: usize, mut from: Self, words: &mut Vec<u64>) {
-        let (mut left, size) = (from.rows, tile);
-        while left > 0 {
-            let rows = size.min(left);
-            words.extend([from.keys, from.values]);
-            words.extend([from.stride, from.row, rows, from.first].map(|n| n as u64));
-            from.row += rows;
-            from.first += rows;
-            left -= rows;
-        }
-    }
-}
-
-/// Words of a tile.
-pub(super) const TILE_WORDS: usize = 6;
 
 /// A pass over a batch of sequences.
 #[derive(Debug)]
@@ -232,7 +205,8 @@ impl Training<'_> {
         };
         let mut angles = std::mem::take(&mut self.workspace.angles);
         angles.set(&self.ops.device, arch, 0..rows)?;
-        let x = self.blocks(&batch, &angles, &sequence.tokens, &room)?;
+        let itself = self.whole(rows)?;
+        let x = self.blocks(&batch, &angles, &sequence.tokens, (&room, &itself))?;
         let norm = self.model.final_norm.floats();
         let sizes = (rows, arch.rms_eps);
         self.ops
@@ -264,10 +238,24 @@ impl Training<'_> {
         };
         check_output(i, sequence.k, &output)?;
         if let (Some(gradient), Some(adapter)) = (gradient, adapter) {
-            self.backward(&batch, adapter, &angles, gradient, &room)?;
+            self.backward(&batch, adapter, &angles, gradient, (&room, &itself))?;
         }
         self.workspace.angles = angles;
         Ok(output)
+    }
+
+    /// The tiles of a sequence's attention, which are those of every block.
+    fn whole(&mut self, n: usize) -> Result<Whole> {
+        let rows = Rows {
+            keys: 0,
+            values: 0,
+            stride: 0,
+            n,
+            before: 0,
+        };
+        let tiles = Tiles::of(std::iter::once(rows), &self.model.heads(0), self.tile);
+        let place = self.workspace.tiles.set(&tiles.words)?;
+        Ok(Whole { tiles, place })
     }
 
     fn head(
@@ -292,7 +280,7 @@ impl Training<'_> {
         batch: &Batch<'_>,
         angles: &Angles,
         tokens: &[u32],
-        room: &Room,
+        (room, whole): (&Room, &Whole),
     ) -> Result<Floats> {
         let (arch, workspace) = (&self.model.arch, &mut *self.workspace);
         let tokens = (workspace.tokens.set(tokens)?, batch.rows);
@@ -305,14 +293,7 @@ impl Training<'_> {
             let acts = room.acts_of(layer, arch.n_layers);
             let block = Block::of(self.model, layer);
             block.project(self.ops, batch, x, angles, acts)?;
-            attend(
-                self.ops,
-                &block,
-                batch.rows,
-                self.tile,
-                &mut workspace.tiles,
-                acts,
-            )?;
+            whole.attend(self.ops, &block, batch.rows, acts)?;
             block.finish(self.ops, batch, x, out, acts)?;
         }
         Ok(stream(arch.n_layers))
@@ -325,7 +306,7 @@ impl Training<'_> {
         adapter: &Adapter,
         angles: &Angles,
         gradient: Floats,
-        room: &Room,
+        (room, whole): (&Room, &Whole),
     ) -> Result<()> {
         let (rows, n_layers) = (batch.rows, self.model.arch.n_layers);
         let deltas = &room.deltas;
@@ -352,14 +333,7 @@ impl Training<'_> {
             let acts = room.acts_of(layer, n_layers);
             if layer < shared {
                 block.project(self.ops, batch, x, angles, acts)?;
-                attend(
-                    self.ops,
-                    &block,
-                    rows,
-                    self.tile,
-                    &mut self.workspace.tiles,
-                    acts,
-                )?;
+                whole.attend(self.ops, &block, rows, acts)?;
                 block.finish(self.ops, batch, x, deltas.normed, acts)?;
             }
             block.backward(self.ops, &pass, x, acts)?;
@@ -368,28 +342,27 @@ impl Training<'_> {
     }
 }
 
-/// Attention of a whole sequence to itself.
-fn attend(
-    ops: &Ops,
-    block: &Block<'_>,
-    rows: usize,
-    tile: usize,
-    tiles: &mut Table,
-    acts: &Activations,
-) -> Result<()> {
-    let mut words = Vec::new();
-    let whole = Tile {
-        keys: acts.k.address(),
-        values: acts.v.address(),
-        stride: 0,
-        row: 0,
-        rows,
-        first: 0,
-    };
-    Tile::of_rows(tile, whole, &mut words);
-    let tiles = (tiles.set(&words)?, words.len() / TILE_WORDS);
-    let out = (acts.attended, acts.logs);
-    ops.attention(&block.heads, acts.q, tiles, 0, rows, out)
+/// The tiles of a whole sequence, and where they lie.
+#[derive(Debug)]
+struct Whole {
+    tiles: Tiles,
+    place: u64,
+}
+
+impl Whole {
+    /// Attention of the sequence to itself.
+    fn attend(
+        &self,
+        ops: &mut Ops,
+        block: &Block<'_>,
+        rows: usize,
+        acts: &Activations,
+    ) -> Result<()> {
+        let bases = [acts.k, acts.v].map(Floats::address);
+        let out = (acts.attended, acts.logs);
+        let tiles = (&self.tiles, self.place);
+        ops.attention(&block.heads, acts.q, tiles, bases, 0, rows, out)
+    }
 }
 
 /// Refuses what is no result, as the CPU does.

@@ -539,7 +539,7 @@ fn what_training_keeps_gives_way_to_other_work() {
         let adapter = backend.import_adapter(&Reference::of("llama").adapter())?;
         let slot = backend.open_slot(Some(adapter), 100)?;
         backend.prefill(slot, &prompt(10), false)?;
-        backend.forward_backward(adapter, &[whole(60)])?;
+        backend.forward_backward(adapter, &[whole(100)])?;
         Ok::<_, Error>((backend, adapter, slot))
     };
     let sizes: Vec<usize> = (32..256).map(|n| n << 14).collect();

@@ -29,8 +29,9 @@ pub(crate) struct Shape {
 }
 
 /// Three segments in the MLP's last layer, or in that of attention and in the others; a segment that is
-/// full and one of a few numbers.
-pub(crate) const SHAPES: [Shape; 2] = [
+/// full and one of a few numbers. Attention of several chunks of keys, by blocks for each chunk and, with
+/// many heads, by blocks that take all of them; more heads of a group than a block has rows.
+pub(crate) const SHAPES: [Shape; 4] = [
     Shape {
         name: "heads of 80",
         hidden: 64,
@@ -46,6 +47,22 @@ pub(crate) const SHAPES: [Shape; 2] = [
         mlp: 512,
         dtype: Dtype::F32,
         prompt: 60,
+    },
+    Shape {
+        name: "eight key heads",
+        hidden: 32,
+        heads: [8, 8, 16],
+        mlp: 32,
+        dtype: Dtype::BF16,
+        prompt: 540,
+    },
+    Shape {
+        name: "a group of 20 heads",
+        hidden: 32,
+        heads: [20, 1, 16],
+        mlp: 32,
+        dtype: Dtype::BF16,
+        prompt: 270,
     },
 ];
 

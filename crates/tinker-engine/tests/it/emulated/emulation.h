@@ -57,6 +57,8 @@ struct State {
     Fiber* current = nullptr;
     uint64_t order, random;
     std::vector<unsigned> threads_in_order;
+    // What threads of a warp show each other.
+    std::vector<float> shown;
 };
 
 // The only variable of a thread that is not a kernel's.
@@ -217,3 +219,15 @@ static int launch(const Entry* entries, const char* name, const unsigned* grid, 
 #define gridDim (emulation::state->grid)
 
 static inline void __syncthreads() { emulation::yield(); }
+
+// All threads of the block are to come here, also those of other warps; a GPU asks for less.
+static inline float __shfl_xor_sync(unsigned, float value, unsigned apart) {
+    std::vector<float>& shown = emulation::state->shown;
+    if (shown.size() < blockDim.x) shown.resize(blockDim.x);
+    unsigned own = threadIdx.x;
+    shown[own] = value;
+    __syncthreads();
+    value = shown[own ^ apart];
+    __syncthreads();
+    return value;
+}

@@ -80,7 +80,7 @@ fn compile(source: &str, kernels: &[&str], head: usize) -> Library {
         .collect();
     let source = format!(
         "{}\n{source}\nstatic const emulation::Entry ENTRIES[] = {{\n{table}    {{nullptr, nullptr}}}};\n\
-         extern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, uint64_t order, \
+         extern \"C\" __attribute__((visibility(\"default\"))) int emulate(const char* name, const unsigned* grid, unsigned threads, uint64_t order, \
          void** args) {{\nreturn emulation::launch(ENTRIES, name, grid, threads, order, args);\n}}\n",
         include_str!("emulation.h")
     );
@@ -94,6 +94,8 @@ fn compile(source: &str, kernels: &[&str], head: usize) -> Library {
     let output = Command::new(&compiler)
         .args(["-std=c++17", "-O2", "-march=native", "-ffp-contract=off"])
         .args(["-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE"])
+        // Else kernels for heads of another width would share the memory of their blocks with these.
+        .arg("-fvisibility=hidden")
         .arg(format!("-DHEAD={head}"))
         .args([file.as_path(), Path::new("-o"), &library])
         .output()
