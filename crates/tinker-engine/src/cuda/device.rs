@@ -21,11 +21,10 @@ pub const SOURCE: &str = concat!(
 );
 
 /// The names of the kernels.
-pub const KERNELS: [&str; 29] = [
+pub const KERNELS: [&str; 27] = [
     "adamw",
     "add",
     "add_bias",
-    "add_segments",
     "attention_backward_kv",
     "attention_backward_q",
     "attention_dots",
@@ -38,10 +37,9 @@ pub const KERNELS: [&str; 29] = [
     "geglu_backward",
     "head_gradient",
     "head_scores",
-    "product_narrow_bf16",
-    "product_narrow_f32",
     "product_wide_bf16",
     "product_wide_f32",
+    "products_narrow",
     "rms_norm",
     "rms_norm_backward",
     "rope",

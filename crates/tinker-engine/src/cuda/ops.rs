@@ -10,7 +10,7 @@ use super::tiles::Tiles;
 use crate::error::Result;
 use crate::optim::AdamW;
 
-pub(super) use self::products::{Target, Weights};
+pub(super) use self::products::{Job, Target, Weights};
 
 /// Threads of a block of kernels that take numbers one by one.
 const THREADS: u32 = 256;
@@ -81,6 +81,8 @@ fn fits(ranges: &[(Floats, usize)]) -> Result<()> {
 pub(super) struct Ops {
     pub(super) device: Arc<dyn Device>,
     segments: Buffer,
+    /// Zeros, which every launch leaves as such.
+    counters: Buffer,
     partial: Buffer,
     parts: Table,
     sums: Table,
@@ -93,6 +95,7 @@ impl Ops {
         Self {
             device: Arc::clone(device),
             segments: Buffer::empty(device),
+            counters: Buffer::empty(device),
             partial: Buffer::empty(device),
             parts: Table::empty(device),
             sums: Table::empty(device),

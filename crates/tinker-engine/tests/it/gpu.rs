@@ -230,7 +230,7 @@ fn rows_of_a_decode_step_do_not_see_each_other() {
         let mut backend = load_emulated(model, 1);
         let tuned = Some(Reference::of(model).import(&mut *backend));
         let other = Some(backend.create_adapter(&all_modules(17)).unwrap());
-        // More rows than the kernel for few of them takes, which each goes through when it is alone.
+        // More rows than a block of threads takes.
         let owners = [tuned, None, other, tuned, tuned, None].repeat(3);
         let slots: Vec<_> = owners
             .iter()

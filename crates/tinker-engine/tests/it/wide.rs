@@ -244,7 +244,7 @@ fn rows_have_the_same_bits_whether_their_segments_get_blocks_of_their_own() {
         let (made, name) = (shape.make(), shape.name);
         let [_, mut gpu] = made.on_both();
         let adapter = gpu.import_adapter(&made.adapter).unwrap();
-        let slots: Vec<SlotId> = (0..17)
+        let slots: Vec<SlotId> = (0..66)
             .map(|i| {
                 let slot = gpu.open_slot(Some(adapter), 64).unwrap();
                 gpu.prefill(slot, &prompt(1 + i % 5), false).unwrap();
@@ -260,8 +260,8 @@ fn rows_have_the_same_bits_whether_their_segments_get_blocks_of_their_own() {
             .map(|row| gpu.decode_step(&[*row]).unwrap())
             .collect();
 
-        // Two blocks of few rows, and more rows than segments get blocks for.
-        for n in [9, 17] {
+        // Two blocks of few rows, and more rows than there are kernels for few of.
+        for n in [9, 66] {
             let rows = rows(&mut *gpu);
             let together = gpu.decode_step(&rows[..n]).unwrap();
 

@@ -231,3 +231,11 @@ static inline float __shfl_xor_sync(unsigned, float value, unsigned apart) {
     __syncthreads();
     return value;
 }
+
+// Blocks run one after the other, and see all that was written.
+static inline void __threadfence() {}
+static inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    unsigned before = *at;
+    *at += value;
+    return before;
+}

@@ -96,6 +96,8 @@ fn compile(source: &str, kernels: &[&str], head: usize) -> Library {
         .args(["-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE"])
         // Else kernels for heads of another width would share the memory of their blocks with these.
         .arg("-fvisibility=hidden")
+        // As with CUDA, memory may be read as numbers of another kind.
+        .arg("-fno-strict-aliasing")
         .arg(format!("-DHEAD={head}"))
         .args([file.as_path(), Path::new("-o"), &library])
         .output()
