@@ -6,7 +6,7 @@ use super::adapter::{Adapter, Site};
 use super::device::Device;
 use super::linear::{Backward, Batch};
 use super::memory::{Buffer, Carver, Floats};
-use super::model::{Layer, Model};
+use super::model::{Layer, Linear, Model};
 use super::ops::{Heads, Ops};
 use crate::arch::{Activation, Arch};
 use crate::cpu::lora::Group;
@@ -174,6 +174,15 @@ pub(super) struct BackwardPass<'a> {
     pub(super) tile: usize,
 }
 
+/// The last layer of what a block adds to the residual stream, and the norm after it, if there is one.
+struct Branch<'a> {
+    site: Site,
+    layer: &'a Linear,
+    norm: Option<&'a Buffer>,
+    /// What goes into the norm, and `1 / rms` of it.
+    raw: (Floats, Floats),
+}
+
 /// One layer of a model.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block<'a> {
@@ -214,13 +223,12 @@ impl<'a> Block<'a> {
         ops.rope(rows, x, heads, angles.floats(), direction)
     }
 
-    /// From the residual stream `x [rows, hidden]` to rotated queries and keys, and values.
+    /// From the residual stream `x [rows, hidden]` to queries, keys and values, not yet turned.
     pub(super) fn project(
         &self,
         ops: &mut Ops,
         batch: &Batch<'_>,
         x: Floats,
-        angles: &Angles,
         acts: &Activations,
     ) -> Result<()> {
         let (layer, rows, heads) = (self.layer, batch.rows, &self.heads);
@@ -234,7 +242,7 @@ impl<'a> Block<'a> {
         };
         let outputs = [(&layer.q, raw[0]), (&layer.k, raw[1]), (&layer.v, acts.v)];
         let u = acts.u[Group::Qkv as usize];
-        batch.forward(ops, self.site(Group::Qkv), normed, u, &outputs)?;
+        batch.forward(ops, self.site(Group::Qkv), (normed, u, None), &outputs)?;
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
             let inverse = [acts.q_inverse, acts.k_inverse];
             let of_q = (rows * heads.n, eps);
@@ -242,8 +250,34 @@ impl<'a> Block<'a> {
             let of_k = (rows * heads.n_kv, eps);
             ops.rms_norm(of_k, raw[1], k_norm.floats(), k, inverse[1])?;
         }
-        self.rotate(ops, angles, rows, (q, heads.n), 1.0)?;
-        self.rotate(ops, angles, rows, (k, heads.n_kv), 1.0)
+        Ok(())
+    }
+
+    /// Turns the queries and keys of [`Block::project`].
+    pub(super) fn turn(
+        &self,
+        ops: &Ops,
+        rows: usize,
+        angles: &Angles,
+        acts: &Activations,
+    ) -> Result<()> {
+        self.rotate(ops, angles, rows, (acts.q, self.heads.n), 1.0)?;
+        self.rotate(ops, angles, rows, (acts.k, self.heads.n_kv), 1.0)
+    }
+
+    /// As [`Block::turn`], with keys and values into the caches that `places` on the device says.
+    pub(super) fn place(
+        &self,
+        ops: &Ops,
+        (rows, places): (usize, u64),
+        angles: &Angles,
+        acts: &Activations,
+    ) -> Result<()> {
+        let rope = self.arch.layers[self.index].rope;
+        let rope = rope.and_then(|rope| angles.ropes.get(rope));
+        let rope = rope.map(|(half, angles)| (*half, angles.floats()));
+        let rows = (rows, self.index);
+        ops.place_rows(&self.heads, rows, [acts.q, acts.k, acts.v], places, rope)
     }
 
     /// From attention's output to the residual stream after the block: `x` is the block's input,
@@ -256,65 +290,55 @@ impl<'a> Block<'a> {
         out: Floats,
         acts: &Activations,
     ) -> Result<()> {
-        let (arch, layer, rows) = (self.arch, self.layer, batch.rows);
-        let (n, eps) = (rows * arch.hidden_size, arch.rms_eps);
+        let (layer, rows, eps) = (self.layer, batch.rows, self.arch.rms_eps);
+        let attention = Branch {
+            site: self.site(Group::O),
+            layer: &layer.o,
+            norm: layer.post_attention_norm.as_ref(),
+            raw: (acts.attention_out, acts.inverse[2]),
+        };
         let middle = acts.middle;
-        let post = (layer.post_attention_norm.as_ref(), acts.attention_out);
-        let added = post.0.map_or(middle, |_| post.1);
         let u = acts.u[Group::O as usize];
-        let attended = acts.attended;
-        batch.forward(ops, self.site(Group::O), attended, u, &[(&layer.o, added)])?;
-        if let Some(norm) = post.0 {
-            let inverse = acts.inverse[2];
-            ops.rms_norm((rows, eps), added, norm.floats(), middle, inverse)?;
-        }
-        ops.add(n, x, middle)?;
-        let normed = acts.mlp_normed;
-        let inverse = acts.inverse[1];
-        ops.rms_norm(
-            (rows, eps),
-            middle,
-            layer.mlp_norm.floats(),
-            normed,
-            inverse,
-        )?;
-        self.mlp(ops, batch, out, acts)?;
-        ops.add(n, middle, out)
-    }
-
-    /// `out = mlp(mlp_normed)`, with the norm after it where there is one.
-    fn mlp(&self, ops: &mut Ops, batch: &Batch<'_>, out: Floats, acts: &Activations) -> Result<()> {
-        let (layer, rows) = (self.layer, batch.rows);
+        self.add_branch(ops, batch, &attention, (acts.attended, u), (x, middle))?;
+        let (norm, inverse) = (layer.mlp_norm.floats(), acts.inverse[1]);
+        ops.rms_norm((rows, eps), middle, norm, acts.mlp_normed, inverse)?;
         let [gate, up] = [acts.gate, acts.up];
-        let activated = acts.activated;
         let u = acts.u[Group::GateUp as usize];
         let outputs = [(&layer.gate, gate), (&layer.up, up)];
-        let normed = acts.mlp_normed;
-        batch.forward(ops, self.site(Group::GateUp), normed, u, &outputs)?;
+        let from = (acts.mlp_normed, u, None);
+        batch.forward(ops, self.site(Group::GateUp), from, &outputs)?;
         let (kernel, _) = self.activation();
-        ops.activate(
-            kernel,
-            rows * self.arch.intermediate_size,
-            gate,
-            up,
-            activated,
-        )?;
-        let raw = layer.post_mlp_norm.as_ref();
-        let added = raw.map_or(out, |_| acts.mlp_out);
+        let n = rows * self.arch.intermediate_size;
+        ops.activate(kernel, n, gate, up, acts.activated)?;
+        let mlp = Branch {
+            site: self.site(Group::Down),
+            layer: &layer.down,
+            norm: layer.post_mlp_norm.as_ref(),
+            raw: (acts.mlp_out, acts.inverse[3]),
+        };
         let u = acts.u[Group::Down as usize];
-        batch.forward(
-            ops,
-            self.site(Group::Down),
-            activated,
-            u,
-            &[(&layer.down, added)],
-        )?;
-        if let Some(norm) = raw {
-            let inverse = acts.inverse[3];
-            let eps = self.arch.rms_eps;
-            ops.rms_norm((rows, eps), added, norm.floats(), out, inverse)?;
-        }
-        Ok(())
+        self.add_branch(ops, batch, &mlp, (acts.activated, u), (middle, out))
+    }
+
+    /// `out = stream + branch(input)`, the branch with a norm after its last layer where it has one.
+    fn add_branch(
+        &self,
+        ops: &mut Ops,
+        batch: &Batch<'_>,
+        branch: &Branch<'_>,
+        (input, u): (Floats, Floats),
+        (stream, out): (Floats, Floats),
+    ) -> Result<()> {
+        let Some(norm) = branch.norm else {
+            let from = (input, u, Some(stream));
+            return batch.forward(ops, branch.site, from, &[(branch.layer, out)]);
+        };
+        let (raw, inverse) = branch.raw;
+        let from = (input, u, None);
+        batch.forward(ops, branch.site, from, &[(branch.layer, raw)])?;
+        let sizes = (batch.rows, self.arch.rms_eps);
+        ops.rms_norm(sizes, raw, norm.floats(), out, inverse)?;
+        ops.add(batch.rows * self.arch.hidden_size, stream, out)
     }
 
     /// The kernels of the activation and of its gradient.

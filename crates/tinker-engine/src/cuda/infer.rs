@@ -375,10 +375,8 @@ impl Inference<'_> {
             .embed(model.embedding(), tokens, arch.embedding_scale, x)?;
         for layer in 0..arch.n_layers {
             let block = Block::of(model, layer);
-            block.project(self.ops, &batch, x, &scratch.angles, acts)?;
-            let width = block.heads.kv_width();
-            self.ops
-                .store_keys_values((rows, width), acts.k, acts.v, places, layer)?;
+            block.project(self.ops, &batch, x, acts)?;
+            block.place(self.ops, (rows, places), &scratch.angles, acts)?;
             let out = (acts.attended, acts.logs);
             self.ops
                 .attention(&block.heads, acts.q, tiles, [0, 0], layer, rows, out)?;

@@ -32,13 +32,13 @@ struct Pair {
 
 impl Batch<'_> {
     /// Computes `y = W x + b + scale * B A x` of layers that read the same `x`; `u`, `[rows, layers *
-    /// rank]`, becomes `scale * A x`, which the backward pass reads.
+    /// rank]`, becomes `scale * A x`, which the backward pass reads. Of a single layer, `y` is added to
+    /// `onto`.
     pub(super) fn forward(
         &self,
         ops: &mut Ops,
         site: Site,
-        x: Floats,
-        u: Floats,
+        (x, u, onto): (Floats, Floats, Option<Floats>),
         outputs: &[(&Linear, Floats)],
     ) -> Result<()> {
         let pairs = self.runs.iter().filter_map(|run| {
@@ -56,13 +56,13 @@ impl Batch<'_> {
             _ => None,
         };
         if self.trains {
-            self.base_in_training(ops, x, outputs)?;
+            self.base_in_training(ops, (x, onto), outputs)?;
         } else {
             let layers = outputs.iter().map(|(linear, y)| Job {
                 x,
                 x_stride: linear.inner,
                 w: linear.weights(),
-                into: Target::rows(*y, linear.out),
+                into: Target::rows(*y, linear.out).onto(onto),
             });
             let jobs: Vec<Job> = layers.chain(along).collect();
             ops.products(self.rows, &jobs)?;
@@ -85,12 +85,12 @@ impl Batch<'_> {
     fn base_in_training(
         &self,
         ops: &mut Ops,
-        x: Floats,
+        (x, onto): (Floats, Option<Floats>),
         outputs: &[(&Linear, Floats)],
     ) -> Result<()> {
         let mut parts = None;
         for (linear, y) in outputs {
-            let (weights, into) = (linear.weights(), Target::rows(*y, linear.out));
+            let (weights, into) = (linear.weights(), Target::rows(*y, linear.out).onto(onto));
             let sizes = [self.rows, linear.out, linear.inner];
             let right = (weights.address, linear.inner, true);
             if weights.numbers == Number::F32 {
@@ -186,10 +186,8 @@ impl Backward<'_> {
     ) -> Result<()> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             if let Some(dx) = dx {
-                let into = Target {
-                    adds: i > 0,
-                    ..Target::rows(dx, linear.inner)
-                };
+                let into = Target::rows(dx, linear.inner);
+                let into = if i > 0 { into.adding() } else { into };
                 let sizes = [rows, linear.inner, linear.out];
                 let weights = linear.weights();
                 let right = (weights.address, linear.inner, false);
@@ -221,12 +219,8 @@ impl Backward<'_> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             let (b, out) = (lora.b(i), linear.out);
             let column = lora.column(i);
-            let into = Target {
-                floats: du.from(column),
-                stride: n,
-                scale: lora.scale,
-                adds: lora.joins(i),
-            };
+            let into = Target::rows(du.from(column), n).scaled(lora.scale);
+            let into = if lora.joins(i) { into.adding() } else { into };
             let left = (*dy, out, false);
             ops.gemm(
                 [rows, rank, out],
@@ -235,12 +229,7 @@ impl Backward<'_> {
                 into,
             )?;
             let b = lora.b_of(i, gradient);
-            let into = Target {
-                floats: b.floats,
-                stride: b.stride,
-                scale: 1.0,
-                adds: true,
-            };
+            let into = Target::rows(b.floats, b.stride).adding();
             let left = (self.u.from(column), n, true);
             ops.gemm([rank, out, rows], left, (dy.address(), out, false), into)?;
         }

@@ -382,24 +382,38 @@ impl Ops {
         self.run("attention_backward_kv", grid, ROW_THREADS, &with(&[dk, dv]))
     }
 
-    /// Writes rows of keys and values where `places` on the device says.
-    pub(super) fn store_keys_values(
+    /// Rotates the queries of `rows` rows, and writes rotated keys, and values, where `places` on the
+    /// device says; `rope` is half of what is rotated of a head, and the angles `[2, rows, half]`.
+    pub(super) fn place_rows(
         &self,
-        (rows, width): (usize, usize),
-        k: Floats,
-        v: Floats,
+        heads: &Heads,
+        (rows, layer): (usize, usize),
+        [q, k, v]: [Floats; 3],
         places: u64,
-        layer: usize,
+        rope: Option<(usize, Floats)>,
     ) -> Result<()> {
-        fits(&[(k, rows * width), (v, rows * width)])?;
+        let narrow = rows * heads.kv_width();
+        fits(&[(q, rows * heads.q_width()), (k, narrow), (v, narrow)])?;
+        let (half, angles) = match rope {
+            Some((half, angles)) => {
+                fits(&[(angles, 2 * rows * half)])?;
+                (half, angles.address())
+            }
+            None => (0, 0),
+        };
         let args = [
+            address(q),
             address(k),
             address(v),
             Arg::Address(places),
             u32_arg(layer)?,
-            u32_arg(width)?,
+            u32_arg(heads.n)?,
+            u32_arg(heads.n_kv)?,
+            u32_arg(heads.size)?,
+            u32_arg(half)?,
+            Arg::Address(angles),
         ];
-        self.each_row("store_keys_values", rows, &args)
+        self.each_row("place_rows", rows, &args)
     }
 
     /// For each row of logits the log of its normaliser, and the logits of its `k` targets.

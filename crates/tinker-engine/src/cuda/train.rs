@@ -292,7 +292,8 @@ impl Training<'_> {
             let (x, out) = (stream(layer), stream(layer + 1));
             let acts = room.acts_of(layer, arch.n_layers);
             let block = Block::of(self.model, layer);
-            block.project(self.ops, batch, x, angles, acts)?;
+            block.project(self.ops, batch, x, acts)?;
+            block.turn(self.ops, batch.rows, angles, acts)?;
             whole.attend(self.ops, &block, batch.rows, acts)?;
             block.finish(self.ops, batch, x, out, acts)?;
         }
@@ -332,7 +333,8 @@ impl Training<'_> {
             let (block, x) = (Block::of(self.model, layer), room.xs[layer]);
             let acts = room.acts_of(layer, n_layers);
             if layer < shared {
-                block.project(self.ops, batch, x, angles, acts)?;
+                block.project(self.ops, batch, x, acts)?;
+                block.turn(self.ops, rows, angles, acts)?;
                 whole.attend(self.ops, &block, rows, acts)?;
                 block.finish(self.ops, batch, x, deltas.normed, acts)?;
             }

@@ -1,7 +1,7 @@
 //! The GPU backend on an emulated device: beside the CPU, and bit for bit beside itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use tinker_engine::cuda::load_on;
 use tinker_engine::{
@@ -9,7 +9,7 @@ use tinker_engine::{
 };
 
 use crate::common::{FEW, Reference, all_modules, dense, dir, load, relative, train};
-use crate::emulated::{load_emulated, open, open_measured};
+use crate::emulated::{Gauges, load_emulated, open, open_measured};
 use crate::generating::check_company;
 
 pub(crate) const STEP: AdamW = AdamW {
@@ -422,14 +422,14 @@ fn activations_keep_to_their_memory_whatever_the_order_of_the_batch() {
     // Room for the activations of one block of the long sequence, or of all blocks of the short one.
     let budget = 1 << 20;
     let peak_of = |batch: &[usize], budget| {
-        let peak = Arc::new(AtomicUsize::new(0));
-        let at = Arc::clone(&peak);
-        let open = move |head| Ok(open_measured(head, &at));
+        let gauges = Arc::new(Gauges::default());
+        let read = Arc::clone(&gauges);
+        let open = move |head| Ok(open_measured(head, &gauges));
         let mut backend = load_on(&open, &dir("llama"), Some(budget)).unwrap();
         let adapter = backend.create_adapter(&all_modules(4)).unwrap();
         let batch: Vec<_> = batch.iter().copied().map(whole).collect();
         backend.forward_backward(adapter, &batch).unwrap();
-        peak.load(Ordering::Relaxed)
+        read.peak.load(Ordering::Relaxed)
     };
     let [long, short] = [200, 100].map(|n| peak_of(&[n], budget));
     assert!(long == peak_of(&[200], 0) && short > peak_of(&[100], 0));
@@ -438,6 +438,39 @@ fn activations_keep_to_their_memory_whatever_the_order_of_the_batch() {
         let together = peak_of(&batch, budget);
         assert!(together <= long.max(short), "{together} {long} {short}");
     }
+}
+
+/// As docs/guide/serving.md counts them: launches are what a small model's token takes on a GPU.
+#[test]
+fn a_token_takes_few_launches() {
+    let gauges = Arc::new(Gauges::default());
+    let read = Arc::clone(&gauges);
+    let open = move |head| Ok(open_measured(head, &gauges));
+    let mut backend = load_on(&open, &dir("llama"), None).unwrap();
+    let spec = LoraSpec {
+        train_unembed: false,
+        ..all_modules(4)
+    };
+    let adapter = backend.create_adapter(&spec).unwrap();
+    let n_layers = backend.info().n_layers as u64;
+    let mut launches = |adapter, context: usize, n_sequences: usize| {
+        let mut slot = || {
+            let slot = backend.open_slot(adapter, 400).unwrap();
+            backend.prefill(slot, &prompt(context), false).unwrap();
+            slot
+        };
+        let rows: Vec<_> = (0..n_sequences).map(|_| (slot(), 3)).collect();
+        let before = read.launches.load(Ordering::Relaxed);
+        backend.decode_step(&rows).unwrap();
+        // Beside embedding, last norm and head.
+        read.launches.load(Ordering::Relaxed) - before - 3
+    };
+
+    assert_eq!(launches(None, 10, 1), 9 * n_layers);
+    assert_eq!(launches(Some(adapter), 10, 1), 13 * n_layers);
+    assert_eq!(launches(Some(adapter), 10, 8), 13 * n_layers);
+    // Chunks of a long context are put together.
+    assert_eq!(launches(Some(adapter), 300, 1), 14 * n_layers);
 }
 
 #[test]

@@ -340,19 +340,3 @@ KERNEL attention_backward_kv(const float* q, const float* k, const float* v, con
         dv[at + c * kv_width + d] = v_acc[j];
     }
 }
-
-// Where a row's key and value go: the caches of its sequence, how far blocks of the model are apart in
-// them, and its position.
-struct Place {
-    word keys, values, stride, position;
-};
-
-// Writes rows of keys and values into the caches of their sequences. One block per row.
-KERNEL store_keys_values(const float* k, const float* v, const Place* places, unsigned layer, unsigned width) {
-    Place place = places[blockIdx.x];
-    word from = (word)blockIdx.x * width, to = layer * place.stride + place.position * width;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        ((float*)place.keys)[to + i] = k[from + i];
-        ((float*)place.values)[to + i] = v[from + i];
-    }
-}

@@ -27,7 +27,7 @@ __device__ inline void load_weights(const T* w, unsigned n, unsigned end, word s
 // WIDE rows at a time; 128 threads, each for 8 rows of 4 columns.
 template <typename T>
 __device__ inline void product(const float* x, word x_stride, const T* w, word w_stride, unsigned turned,
-                               unsigned rows, unsigned n, unsigned inner, float scale, unsigned adds,
+                               unsigned rows, unsigned n, unsigned inner, float scale, const float* onto,
                                float* y, word y_stride) {
     const unsigned ROWS = WIDE, EACH = ROWS / 8;
     __shared__ float xs[STEP][ROWS + 1];
@@ -67,15 +67,15 @@ __device__ inline void product(const float* x, word x_stride, const T* w, word w
             if (row >= rows || column >= n) continue;
             float value = scale * total[i][j];
             word at = row * y_stride + column;
-            y[at] = adds ? y[at] + value : value;
+            y[at] = onto ? onto[at] + value : value;
         }
     }
 }
 
 #define PRODUCT(NAME, TYPE)                                                                                \
     KERNEL NAME(const float* x, word x_stride, const TYPE* w, word w_stride, unsigned turned, unsigned rows, \
-                unsigned n, unsigned inner, float scale, unsigned adds, float* y, word y_stride) {         \
-        product<TYPE>(x, x_stride, w, w_stride, turned, rows, n, inner, scale, adds, y, y_stride);         \
+                unsigned n, unsigned inner, float scale, const float* onto, float* y, word y_stride) {     \
+        product<TYPE>(x, x_stride, w, w_stride, turned, rows, n, inner, scale, onto, y, y_stride);         \
     }
 
 PRODUCT(product_wide_f32, float)
@@ -86,15 +86,16 @@ PRODUCT(product_wide_bf16, bf16)
 #define FEW_COLUMNS 32
 #define PRODUCT_THREADS 128
 
-// One of the products of a launch, all with the same rows. Weights are bf16 with bit 0 of `kind`, and
+// One of the products of a launch, all with the same rows; it is added to `onto`, which may be `y`. Weights are bf16 with bit 0 of `kind`, and
 // `[inner, n]` in memory, else `[n, inner]`, with bit 1. A product without columns is none.
 struct Job {
     const float* x;
     word x_stride;
     const void* w;
     word w_stride;
-    unsigned kind, n, inner, adds;
+    unsigned kind, n, inner;
     float scale;
+    const float* onto;
     float* y;
     word y_stride;
 };
@@ -242,15 +243,15 @@ __device__ inline void several(Job job, unsigned tile, unsigned rows, float* seg
         if (row >= rows || column >= job.n) continue;
         float value = job.scale * total[i];
         word at = row * job.y_stride + column;
-        job.y[at] = job.adds ? job.y[at] + value : value;
+        job.y[at] = job.onto ? job.onto[at] + value : value;
     }
 }
 
 #define JOB(I)                                                                                             \
     const float *x##I, word x_stride##I, const void *w##I, word w_stride##I, unsigned kind##I, unsigned n##I, \
-        unsigned inner##I, unsigned adds##I, float scale##I, float *y##I, word y_stride##I
+        unsigned inner##I, float scale##I, const float *onto##I, float *y##I, word y_stride##I
 #define JOB_OF(I)                                                                                          \
-    { x##I, x_stride##I, w##I, w_stride##I, kind##I, n##I, inner##I, adds##I, scale##I, y##I, y_stride##I }
+    { x##I, x_stride##I, w##I, w_stride##I, kind##I, n##I, inner##I, scale##I, onto##I, y##I, y_stride##I }
 
 KERNEL products_narrow(unsigned rows, float* segments, unsigned* counters, JOB(0), JOB(1), JOB(2), JOB(3)) {
     Job job = JOB_OF(0);

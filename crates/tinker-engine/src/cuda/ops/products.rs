@@ -39,7 +39,8 @@ pub(in crate::cuda) struct Target {
     pub(in crate::cuda) floats: Floats,
     pub(in crate::cuda) stride: usize,
     pub(in crate::cuda) scale: f32,
-    pub(in crate::cuda) adds: bool,
+    /// What it is added to, laid out as the result; may be what is there.
+    pub(in crate::cuda) onto: Option<Floats>,
 }
 
 impl Target {
@@ -49,13 +50,22 @@ impl Target {
             floats,
             stride: n,
             scale: 1.0,
-            adds: false,
+            onto: None,
         }
     }
 
     /// The same, added to.
     pub(in crate::cuda) fn adding(self) -> Self {
-        Self { adds: true, ..self }
+        self.onto(Some(self.floats))
+    }
+
+    /// The same, as a sum with something else.
+    pub(in crate::cuda) fn onto(self, onto: Option<Floats>) -> Self {
+        Self { onto, ..self }
+    }
+
+    fn onto_arg(&self) -> Arg {
+        Arg::Address(self.onto.map_or(0, Floats::address))
     }
 
     pub(in crate::cuda) fn scaled(self, scale: f32) -> Self {
@@ -90,8 +100,8 @@ impl Job {
             u32_arg(is_bf16 + 2 * usize::from(self.w.turned))?,
             u32_arg(self.w.n)?,
             u32_arg(self.w.inner)?,
-            u32_arg(usize::from(self.into.adds))?,
             Arg::F32(self.into.scale),
+            self.into.onto_arg(),
             address(self.into.floats),
             u64_arg(self.into.stride),
         ])
@@ -106,8 +116,8 @@ impl Job {
         Arg::U32(0),
         Arg::U32(0),
         Arg::U32(0),
-        Arg::U32(0),
         Arg::F32(0.0),
+        Arg::Address(0),
         Arg::Address(0),
         Arg::U64(0),
     ];
@@ -124,9 +134,11 @@ impl Ops {
             into,
         } in jobs
         {
+            let n = span(rows, w.n, into.stride);
             fits(&[
                 (*x, span(rows, w.inner, *x_stride)),
-                (into.floats, span(rows, w.n, into.stride)),
+                (into.floats, n),
+                (into.onto.unwrap_or(into.floats), n),
             ])?;
         }
         if rows > FEW_ROWS {
@@ -182,7 +194,7 @@ impl Ops {
             u32_arg(w.n)?,
             u32_arg(w.inner)?,
             Arg::F32(into.scale),
-            u32_arg(usize::from(into.adds))?,
+            into.onto_arg(),
             address(into.floats),
             u64_arg(into.stride),
         ];
@@ -235,8 +247,8 @@ impl Ops {
         // The smallest parts first, so that the large ones do not hide them.
         for part in (0..3).rev() {
             let a = (parts + part * bytes, k, false);
-            let adds = into.adds || part < 2;
-            self.gemm_of(Number::Bf16, [m, n, k], a, b, Target { adds, ..into })?;
+            let into = if part < 2 { into.adding() } else { into };
+            self.gemm_of(Number::Bf16, [m, n, k], a, b, into)?;
         }
         Ok(())
     }
@@ -254,6 +266,14 @@ impl Ops {
             stride,
             turned,
         };
+        let len = span(m, n, into.stride);
+        if let Some(onto) = into.onto
+            && onto.address() != into.floats.address()
+        {
+            into.floats
+                .range(0, len)
+                .copy_from(&self.device, onto.range(0, len))?;
+        }
         let gemm = Gemm {
             m,
             n,
@@ -264,7 +284,7 @@ impl Ops {
             c: into.floats.address(),
             c_stride: into.stride,
             scale: into.scale,
-            adds: into.adds,
+            adds: into.onto.is_some(),
         };
         // SAFETY: the callers have checked the floats, and weights are as large as they say.
         unsafe { self.device.gemm(&gemm) }

@@ -34,10 +34,19 @@ pub(crate) fn open(head: usize, memory: usize) -> Result<Arc<dyn Device>> {
     Ok(Arc::new(Emulated::new(kernels(head), memory)))
 }
 
-/// As [`open`] with memory enough, and where the most that was ever taken is noted.
-pub(crate) fn open_measured(head: usize, peak: &Arc<AtomicUsize>) -> Arc<dyn Device> {
+/// What a device has been asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    /// The most bytes that were taken at once.
+    pub(crate) peak: AtomicUsize,
+    /// Launches of kernels so far.
+    pub(crate) launches: AtomicU64,
+}
+
+/// As [`open`] with memory enough, and gauges to read.
+pub(crate) fn open_measured(head: usize, gauges: &Arc<Gauges>) -> Arc<dyn Device> {
     Arc::new(Emulated {
-        peak: Arc::clone(peak),
+        gauges: Arc::clone(gauges),
         ..Emulated::new(kernels(head), 1 << 30)
     })
 }
@@ -126,11 +135,9 @@ struct Emulated {
     memory: usize,
     /// Bytes taken, by address.
     taken: Mutex<BTreeMap<u64, usize>>,
-    /// The most bytes that were taken at once.
-    peak: Arc<AtomicUsize>,
+    gauges: Arc<Gauges>,
     /// What each launch is run in; the next of all where there is none.
     orders: &'static [u64],
-    launches: AtomicU64,
     /// Kernels that were launched.
     seen: Seen,
 }
@@ -141,9 +148,8 @@ impl Emulated {
             kernels,
             memory,
             taken: Mutex::default(),
-            peak: Arc::default(),
+            gauges: Arc::default(),
             orders: &[],
-            launches: AtomicU64::new(0),
             seen: Arc::default(),
         }
     }
@@ -266,7 +272,7 @@ unsafe impl Device for Emulated {
             memory.add(GUARD) as u64
         };
         self.taken.lock().unwrap().insert(address, bytes);
-        self.peak.fetch_max(self.used(), Ordering::Relaxed);
+        self.gauges.peak.fetch_max(self.used(), Ordering::Relaxed);
         Ok(address)
     }
 
@@ -315,8 +321,9 @@ unsafe impl Device for Emulated {
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.check_launch(launch);
         self.seen.lock().unwrap().insert(launch.kernel);
+        let number = self.gauges.launches.fetch_add(1, Ordering::Relaxed);
         let [first, rest @ ..] = self.orders else {
-            self.run(launch, self.launches.fetch_add(1, Ordering::Relaxed));
+            self.run(launch, number);
             return Ok(());
         };
         let before = self.contents();
