@@ -11,7 +11,7 @@
 #define CHUNK 256
 #define ATTENTION_THREADS 128
 #define WARPS (ATTENTION_THREADS / 32)
-#define OUTPUTS ((TILE * HEAD + ATTENTION_THREADS - 1) / ATTENTION_THREADS)
+#define SPAN (HEAD / 32)
 
 // What all heads of a block have in common.
 struct Heads {
@@ -79,7 +79,7 @@ __device__ inline void join(Seen chunk, Seen* all, float* keep, float* take) {
 template <unsigned ROWS>
 __device__ inline void attend(const float* q, const Rows* tiles, word keys_at, word values_at, unsigned layer,
                               Heads heads, unsigned all_rows, float* partial, float* out, float* logs) {
-    const unsigned OWN = ROWS / WARPS, MINE = KEYS / 32, SPAN = HEAD / 32;
+    const unsigned OWN = ROWS / WARPS, MINE = KEYS / 32;
     __shared__ float qs[ROWS][HEAD + 1];
     __shared__ float kv[KEYS][HEAD + 1];
     __shared__ float ps[ROWS][KEYS + 1];
@@ -231,112 +231,150 @@ KERNEL attention_dots(const float* d_out, const float* out, unsigned rows, unsig
     dots[i] = dot(d_out + at, out + at, size);
 }
 
-// Probabilities, and gradients of the products of queries and keys, of a tile: `qs` rows at
-// `row0 ..` of the sequence against `ks` keys at `key0 ..` (Dao 2023, algorithm 2).
-__device__ inline void score_gradients(Heads heads, float qs[TILE][HEAD + 1], float ks[TILE][HEAD + 1],
-                                       float vs[TILE][HEAD + 1], float ds_out[TILE][HEAD + 1],
-                                       unsigned row0, unsigned key0, unsigned length, const float* logs,
-                                       const float* dots, float p[TILE][TILE + 1], float ds[TILE][TILE + 1]) {
-    for (unsigned i = threadIdx.x; i < TILE * TILE; i += ATTENTION_THREADS) {
-        unsigned r = i / TILE, c = i % TILE, row = row0 + r, key = key0 + c;
-        p[r][c] = 0.0f;
-        ds[r][c] = 0.0f;
-        if (row >= length || key >= length || !sees(heads, row, key)) continue;
-        float s = score(heads, dot(qs[r], ks[c], heads.size));
-        float slope = heads.scale;
-        if (heads.cap > 0.0f) slope *= 1.0f - (s / heads.cap) * (s / heads.cap);
-        p[r][c] = expf(s - logs[row]);
-        ds[r][c] = p[r][c] * (dot(ds_out[r], vs[c], heads.size) - dots[row]) * slope;
+// The backward kernels hold a tile of rows (or keys) and take INNER keys (or rows) at a time. A thread has
+// PAIRS rows of the tile and one of the others where products are summed over the head, and OWN_ROWS rows
+// of the tile and SPAN elements of each where they are summed over the others.
+#define INNER (HEAD > 128 ? 16 : 32)
+#define GROUPS (ATTENTION_THREADS / INNER)
+#define PAIRS (TILE / GROUPS)
+#define OWN_ROWS (TILE / WARPS)
+
+// Products of the thread's rows of a tile with the one of the others that is its own.
+__device__ inline void pair_dots(const float tile[TILE][HEAD + 1], const float others[INNER][HEAD + 1],
+                                 unsigned size, float sums[PAIRS]) {
+    unsigned other = threadIdx.x % INNER, group = threadIdx.x / INNER;
+    for (unsigned i = 0; i < PAIRS; i++) sums[i] = 0.0f;
+    for (unsigned d = 0; d < size; d++) {
+        float x = others[other][d];
+        for (unsigned i = 0; i < PAIRS; i++) sums[i] = fmaf(tile[group + GROUPS * i][d], x, sums[i]);
     }
+}
+
+// Adds the others by their weight for each row of the tile.
+__device__ inline void add_weighted(const float weights[TILE][INNER + 1], const float others[INNER][HEAD + 1],
+                                    float acc[OWN_ROWS][SPAN]) {
+    unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (unsigned c = 0; c < INNER; c++) {
+        for (unsigned i = 0; i < OWN_ROWS; i++) {
+            float weight = weights[warp + WARPS * i][c];
+            for (unsigned j = 0; j < SPAN; j++) acc[i][j] = fmaf(weight, others[c][lane + 32 * j], acc[i][j]);
+        }
+    }
+}
+
+// Writes the first `count` rows of `acc`, `width` floats apart.
+__device__ inline void write_rows(const float acc[OWN_ROWS][SPAN], unsigned count, unsigned size, word width,
+                                  float* to) {
+    unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (unsigned i = 0; i < OWN_ROWS; i++) {
+        for (unsigned j = 0; j < SPAN; j++) {
+            unsigned row = warp + WARPS * i, d = lane + 32 * j;
+            if (row < count && d < size) to[row * width + d] = acc[i][j];
+        }
+    }
+}
+
+// A probability, and the gradient of the product of query and key that it comes from, given that of the
+// probability (Dao 2023, algorithm 2).
+struct Slope {
+    float p, ds;
+};
+
+__device__ inline Slope slope_of(Heads heads, float product, float dp, float log, float dot) {
+    float s = score(heads, product), slope = heads.scale;
+    if (heads.cap > 0.0f) slope *= 1.0f - (s / heads.cap) * (s / heads.cap);
+    float p = expf(s - log);
+    return {p, p * (dp - dot) * slope};
 }
 
 // The gradient of queries. One block per tile of rows and head.
 KERNEL attention_backward_q(const float* q, const float* k, const float* v, const float* d_out,
                             const float* logs, const float* dots, unsigned rows, unsigned n, unsigned n_kv,
                             unsigned size, unsigned window, float scale, float cap, float* dq) {
-    __shared__ float qs[TILE][HEAD + 1], ks[TILE][HEAD + 1], vs[TILE][HEAD + 1], os[TILE][HEAD + 1];
-    __shared__ float p[TILE][TILE + 1], ds[TILE][TILE + 1];
+    __shared__ float qs[TILE][HEAD + 1], os[TILE][HEAD + 1], others[INNER][HEAD + 1];
+    __shared__ float ds[TILE][INNER + 1];
     Heads heads = {n, n_kv, size, window, scale, cap};
-    unsigned head = blockIdx.y, kv_head = head / (n / n_kv), t = threadIdx.x;
+    unsigned head = blockIdx.y, kv_head = head / (n / n_kv);
+    unsigned other = threadIdx.x % INNER, group = threadIdx.x / INNER;
     unsigned first = blockIdx.x * TILE, count = rows - first < TILE ? rows - first : TILE;
     word width = (word)n * size, kv_width = (word)n_kv * size;
     word at = first * width + head * size;
-    float acc[OUTPUTS];
-    for (unsigned j = 0; j < OUTPUTS; j++) acc[j] = 0.0f;
+    float acc[OWN_ROWS][SPAN], products[PAIRS], dp[PAIRS];
+    for (unsigned i = 0; i < OWN_ROWS; i++)
+        for (unsigned j = 0; j < SPAN; j++) acc[i][j] = 0.0f;
     load_rows<TILE>(q + at, width, count, size, qs);
     load_rows<TILE>(d_out + at, width, count, size, os);
-    for (unsigned key = first_key(heads, first, TILE); key < first + count; key += TILE) {
-        unsigned keys = rows - key < TILE ? rows - key : TILE;
+    for (unsigned key = first_key(heads, first, INNER); key < first + count; key += INNER) {
+        unsigned keys = rows - key < INNER ? rows - key : INNER;
+        word from = key * kv_width + kv_head * size;
         __syncthreads();
-        load_rows<TILE>(k + key * kv_width + kv_head * size, kv_width, keys, size, ks);
-        load_rows<TILE>(v + key * kv_width + kv_head * size, kv_width, keys, size, vs);
+        load_rows<INNER>(v + from, kv_width, keys, size, others);
         __syncthreads();
-        score_gradients(heads, qs, ks, vs, os, first, key, rows, logs + (word)head * rows,
-                        dots + (word)head * rows, p, ds);
+        pair_dots(os, others, size, dp);
         __syncthreads();
-#pragma unroll
-        for (unsigned j = 0; j < OUTPUTS; j++) {
-            unsigned i = t + j * ATTENTION_THREADS, row = i / size, d = i % size;
-            if (row >= count) continue;
-            float value = acc[j];
-            for (unsigned c = 0; c < TILE; c++) value = fmaf(ds[row][c], ks[c][d], value);
-            acc[j] = value;
+        load_rows<INNER>(k + from, kv_width, keys, size, others);
+        __syncthreads();
+        pair_dots(qs, others, size, products);
+        for (unsigned i = 0; i < PAIRS; i++) {
+            unsigned own = group + GROUPS * i, row = first + own;
+            word place = (word)head * rows + row;
+            bool seen = own < count && other < keys && sees(heads, row, key + other);
+            ds[own][other] = seen ? slope_of(heads, products[i], dp[i], logs[place], dots[place]).ds : 0.0f;
         }
+        __syncthreads();
+        add_weighted(ds, others, acc);
     }
-#pragma unroll
-    for (unsigned j = 0; j < OUTPUTS; j++) {
-        unsigned i = t + j * ATTENTION_THREADS, row = i / size, d = i % size;
-        if (row < count) dq[at + row * width + d] = acc[j];
-    }
+    write_rows(acc, count, size, width, dq + at);
 }
 
 // The gradients of keys and values. One block per tile of keys and key head, which takes the query
-// heads of its group, and the tiles of rows that see its keys, in order.
+// heads of its group, and the rows that see its keys, in order.
 KERNEL attention_backward_kv(const float* q, const float* k, const float* v, const float* d_out,
                              const float* logs, const float* dots, unsigned rows, unsigned n, unsigned n_kv,
                              unsigned size, unsigned window, float scale, float cap, float* dk, float* dv) {
-    __shared__ float qs[TILE][HEAD + 1], ks[TILE][HEAD + 1], vs[TILE][HEAD + 1], os[TILE][HEAD + 1];
-    __shared__ float p[TILE][TILE + 1], ds[TILE][TILE + 1];
+    __shared__ float ks[TILE][HEAD + 1], vs[TILE][HEAD + 1], others[INNER][HEAD + 1];
+    __shared__ float ps[TILE][INNER + 1], ds[TILE][INNER + 1];
     Heads heads = {n, n_kv, size, window, scale, cap};
-    unsigned kv_head = blockIdx.y, group = n / n_kv, t = threadIdx.x;
+    unsigned kv_head = blockIdx.y, heads_each = n / n_kv;
+    unsigned other = threadIdx.x % INNER, group = threadIdx.x / INNER;
     unsigned key = blockIdx.x * TILE, keys = rows - key < TILE ? rows - key : TILE;
     word width = (word)n * size, kv_width = (word)n_kv * size;
     word at = key * kv_width + kv_head * size;
     unsigned end = window && key + keys - 1 + window < rows ? key + keys - 1 + window : rows;
-    float k_acc[OUTPUTS], v_acc[OUTPUTS];
-    for (unsigned j = 0; j < OUTPUTS; j++) k_acc[j] = v_acc[j] = 0.0f;
+    float k_acc[OWN_ROWS][SPAN], v_acc[OWN_ROWS][SPAN], products[PAIRS], dp[PAIRS];
+    for (unsigned i = 0; i < OWN_ROWS; i++)
+        for (unsigned j = 0; j < SPAN; j++) k_acc[i][j] = v_acc[i][j] = 0.0f;
     load_rows<TILE>(k + at, kv_width, keys, size, ks);
     load_rows<TILE>(v + at, kv_width, keys, size, vs);
-    for (unsigned head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        for (unsigned first = key; first < end; first += TILE) {
-            unsigned count = rows - first < TILE ? rows - first : TILE;
+    for (unsigned head = kv_head * heads_each; head < (kv_head + 1) * heads_each; head++) {
+        for (unsigned first = key; first < end; first += INNER) {
+            unsigned count = rows - first < INNER ? rows - first : INNER, row = first + other;
             word from = first * width + head * size;
             __syncthreads();
-            load_rows<TILE>(q + from, width, count, size, qs);
-            load_rows<TILE>(d_out + from, width, count, size, os);
+            load_rows<INNER>(q + from, width, count, size, others);
             __syncthreads();
-            score_gradients(heads, qs, ks, vs, os, first, key, rows, logs + (word)head * rows,
-                            dots + (word)head * rows, p, ds);
+            pair_dots(ks, others, size, products);
             __syncthreads();
-#pragma unroll
-            for (unsigned j = 0; j < OUTPUTS; j++) {
-                unsigned i = t + j * ATTENTION_THREADS, c = i / size, d = i % size;
-                if (c >= keys) continue;
-                float of_k = k_acc[j], of_v = v_acc[j];
-                for (unsigned r = 0; r < TILE; r++) {
-                    of_k = fmaf(ds[r][c], qs[r][d], of_k);
-                    of_v = fmaf(p[r][c], os[r][d], of_v);
-                }
-                k_acc[j] = of_k;
-                v_acc[j] = of_v;
+            load_rows<INNER>(d_out + from, width, count, size, others);
+            __syncthreads();
+            pair_dots(vs, others, size, dp);
+            for (unsigned i = 0; i < PAIRS; i++) {
+                unsigned own = group + GROUPS * i;
+                word place = (word)head * rows + row;
+                bool seen = own < keys && other < count && sees(heads, row, key + own);
+                Slope slope = {0.0f, 0.0f};
+                if (seen) slope = slope_of(heads, products[i], dp[i], logs[place], dots[place]);
+                ps[own][other] = slope.p;
+                ds[own][other] = slope.ds;
             }
+            __syncthreads();
+            add_weighted(ps, others, v_acc);
+            __syncthreads();
+            load_rows<INNER>(q + from, width, count, size, others);
+            __syncthreads();
+            add_weighted(ds, others, k_acc);
         }
     }
-#pragma unroll
-    for (unsigned j = 0; j < OUTPUTS; j++) {
-        unsigned i = t + j * ATTENTION_THREADS, c = i / size, d = i % size;
-        if (c >= keys) continue;
-        dk[at + c * kv_width + d] = k_acc[j];
-        dv[at + c * kv_width + d] = v_acc[j];
-    }
+    write_rows(k_acc, keys, size, kv_width, dk + at);
+    write_rows(v_acc, keys, size, kv_width, dv + at);
 }

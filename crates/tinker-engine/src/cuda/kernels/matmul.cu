@@ -10,56 +10,77 @@
 #define STEP 16
 #define WIDE 64
 #define COLUMNS 64
+#define PRODUCT_THREADS 128
 
-// Loads `w[column, k]` for a tile of columns and a step of the inner dimension, zero beyond the edges.
-// `turned` weights are `[inner, n]` in memory, others `[n, inner]`; `stride` is the distance of rows.
-template <typename T>
-__device__ inline void load_weights(const T* w, unsigned n, unsigned end, word stride, unsigned turned,
-                                    unsigned column0, unsigned k0, float tile[STEP][COLUMNS + 1]) {
-    for (unsigned i = threadIdx.x; i < STEP * COLUMNS; i += blockDim.x) {
-        unsigned k = turned ? i / COLUMNS : i % STEP, column = turned ? i % COLUMNS : i / STEP;
-        bool inside = k0 + k < end && column0 + column < n;
-        word at = turned ? (k0 + k) * stride + column0 + column : (column0 + column) * stride + k0 + k;
-        tile[k][column] = inside ? widen(w[at]) : 0.0f;
+// Numbers of a step that each of PRODUCT_THREADS threads loads, of the rows and of the weights.
+#define LOADS (STEP * WIDE / PRODUCT_THREADS)
+
+// Reads `x[row, k0 + k]` for a tile of rows and a step of the inner dimension, zero beyond the edges.
+__device__ inline void fetch_rows(const float* x, word stride, unsigned rows, unsigned inner, unsigned row0,
+                                  unsigned k0, float held[LOADS]) {
+    for (unsigned l = 0; l < LOADS; l++) {
+        unsigned i = threadIdx.x + PRODUCT_THREADS * l, k = i % STEP, row = i / STEP;
+        bool inside = k0 + k < inner && row0 + row < rows;
+        held[l] = inside ? x[(row0 + row) * stride + k0 + k] : 0.0f;
     }
 }
 
-// WIDE rows at a time; 128 threads, each for 8 rows of 4 columns.
+// As fetch_rows, `w[column, k0 + k]`: `turned` weights are `[inner, n]` in memory, others `[n, inner]`.
+template <typename T>
+__device__ inline void fetch_weights(const T* w, word stride, unsigned turned, unsigned n, unsigned inner,
+                                     unsigned column0, unsigned k0, float held[LOADS]) {
+    for (unsigned l = 0; l < LOADS; l++) {
+        unsigned i = threadIdx.x + PRODUCT_THREADS * l;
+        unsigned k = k0 + (turned ? i / COLUMNS : i % STEP);
+        unsigned column = column0 + (turned ? i % COLUMNS : i / STEP);
+        word at = turned ? k * stride + column : column * stride + k;
+        held[l] = k < inner && column < n ? widen(w[at]) : 0.0f;
+    }
+}
+
+// WIDE rows at a time, each thread for 8 rows of 4 columns. The next step is asked for before this one is
+// multiplied.
 template <typename T>
 __device__ inline void product(const float* x, word x_stride, const T* w, word w_stride, unsigned turned,
                                unsigned rows, unsigned n, unsigned inner, float scale, const float* onto,
                                float* y, word y_stride) {
-    const unsigned ROWS = WIDE, EACH = ROWS / 8;
-    __shared__ float xs[STEP][ROWS + 1];
+    const unsigned EACH = WIDE / 8;
+    __shared__ float xs[STEP][WIDE + 1];
     __shared__ float ws[STEP][COLUMNS + 1];
-    unsigned row0 = blockIdx.y * ROWS, column0 = blockIdx.x * COLUMNS;
+    unsigned row0 = blockIdx.y * WIDE, column0 = blockIdx.x * COLUMNS;
     unsigned my_row = threadIdx.x / 16, my_column = threadIdx.x % 16;
-    float total[EACH][4], sum[EACH][4];
+    float total[EACH][4], sum[EACH][4], next_x[LOADS], next_w[LOADS];
     for (unsigned i = 0; i < EACH; i++)
-        for (unsigned j = 0; j < 4; j++) total[i][j] = 0.0f;
-    for (unsigned start = 0; start < inner; start += SEGMENT) {
-        unsigned end = start + SEGMENT < inner ? start + SEGMENT : inner;
-        for (unsigned i = 0; i < EACH; i++)
-            for (unsigned j = 0; j < 4; j++) sum[i][j] = 0.0f;
-        for (unsigned k0 = start; k0 < end; k0 += STEP) {
-            __syncthreads();
-            for (unsigned i = threadIdx.x; i < STEP * ROWS; i += blockDim.x) {
-                unsigned k = i % STEP, row = i / STEP;
-                bool inside = k0 + k < end && row0 + row < rows;
-                xs[k][row] = inside ? x[(row0 + row) * x_stride + k0 + k] : 0.0f;
-            }
-            load_weights(w, n, end, w_stride, turned, column0, k0, ws);
-            __syncthreads();
-            for (unsigned k = 0; k < STEP; k++) {
-                for (unsigned i = 0; i < EACH; i++) {
-                    float left = xs[k][my_row + 8 * i];
-                    for (unsigned j = 0; j < 4; j++)
-                        sum[i][j] = fmaf(left, ws[k][my_column + 16 * j], sum[i][j]);
-                }
+        for (unsigned j = 0; j < 4; j++) total[i][j] = sum[i][j] = 0.0f;
+    fetch_rows(x, x_stride, rows, inner, row0, 0, next_x);
+    fetch_weights(w, w_stride, turned, n, inner, column0, 0, next_w);
+    for (unsigned k0 = 0; k0 < inner; k0 += STEP) {
+        __syncthreads();
+        for (unsigned l = 0; l < LOADS; l++) {
+            unsigned i = threadIdx.x + PRODUCT_THREADS * l;
+            xs[i % STEP][i / STEP] = next_x[l];
+            if (turned) ws[i / COLUMNS][i % COLUMNS] = next_w[l];
+            else ws[i % STEP][i / STEP] = next_w[l];
+        }
+        __syncthreads();
+        if (k0 + STEP < inner) {
+            fetch_rows(x, x_stride, rows, inner, row0, k0 + STEP, next_x);
+            fetch_weights(w, w_stride, turned, n, inner, column0, k0 + STEP, next_w);
+        }
+        for (unsigned k = 0; k < STEP; k++) {
+            for (unsigned i = 0; i < EACH; i++) {
+                float left = xs[k][my_row + 8 * i];
+                for (unsigned j = 0; j < 4; j++)
+                    sum[i][j] = fmaf(left, ws[k][my_column + 16 * j], sum[i][j]);
             }
         }
-        for (unsigned i = 0; i < EACH; i++)
-            for (unsigned j = 0; j < 4; j++) total[i][j] += sum[i][j];
+        if ((k0 + STEP) % SEGMENT != 0 && k0 + STEP < inner) continue;
+        for (unsigned i = 0; i < EACH; i++) {
+            for (unsigned j = 0; j < 4; j++) {
+                total[i][j] += sum[i][j];
+                sum[i][j] = 0.0f;
+            }
+        }
     }
     for (unsigned i = 0; i < EACH; i++) {
         for (unsigned j = 0; j < 4; j++) {
@@ -81,13 +102,13 @@ __device__ inline void product(const float* x, word x_stride, const T* w, word w
 PRODUCT(product_wide_f32, float)
 PRODUCT(product_wide_bf16, bf16)
 
-// The narrow kernel: rows, columns and threads of a block.
+// The narrow kernel: rows and columns of a block.
 #define NARROW 8
 #define FEW_COLUMNS 32
-#define PRODUCT_THREADS 128
 
-// One of the products of a launch, all with the same rows; it is added to `onto`, which may be `y`. Weights are bf16 with bit 0 of `kind`, and
-// `[inner, n]` in memory, else `[n, inner]`, with bit 1. A product without columns is none.
+// One of the products of a launch, all with the same rows; it is added to `onto`, which may be `y`. Weights
+// are bf16 with bit 0 of `kind`, and `[inner, n]` in memory, else `[n, inner]`, with bit 1. A product without
+// columns is none.
 struct Job {
     const float* x;
     word x_stride;
