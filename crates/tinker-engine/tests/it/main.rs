@@ -10,6 +10,8 @@ mod architectures;
 mod bad_input;
 mod common;
 #[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
 mod emulated;
 mod finite_differences;
 mod generating;

@@ -5,6 +5,7 @@
 //! another order with each launch.
 #![expect(unsafe_code, reason = "a library is loaded and its functions called")]
 
+pub(crate) mod stand_in;
 mod strictness;
 
 use std::alloc::{Layout, alloc, dealloc};
@@ -78,26 +79,37 @@ fn kernels(head: usize) -> &'static Library {
         .or_insert_with(|| Box::leak(Box::new(compile(SOURCE, &KERNELS, head))))
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "how a machine names its C++ compiler"
-)]
+/// Kernels that `emulate` launches by their name.
 fn compile(source: &str, kernels: &[&str], head: usize) -> Library {
+    let source = format!(
+        "{}extern \"C\" __attribute__((visibility(\"default\"))) int emulate(const char* name, \
+         const unsigned* grid, unsigned threads, uint64_t order, void** args) {{\n\
+         return emulation::launch(ENTRIES, name, grid, threads, order, args);\n}}\n",
+        with_entries(source, kernels)
+    );
+    build(&source, &[&format!("-DHEAD={head}")])
+}
+
+/// The kernels with what emulates a device, and a table of them.
+fn with_entries(source: &str, kernels: &[&str]) -> String {
     let table: String = kernels
         .iter()
         .map(|name| format!("    {{\"{name}\", emulation::bridge<{name}>}},\n"))
         .collect();
-    let source = format!(
-        "{}\n{source}\nstatic const emulation::Entry ENTRIES[] = {{\n{table}    {{nullptr, nullptr}}}};\n\
-         extern \"C\" __attribute__((visibility(\"default\"))) int emulate(const char* name, const unsigned* grid, unsigned threads, uint64_t order, \
-         void** args) {{\nreturn emulation::launch(ENTRIES, name, grid, threads, order, args);\n}}\n",
+    format!(
+        "{}\n{source}\nstatic const emulation::Entry ENTRIES[] = {{\n{table}    {{nullptr, nullptr}}}};\n",
         include_str!("emulation.h")
-    );
+    )
+}
+
+/// Compiles C++ to a library, and loads it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how a machine names its C++ compiler"
+)]
+fn build(source: &str, arguments: &[&str]) -> Library {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let (file, library) = (
-        dir.path().join("kernels.cpp"),
-        dir.path().join("kernels.so"),
-    );
+    let (file, library) = (dir.path().join("source.cpp"), dir.path().join("library.so"));
     std::fs::write(&file, source).unwrap();
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let output = Command::new(&compiler)
@@ -107,7 +119,7 @@ fn compile(source: &str, kernels: &[&str], head: usize) -> Library {
         .arg("-fvisibility=hidden")
         // As with CUDA, memory may be read as numbers of another kind.
         .arg("-fno-strict-aliasing")
-        .arg(format!("-DHEAD={head}"))
+        .args(arguments)
         .args([file.as_path(), Path::new("-o"), &library])
         .output()
         .unwrap_or_else(|e| panic!("{compiler}: {e}: install a C++ compiler, or set CXX to one"));
