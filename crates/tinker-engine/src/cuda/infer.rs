@@ -377,9 +377,9 @@ impl Inference<'_> {
             let block = Block::of(model, layer);
             block.project(self.ops, &batch, x, acts)?;
             block.place(self.ops, (rows, places), &scratch.angles, acts)?;
-            let out = (acts.attended, acts.logs);
+            let floats = [acts.q, acts.attended, acts.logs];
             self.ops
-                .attention(&block.heads, acts.q, tiles, [0, 0], layer, rows, out)?;
+                .attention(&block.heads, floats, tiles, [0, 0], (layer, rows))?;
             block.finish(self.ops, &batch, x, next, acts)?;
             std::mem::swap(&mut x, &mut next);
         }

@@ -292,12 +292,10 @@ impl Ops {
     pub(super) fn attention(
         &mut self,
         heads: &Heads,
-        q: Floats,
+        [q, out, logs]: [Floats; 3],
         (tiles, place): (&Tiles, u64),
         bases: [u64; 2],
-        layer: usize,
-        rows: usize,
-        (out, logs): (Floats, Floats),
+        (layer, rows): (usize, usize),
     ) -> Result<()> {
         fits(&[
             (q, rows * heads.q_width()),

@@ -361,9 +361,9 @@ impl Whole {
         acts: &Activations,
     ) -> Result<()> {
         let bases = [acts.k, acts.v].map(Floats::address);
-        let out = (acts.attended, acts.logs);
+        let floats = [acts.q, acts.attended, acts.logs];
         let tiles = (&self.tiles, self.place);
-        ops.attention(&block.heads, acts.q, tiles, bases, 0, rows, out)
+        ops.attention(&block.heads, floats, tiles, bases, (0, rows))
     }
 }
 
