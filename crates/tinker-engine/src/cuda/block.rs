@@ -1,9 +1,7 @@
 //! One decoder block: its forward pass around attention, and its backward pass.
 
-use std::sync::Arc;
-
 use super::adapter::{Adapter, Site};
-use super::device::Device;
+use super::call::Angles;
 use super::linear::{Backward, Batch};
 use super::memory::{Buffer, Carver, Floats};
 use super::model::{Layer, Linear, Model};
@@ -14,41 +12,6 @@ use crate::error::Result;
 
 /// Layers of each group.
 const GROUP_SIZES: [usize; 4] = [3, 1, 2, 1];
-
-/// Cosines and sines of each row's rotary angles, for each of the model's ropes, `[2, rows, half]`.
-#[derive(Debug, Default)]
-pub(super) struct Angles {
-    ropes: Vec<(usize, Buffer)>,
-}
-
-impl Angles {
-    /// Becomes the angles of rows at `positions`.
-    pub(super) fn set(
-        &mut self,
-        device: &Arc<dyn Device>,
-        arch: &Arch,
-        positions: impl Iterator<Item = usize> + Clone,
-    ) -> Result<()> {
-        for (i, rope) in arch.ropes.iter().enumerate() {
-            let angles = positions.clone().flat_map(|position| {
-                let turn = move |frequency: &f32| (position as f32 * frequency).sin_cos();
-                rope.frequencies.iter().map(turn)
-            });
-            let (mut cosines, sines): (Vec<f32>, Vec<f32>) = angles
-                .map(|(sine, cosine)| (cosine * rope.amplitude, sine * rope.amplitude))
-                .unzip();
-            cosines.extend(sines);
-            if self.ropes.len() <= i {
-                self.ropes
-                    .push((rope.frequencies.len(), Buffer::empty(device)));
-            }
-            let (_, buffer) = &mut self.ropes[i];
-            buffer.reserve(cosines.len())?;
-            buffer.set(&cosines)?;
-        }
-        Ok(())
-    }
-}
 
 /// What one block computes for its rows; kept for the backward pass in training.
 #[derive(Debug, Clone, Copy)]
@@ -220,7 +183,7 @@ impl<'a> Block<'a> {
             return Ok(());
         };
         let heads = (n, self.heads.size, *half);
-        ops.rope(rows, x, heads, angles.floats(), direction)
+        ops.rope(rows, x, heads, *angles, direction)
     }
 
     /// From the residual stream `x [rows, hidden]` to queries, keys and values, not yet turned.
@@ -274,8 +237,7 @@ impl<'a> Block<'a> {
         acts: &Activations,
     ) -> Result<()> {
         let rope = self.arch.layers[self.index].rope;
-        let rope = rope.and_then(|rope| angles.ropes.get(rope));
-        let rope = rope.map(|(half, angles)| (*half, angles.floats()));
+        let rope = rope.and_then(|rope| angles.ropes.get(rope)).copied();
         let rows = (rows, self.index);
         ops.place_rows(&self.heads, rows, [acts.q, acts.k, acts.v], places, rope)
     }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::adapter::Adapter;
-use super::block::{Activations, Angles, Block};
+use super::block::{Activations, Block};
+use super::call::Call;
 use super::device::Device;
 use super::head::{HeadScratch, chunk_rows};
 use super::linear::{Batch, Run};
@@ -135,24 +136,17 @@ pub(super) struct Scratch {
     /// Output of the final norm of the rows that went through last.
     normed: Floats,
     head: HeadScratch,
-    angles: Angles,
-    tokens: Table,
-    places: Table,
-    tiles: Table,
+    call: Table,
 }
 
 impl Scratch {
     pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        let table = || Table::empty(device);
         let rows = Buffer::empty(device);
         Self {
             normed: rows.floats(),
             rows,
             head: HeadScratch::new(device),
-            angles: Angles::default(),
-            tokens: table(),
-            places: table(),
-            tiles: table(),
+            call: Table::empty(device),
         }
     }
 
@@ -350,7 +344,6 @@ impl Inference<'_> {
         let positions = segments
             .iter()
             .flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
-        self.scratch.angles.set(&device, arch, positions)?;
         let sequences = segments.iter().map(|segment| segment.rows(arch));
         let places: Vec<u64> = sequences.clone().flat_map(places).collect();
         let tiles = Tiles::of(sequences, &model.heads(0), self.tile);
@@ -366,17 +359,21 @@ impl Inference<'_> {
             trains: false,
         };
         let room = scratch.reserve(arch, rows, batch.rank)?;
-        let tokens = (scratch.tokens.set(&tokens)?, rows);
-        let places = scratch.places.set(&places)?;
-        let tiles = (&tiles, scratch.tiles.set(&tiles.words)?);
+        let given = (&places[..], &tiles);
+        let call = Call::upload(&mut scratch.call, arch, &tokens, positions, given)?;
+        let tiles = (&tiles, call.tiles);
         let [mut x, mut next] = room.xs;
         let acts = &room.acts;
-        self.ops
-            .embed(model.embedding(), tokens, arch.embedding_scale, x)?;
+        self.ops.embed(
+            model.embedding(),
+            (call.tokens, rows),
+            arch.embedding_scale,
+            x,
+        )?;
         for layer in 0..arch.n_layers {
             let block = Block::of(model, layer);
             block.project(self.ops, &batch, x, acts)?;
-            block.place(self.ops, (rows, places), &scratch.angles, acts)?;
+            block.place(self.ops, (rows, call.places), &call.angles, acts)?;
             let floats = [acts.q, acts.attended, acts.logs];
             self.ops
                 .attention(&block.heads, floats, tiles, [0, 0], (layer, rows))?;

@@ -146,6 +146,7 @@ impl Buffer {
 
 /// Numbers that go to the device as they lie in memory.
 pub(super) trait Plain: Copy {}
+impl Plain for u8 {}
 impl Plain for f32 {}
 impl Plain for f64 {}
 impl Plain for u16 {}
@@ -193,6 +194,15 @@ impl Table {
     /// Where it lies.
     pub(super) fn address(&self) -> u64 {
         self.memory.as_ref().map_or(0, Memory::address)
+    }
+
+    /// `len` of the floats it holds, from byte `start` on.
+    pub(super) fn floats(&self, start: usize, len: usize) -> Result<Floats> {
+        if let Some(memory) = &self.memory {
+            memory.check(start, len * size_of::<f32>())?;
+        }
+        let address = self.address() + start as u64;
+        Ok(Floats { address, len })
     }
 
     /// Makes room for so many bytes; returns where they lie. What it held may be lost.

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod block;
+mod call;
 pub mod device;
 mod driver;
 mod head;

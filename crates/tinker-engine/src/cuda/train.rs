@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::adapter::Adapter;
-use super::block::{Activations, Angles, BackwardPass, Block, Deltas};
+use super::block::{Activations, BackwardPass, Block, Deltas};
+use super::call::Call;
 use super::device::Device;
 use super::head::{HeadGradients, HeadScratch, Pass};
 use super::linear::{Batch, Run};
@@ -27,9 +28,7 @@ pub(super) struct Workspace {
     /// What else there is for each row.
     passing: Buffer,
     head: HeadScratch,
-    angles: Angles,
-    tokens: Table,
-    tiles: Table,
+    call: Table,
     gradient: Buffer,
 }
 
@@ -64,9 +63,7 @@ impl Workspace {
             kept: Buffer::empty(device),
             passing: Buffer::empty(device),
             head: HeadScratch::new(device),
-            angles: Angles::default(),
-            tokens: Table::empty(device),
-            tiles: Table::empty(device),
+            call: Table::empty(device),
             gradient: Buffer::empty(device),
         }
     }
@@ -203,10 +200,8 @@ impl Training<'_> {
             rank,
             trains,
         };
-        let mut angles = std::mem::take(&mut self.workspace.angles);
-        angles.set(&self.ops.device, arch, 0..rows)?;
-        let itself = self.whole(rows)?;
-        let x = self.blocks(&batch, &angles, &sequence.tokens, (&room, &itself))?;
+        let itself = self.whole(&sequence.tokens)?;
+        let x = self.blocks(&batch, &room, &itself)?;
         let norm = self.model.final_norm.floats();
         let sizes = (rows, arch.rms_eps);
         self.ops
@@ -238,14 +233,14 @@ impl Training<'_> {
         };
         check_output(i, sequence.k, &output)?;
         if let (Some(gradient), Some(adapter)) = (gradient, adapter) {
-            self.backward(&batch, adapter, &angles, gradient, (&room, &itself))?;
+            self.backward(&batch, adapter, gradient, (&room, &itself))?;
         }
-        self.workspace.angles = angles;
         Ok(output)
     }
 
-    /// The tiles of a sequence's attention, which are those of every block.
-    fn whole(&mut self, n: usize) -> Result<Whole> {
+    /// Uploads what every block needs to know of a sequence.
+    fn whole(&mut self, tokens: &[u32]) -> Result<Whole> {
+        let n = tokens.len();
         let rows = Rows {
             keys: 0,
             values: 0,
@@ -254,8 +249,9 @@ impl Training<'_> {
             before: 0,
         };
         let tiles = Tiles::of(std::iter::once(rows), &self.model.heads(0), self.tile);
-        let place = self.workspace.tiles.set(&tiles.words)?;
-        Ok(Whole { tiles, place })
+        let (table, arch) = (&mut self.workspace.call, &self.model.arch);
+        let call = Call::upload(table, arch, tokens, 0..n, (&[], &tiles))?;
+        Ok(Whole { tiles, call })
     }
 
     fn head(
@@ -275,15 +271,9 @@ impl Training<'_> {
     }
 
     /// All blocks: from tokens to the residual stream after the last, which is returned.
-    fn blocks(
-        &mut self,
-        batch: &Batch<'_>,
-        angles: &Angles,
-        tokens: &[u32],
-        (room, whole): (&Room, &Whole),
-    ) -> Result<Floats> {
-        let (arch, workspace) = (&self.model.arch, &mut *self.workspace);
-        let tokens = (workspace.tokens.set(tokens)?, batch.rows);
+    fn blocks(&mut self, batch: &Batch<'_>, room: &Room, whole: &Whole) -> Result<Floats> {
+        let arch = &self.model.arch;
+        let tokens = (whole.call.tokens, batch.rows);
         let table = self.model.embedding();
         self.ops
             .embed(table, tokens, arch.embedding_scale, room.xs[0])?;
@@ -293,7 +283,7 @@ impl Training<'_> {
             let acts = room.acts_of(layer, arch.n_layers);
             let block = Block::of(self.model, layer);
             block.project(self.ops, batch, x, acts)?;
-            block.turn(self.ops, batch.rows, angles, acts)?;
+            block.turn(self.ops, batch.rows, &whole.call.angles, acts)?;
             whole.attend(self.ops, &block, batch.rows, acts)?;
             block.finish(self.ops, batch, x, out, acts)?;
         }
@@ -305,7 +295,6 @@ impl Training<'_> {
         &mut self,
         batch: &Batch<'_>,
         adapter: &Adapter,
-        angles: &Angles,
         gradient: Floats,
         (room, whole): (&Room, &Whole),
     ) -> Result<()> {
@@ -322,7 +311,7 @@ impl Training<'_> {
         let pass = BackwardPass {
             rows,
             adapter,
-            angles,
+            angles: &whole.call.angles,
             deltas,
             gradient,
             tile: self.tile,
@@ -334,7 +323,7 @@ impl Training<'_> {
             let acts = room.acts_of(layer, n_layers);
             if layer < shared {
                 block.project(self.ops, batch, x, acts)?;
-                block.turn(self.ops, rows, angles, acts)?;
+                block.turn(self.ops, rows, &whole.call.angles, acts)?;
                 whole.attend(self.ops, &block, rows, acts)?;
                 block.finish(self.ops, batch, x, deltas.normed, acts)?;
             }
@@ -344,11 +333,11 @@ impl Training<'_> {
     }
 }
 
-/// The tiles of a whole sequence, and where they lie.
+/// A whole sequence, as its blocks need to know it.
 #[derive(Debug)]
 struct Whole {
     tiles: Tiles,
-    place: u64,
+    call: Call,
 }
 
 impl Whole {
@@ -362,7 +351,7 @@ impl Whole {
     ) -> Result<()> {
         let bases = [acts.k, acts.v].map(Floats::address);
         let floats = [acts.q, acts.attended, acts.logs];
-        let tiles = (&self.tiles, self.place);
+        let tiles = (&self.tiles, self.call.tiles);
         ops.attention(&block.heads, floats, tiles, bases, (0, rows))
     }
 }
