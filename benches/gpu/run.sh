@@ -2,7 +2,8 @@
 # Holds the GPU of this machine to its CPU, then prints tokens per second of both, and of PyTorch if
 # this Python has it. Exits with 0 if they agree, 1 if not, 3 if there is no GPU.
 #
-# usage: ./run.sh [--rehearse]      (PYTHON names another Python than python3; a rehearsal needs no GPU)
+# usage: ./run.sh [--threads N] [--rehearse]
+# PYTHON names another Python than python3; a rehearsal needs no GPU.
 cd "$(dirname "$0")" || exit 2
 python=${PYTHON:-python3}
 

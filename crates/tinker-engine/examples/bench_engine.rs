@@ -7,28 +7,13 @@
 //! or the tokens of all sequences, one after the other.
 #![expect(clippy::print_stdout, reason = "the result of the program")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+mod timed;
 
-use serde_json::{Value, json};
-use tinker_engine::sampler::{Sampling, sample};
-use tinker_engine::{
-    AdamW, AdapterId, AdapterState, Backend, CpuOptions, HostTensor, LoraSpec, Loss, Precision,
-    Quantization, SlotId, TrainSequence, limit_to_avx2, load_cpu_with,
-};
+use std::path::PathBuf;
 
-type Failure = Box<dyn std::error::Error>;
+use tinker_engine::{CpuOptions, Precision, Quantization, limit_to_avx2, load_cpu_with};
 
-const RANK: usize = 16;
-const STEP: AdamW = AdamW {
-    learning_rate: 1e-4,
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    weight_decay: 0.0,
-    grad_clip_norm: 0.0,
-};
+use self::timed::Failure;
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,20 +43,20 @@ fn main() -> Result<(), Failure> {
         ..CpuOptions::default()
     };
     let mut backend = load_cpu_with(&dir, &cpu)?;
-    let adapter = import(&mut *backend, &dir)?;
+    let adapter = timed::import(&mut *backend, &dir)?;
     let repeats = option("--repeats", 5)?;
-    let tokens: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("tokens.json"))?)?;
+    let work = timed::read_work(&dir)?;
     let mut report = match task.as_str() {
-        "train" => train(&mut *backend, adapter, &tokens["train"], repeats)?,
+        "train" => timed::train(&mut *backend, adapter, &work["train"], repeats)?,
         "decode" => {
             let sequences = option("--sequences", 1)?;
-            decode(&mut *backend, adapter, &tokens, sequences, repeats)?
+            timed::decode(&mut *backend, adapter, &work, sequences, repeats)?
         }
         other => return Err(format!("no task `{other}`; there are train and decode").into()),
     };
-    report["peak_bytes"] = json!(peak_bytes());
-    report["name"] = json!(format!("tinker-engine {}", backend.info().precision));
-    println!("{report}");
+    report.peak_bytes = peak_bytes();
+    report.name = format!("tinker-engine {}", report.name);
+    println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
@@ -90,180 +75,6 @@ fn choice<T: Copy, const N: usize>(
     Ok(Some(known.ok_or_else(|| {
         format!("{option} is one of {:?}", all.map(name))
     })?))
-}
-
-fn import(backend: &mut dyn Backend, dir: &Path) -> Result<AdapterId, Failure> {
-    let bytes = std::fs::read(dir.join("adapter.safetensors"))?;
-    let file = safetensors::SafeTensors::deserialize(&bytes)?;
-    let mut weights = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        let (values, _) = view.data().as_chunks::<4>();
-        let data = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        weights.insert(
-            name,
-            HostTensor {
-                shape: view.shape().to_vec(),
-                data,
-            },
-        );
-    }
-    let spec = LoraSpec {
-        rank: RANK,
-        seed: 0,
-        train_attn: true,
-        train_mlp: true,
-        train_unembed: false,
-    };
-    let (moments, gradient) = (BTreeMap::new(), BTreeMap::new());
-    Ok(backend.import_adapter(&AdapterState {
-        spec,
-        weights,
-        moments,
-        gradient,
-        step: 0,
-    })?)
-}
-
-fn ids(value: &Value) -> Result<Vec<u32>, Failure> {
-    Ok(serde_json::from_value(value.clone())?)
-}
-
-fn train(
-    backend: &mut dyn Backend,
-    adapter: AdapterId,
-    rows: &Value,
-    repeats: usize,
-) -> Result<Value, Failure> {
-    let rows = rows
-        .as_array()
-        .ok_or("tokens.json has no rows to train on")?;
-    let rows = rows.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
-    let n_tokens: usize = rows.iter().map(|row| row.len() - 1).sum();
-    // The mean over tokens, which is what the other side computes.
-    let sequence = |row: &Vec<u32>| {
-        let n = row.len() - 1;
-        let loss = Loss::CrossEntropy {
-            weights: vec![1.0 / n_tokens as f32; n],
-        };
-        TrainSequence {
-            tokens: row[..n].to_vec(),
-            targets: row[1..].to_vec(),
-            k: 1,
-            loss,
-        }
-    };
-    let batch: Vec<TrainSequence> = rows.iter().map(sequence).collect();
-    let (mut seconds, mut losses, mut cpu_start) = (Vec::new(), Vec::new(), 0.0);
-    for repeat in 0..=repeats {
-        if repeat == 1 {
-            cpu_start = cpu_seconds()?;
-        }
-        let start = Instant::now();
-        let outputs = backend.forward_backward(adapter, &batch)?;
-        backend.optim_step(adapter, &STEP.into())?;
-        seconds.push(start.elapsed().as_secs_f64());
-        losses.push(outputs.iter().map(|o| o.loss).sum::<f64>());
-    }
-    let (seconds, cpu) = (&seconds[1..], cpu_seconds()? - cpu_start);
-    Ok(json!({ "seconds": seconds, "cpu_seconds": cpu, "losses": losses, "n_tokens": n_tokens }))
-}
-
-fn decode(
-    backend: &mut dyn Backend,
-    adapter: AdapterId,
-    work: &Value,
-    n_sequences: usize,
-    repeats: usize,
-) -> Result<Value, Failure> {
-    let prompts = work["prompts"]
-        .as_array()
-        .ok_or("tokens.json: no prompts")?;
-    let prompts = prompts.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
-    let prompts = prompts
-        .get(..n_sequences)
-        .ok_or("tokens.json: too few prompts")?;
-    let new_tokens = work["new_tokens"]
-        .as_u64()
-        .ok_or("tokens.json: no new_tokens")?;
-    let mut of = Decoding::default();
-    let (mut seconds, mut cpu) = (Vec::new(), Vec::new());
-    for _ in 0..=repeats {
-        of.start(backend, adapter, prompts, usize::try_from(new_tokens)?)?;
-        let (start, cpu_start) = (Instant::now(), cpu_seconds()?);
-        for _ in 0..new_tokens {
-            of.step(backend)?;
-        }
-        seconds.push(start.elapsed().as_secs_f64());
-        cpu.push(cpu_seconds()? - cpu_start);
-        of.slots.iter().for_each(|slot| backend.close_slot(*slot));
-    }
-    let (seconds, cpu) = (&seconds[1..], cpu[1..].iter().sum::<f64>());
-    Ok(json!({
-        "seconds": seconds, "cpu_seconds": cpu, "tokens": of.tokens.concat(),
-        "logprobs": of.logprobs.concat(), "n_tokens": of.tokens.concat().len(),
-    }))
-}
-
-/// Sequences that are decoded together, greedily.
-#[derive(Default)]
-struct Decoding {
-    slots: Vec<SlotId>,
-    /// Of the next tokens, `[sequences, vocab]`.
-    logits: Vec<f32>,
-    tokens: Vec<Vec<u32>>,
-    logprobs: Vec<Vec<f32>>,
-}
-
-impl Decoding {
-    fn start(
-        &mut self,
-        backend: &mut dyn Backend,
-        adapter: AdapterId,
-        prompts: &[Vec<u32>],
-        new_tokens: usize,
-    ) -> Result<(), Failure> {
-        *self = Self {
-            tokens: vec![Vec::new(); prompts.len()],
-            logprobs: vec![Vec::new(); prompts.len()],
-            ..Self::default()
-        };
-        for prompt in prompts {
-            let slot = backend.open_slot(Some(adapter), prompt.len() + new_tokens)?;
-            self.slots.push(slot);
-            let next = backend.prefill(slot, prompt, false)?.next_logits;
-            self.logits.extend(next);
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, backend: &mut dyn Backend) -> Result<(), Failure> {
-        let greedy = Sampling {
-            temperature: 0.0,
-            top_k: None,
-            top_p: 1.0,
-        };
-        let vocab = self.logits.len() / self.slots.len();
-        let mut rows = Vec::with_capacity(self.slots.len());
-        for (i, logits) in self.logits.chunks_exact(vocab).enumerate() {
-            let draw = sample(logits, &greedy, 0, 0)?;
-            self.tokens[i].push(draw.token);
-            self.logprobs[i].push(draw.logprob);
-            rows.push((self.slots[i], draw.token));
-        }
-        self.logits = backend.decode_step(&rows)?;
-        Ok(())
-    }
-}
-
-/// Processor time of all threads of this process so far, as Linux counts it.
-fn cpu_seconds() -> Result<f64, Failure> {
-    let mut nanoseconds = 0.0;
-    for task in std::fs::read_dir("/proc/self/task")? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        let first = text.split_whitespace().next().ok_or("empty schedstat")?;
-        nanoseconds += first.parse::<f64>()?;
-    }
-    Ok(nanoseconds / 1e9)
 }
 
 /// Largest resident memory of this process; 0 where the system does not tell.

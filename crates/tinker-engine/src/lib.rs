@@ -12,6 +12,7 @@ pub mod cuda;
 pub mod error;
 pub mod fake;
 pub mod generate;
+mod held;
 pub mod load;
 pub mod loss;
 mod memory;
@@ -22,6 +23,7 @@ pub mod peft;
 mod prefix_cache;
 pub mod prompt;
 pub mod rng;
+mod runs;
 pub mod sampler;
 
 pub use adapter::{AdapterState, HostTensor, LoraSpec};

@@ -23,7 +23,9 @@ use super::pool::Pool;
 use super::steps;
 use crate::arch::Arch;
 use crate::error::Result;
+use crate::held::Cached;
 use crate::loss::{Loss, TrainSequence};
+use crate::runs::{runs_of, widest};
 
 /// Rows of a prompt that go through the model together; bounds the memory of activations.
 const CHUNK: usize = 480;
@@ -86,12 +88,6 @@ impl Slot {
         }
     }
 
-    /// Memory of its keys and values.
-    pub(crate) fn bytes(&self) -> usize {
-        let floats = |cache: &Cache| cache.keys.len() + cache.values.len();
-        self.layers.iter().map(floats).sum::<usize>() * size_of::<f32>()
-    }
-
     /// Makes room for `n` more tokens in steps of panels, doubling so that growth stays cheap.
     fn grow(&mut self, heads: &Heads, n: usize) {
         let width = heads.kv_width();
@@ -105,6 +101,21 @@ impl Slot {
             cache.keys.resize(positions * width);
             cache.values.resize(positions * width);
         }
+    }
+}
+
+impl Cached for Slot {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn bytes(&self) -> usize {
+        let floats = |cache: &Cache| cache.keys.len() + cache.values.len();
+        self.layers.iter().map(floats).sum::<usize>() * size_of::<f32>()
     }
 }
 
@@ -263,7 +274,7 @@ impl Inference<'_> {
         let batch = Batch {
             rows,
             runs,
-            rank: widest(runs),
+            rank: widest(runs, Adapter::padded_rank),
             pool: Some(self.pool),
             trains: false,
         };
@@ -302,11 +313,11 @@ impl Inference<'_> {
                 layers,
             });
         }
-        let runs = runs_of(&owners);
+        let runs = runs_of(owners.iter().copied());
         let batch = Batch {
             rows: tokens.len(),
             runs: &runs,
-            rank: widest(&runs),
+            rank: widest(&runs, Adapter::padded_rank),
             pool: Some(self.pool),
             trains: false,
         };
@@ -387,34 +398,4 @@ fn run_head(model: &Model, batch: &Batch<'_>, hidden: &[f32], u: &mut [f32], log
     };
     batch.forward(of, &mut [output]);
     model.cap_logits(logits);
-}
-
-/// Joins neighbours of the same adapter.
-fn runs_of<'a>(owners: &[(usize, Option<&'a Adapter>)]) -> Vec<Run<'a>> {
-    let mut runs: Vec<Run<'a>> = Vec::new();
-    let mut row = 0;
-    for (n, adapter) in owners {
-        let same = |run: &Run<'a>| match (run.adapter, adapter) {
-            (Some(a), Some(b)) => std::ptr::eq(a, *b),
-            (None, None) => true,
-            _ => false,
-        };
-        match runs.last_mut() {
-            Some(last) if same(last) => last.rows.end += n,
-            _ => runs.push(Run {
-                rows: row..row + n,
-                adapter: *adapter,
-            }),
-        }
-        row += n;
-    }
-    runs
-}
-
-fn widest(runs: &[Run<'_>]) -> usize {
-    runs.iter()
-        .filter_map(|r| r.adapter)
-        .map(Adapter::padded_rank)
-        .max()
-        .unwrap_or(0)
 }

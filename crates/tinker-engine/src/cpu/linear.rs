@@ -28,11 +28,7 @@ pub(crate) struct Batch<'a> {
 }
 
 /// Consecutive rows of one adapter.
-#[derive(Debug, Clone)]
-pub(crate) struct Run<'a> {
-    pub(crate) rows: Range<usize>,
-    pub(crate) adapter: Option<&'a Adapter>,
-}
+pub(crate) type Run<'a> = crate::runs::Run<'a, Adapter>;
 
 /// Which layers of the model these are, to find their LoRA modules.
 #[derive(Debug, Clone, Copy)]

@@ -31,7 +31,7 @@ impl Cpu {
                 adapter,
                 n,
                 longest,
-            } => match self.adapters.get(&adapter) {
+            } => match self.held.adapter(adapter).ok() {
                 Some(adapter) => self.memory_of_pass(adapter, n, longest),
                 None => 0,
             },
@@ -39,7 +39,7 @@ impl Cpu {
                 adapter,
                 n,
                 longest,
-            } => match self.adapters.get(&adapter) {
+            } => match self.held.adapter(adapter).ok() {
                 Some(adapter) => self.memory_of_forward(adapter, n, longest),
                 None => 0,
             },

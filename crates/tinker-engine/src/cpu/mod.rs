@@ -25,9 +25,7 @@ mod steps;
 mod tile;
 mod train;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
 
 use self::block::Angles;
 use self::buffer::Buffer;
@@ -40,10 +38,9 @@ use self::pool::Pool;
 use self::simd::Isa;
 use self::train::{Training, Workspace};
 use crate::adapter::{AdapterState, LoraSpec};
-use crate::backend::{
-    AdapterId, Backend, BaseInfo, CpuOptions, Prefill, SequenceOutput, SlotId, check_prefix,
-};
-use crate::error::{Error, Result};
+use crate::backend::{AdapterId, Backend, BaseInfo, CpuOptions, Prefill, SequenceOutput, SlotId};
+use crate::error::Result;
+use crate::held::{Held, check_scores};
 use crate::loss::TrainSequence;
 use crate::memory::Work;
 use crate::optim::{OptimReport, Optimizer};
@@ -115,9 +112,7 @@ struct Cpu {
     /// Buffers for gradients, kept between calls.
     spare: Vec<Buffer>,
     scratch: Scratch,
-    adapters: BTreeMap<AdapterId, Arc<Adapter>>,
-    slots: HashMap<SlotId, Slot>,
-    next_id: u64,
+    held: Held<Adapter, Slot>,
 }
 
 impl Cpu {
@@ -134,7 +129,6 @@ impl Cpu {
         };
         let pool = Pool::new(threads);
         Self {
-            info,
             memory: (model.bytes() / 2).max(MIN_MEMORY * pool.threads()),
             angles: Angles::none(&model.arch),
             model,
@@ -142,35 +136,9 @@ impl Cpu {
             pool,
             spare: Vec::new(),
             scratch: Scratch::new(),
-            adapters: BTreeMap::new(),
-            slots: HashMap::new(),
-            next_id: 0,
+            held: Held::new(&info),
+            info,
         }
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn add_adapter(&mut self, adapter: Adapter) -> AdapterId {
-        let id = AdapterId(self.next_id());
-        self.adapters.insert(id, Arc::new(adapter));
-        id
-    }
-
-    fn add_slot(&mut self, slot: Slot) -> SlotId {
-        let id = SlotId(self.next_id());
-        self.slots.insert(id, slot);
-        id
-    }
-
-    fn adapter(&self, id: AdapterId) -> Result<&Arc<Adapter>> {
-        self.adapters.get(&id).ok_or_else(|| unknown_adapter(id))
-    }
-
-    fn optional_adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>> {
-        id.map(|id| self.adapter(id).cloned()).transpose()
     }
 
     /// Keeps the buffers that the next pass takes: two for each thread, and one for the sum.
@@ -178,54 +146,10 @@ impl Cpu {
         self.spare.retain(|buffer| !buffer.is_empty());
         self.spare.truncate(2 * self.pool.threads() + 1);
     }
-
-    fn check_tokens(&self, tokens: impl IntoIterator<Item = u32>) -> Result<()> {
-        let vocab = self.info.vocab_size;
-        match tokens.into_iter().find(|t| *t as usize >= vocab) {
-            None => Ok(()),
-            Some(token) => {
-                let message = format!("token {token} is not below the vocabulary size {vocab}");
-                Err(Error::Invalid(message))
-            }
-        }
-    }
 }
 
-fn unknown_adapter(id: AdapterId) -> Error {
-    Error::Unknown {
-        kind: "adapter",
-        id: id.0,
-    }
-}
-
-fn unknown_slot(id: SlotId) -> Error {
-    Error::Unknown {
-        kind: "slot",
-        id: id.0,
-    }
-}
-
-fn check_room(slot: &Slot, n: usize) -> Result<()> {
-    if n > slot.capacity - slot.len {
-        let (len, capacity) = (slot.len, slot.capacity);
-        let message = format!("{n} more tokens do not fit a slot that holds {len} of {capacity}");
-        return Err(Error::Invalid(message));
-    }
-    Ok(())
-}
-
-/// A slot that `tokens`, of which there is one at least, can be appended to.
-fn slot_with_room<'a>(
-    slots: &'a mut HashMap<SlotId, Slot>,
-    id: SlotId,
-    tokens: &[u32],
-) -> Result<&'a mut Slot> {
-    if tokens.is_empty() {
-        return Err(Error::Invalid("there are no tokens to append".into()));
-    }
-    let slot = slots.get_mut(&id).ok_or_else(|| unknown_slot(id))?;
-    check_room(slot, tokens.len())?;
-    Ok(slot)
+fn copied(adapter: &Adapter) -> Result<Adapter> {
+    Ok(adapter.clone())
 }
 
 impl Backend for Cpu {
@@ -239,30 +163,29 @@ impl Backend for Cpu {
 
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {
         let adapter = Adapter::new(&self.model.arch, spec)?;
-        Ok(self.add_adapter(adapter))
+        Ok(self.held.add_adapter(adapter))
     }
 
     fn import_adapter(&mut self, state: &AdapterState) -> Result<AdapterId> {
         let adapter = Adapter::import(&self.model.arch, state)?;
-        Ok(self.add_adapter(adapter))
+        Ok(self.held.add_adapter(adapter))
     }
 
     fn export_adapter(&self, adapter: AdapterId) -> Result<AdapterState> {
-        Ok(self.adapter(adapter)?.export())
+        Ok(self.held.adapter(adapter)?.export())
     }
 
     fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId> {
-        let copy = self.adapter(adapter)?.snapshot();
-        Ok(self.add_adapter(copy))
+        let copy = self.held.adapter(adapter)?.snapshot();
+        Ok(self.held.add_adapter(copy))
     }
 
     fn adapter_bytes(&self, adapter: AdapterId) -> usize {
-        self.adapters.get(&adapter).map_or(0, |a| a.bytes())
+        self.held.adapter(adapter).map_or(0, |a| a.bytes())
     }
 
     fn drop_adapter(&mut self, adapter: AdapterId) {
-        self.adapters.remove(&adapter);
-        if self.adapters.is_empty() {
+        if self.held.drop_adapter(adapter) {
             self.spare.clear();
         }
     }
@@ -272,7 +195,7 @@ impl Backend for Cpu {
         adapter: Option<AdapterId>,
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
-        let adapter = self.optional_adapter(adapter)?;
+        let adapter = self.held.optional_adapter(adapter)?;
         train::check(&self.model.arch, sequences)?;
         self.angles
             .reach(&self.model.arch, train::longest(sequences));
@@ -290,8 +213,7 @@ impl Backend for Cpu {
         adapter: AdapterId,
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
-        let known = self.adapters.get_mut(&adapter);
-        let adapter = Arc::make_mut(known.ok_or_else(|| unknown_adapter(adapter))?);
+        let adapter = self.held.adapter_mut(adapter, copied)?;
         train::check(&self.model.arch, sequences)?;
         self.angles
             .reach(&self.model.arch, train::longest(sequences));
@@ -316,73 +238,58 @@ impl Backend for Cpu {
     }
 
     fn optim_step(&mut self, id: AdapterId, optimizer: &Optimizer) -> Result<OptimReport> {
-        let adapter = self.adapters.get_mut(&id);
-        let adapter = Arc::make_mut(adapter.ok_or_else(|| unknown_adapter(id))?);
+        let adapter = self.held.adapter_mut(id, copied)?;
         let report = adapter.optim_step(optimizer, &self.pool, &mut self.spare);
         self.tidy_spare();
         report
     }
 
     fn clear_gradient(&mut self, id: AdapterId) -> Result<()> {
-        let adapter = self.adapters.get_mut(&id);
-        Arc::make_mut(adapter.ok_or_else(|| unknown_adapter(id))?).clear_gradient();
+        self.held.adapter_mut(id, copied)?.clear_gradient();
         Ok(())
     }
 
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {
-        let max = self.info.max_context;
-        if capacity == 0 || capacity > max {
-            return Err(Error::Invalid(format!(
-                "slot capacity {capacity} is not in 1..={max}"
-            )));
-        }
-        let adapter = self.optional_adapter(adapter)?;
+        self.held.check_capacity(capacity)?;
+        let adapter = self.held.optional_adapter(adapter)?;
         let slot = Slot::new(&self.model.arch, adapter, capacity);
-        Ok(self.add_slot(slot))
+        Ok(self.held.add_slot(slot))
     }
 
     fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId> {
-        let copy = self
-            .slots
-            .get(&slot)
-            .ok_or_else(|| unknown_slot(slot))?
-            .clone();
-        Ok(self.add_slot(copy))
+        let copy = self.held.slot(slot)?.clone();
+        Ok(self.held.add_slot(copy))
     }
 
     fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId> {
-        let from = self.slots.get(&slot).ok_or_else(|| unknown_slot(slot))?;
-        check_prefix(len, from.len, capacity, self.info.max_context)?;
+        let from = self.held.slot_to_fork(slot, len, capacity)?;
         let copy = from.prefix(&self.model.arch, len, capacity);
-        Ok(self.add_slot(copy))
+        Ok(self.held.add_slot(copy))
     }
 
     fn slot_bytes(&self, slot: SlotId) -> usize {
-        self.slots.get(&slot).map_or(0, Slot::bytes)
+        self.held.slot_bytes(slot)
     }
 
     fn close_slot(&mut self, slot: SlotId) {
-        self.slots.remove(&slot);
+        self.held.close_slot(slot);
     }
 
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill> {
-        self.check_tokens(tokens.iter().copied())?;
-        let held = slot_with_room(&mut self.slots, slot, tokens)?;
+        let mut held = self.held.take_slot(slot, tokens)?;
         let mut inference = Inference {
             model: &self.model,
             pool: &self.pool,
             scratch: &mut self.scratch,
         };
         let before = held.len;
-        let (prompt_logprobs, next_logits) = inference.prefill(held, tokens, prompt_logprobs);
-        if let Some(i) = prompt_logprobs.iter().position(|l| !l.is_finite()) {
+        let (prompt_logprobs, next_logits) = inference.prefill(&mut held, tokens, prompt_logprobs);
+        let outcome = check_scores(slot, before, &prompt_logprobs);
+        if outcome.is_err() {
             held.len = before;
-            let (slot, position, logprob) = (slot.0, before + i + 1, prompt_logprobs[i]);
-            return Err(Error::NotFinite(format!(
-                "slot {slot}: the log-probability of the token at position {position} is {logprob}"
-            )));
         }
-        Ok(Prefill {
+        self.held.put_back([(slot, held)]);
+        outcome.map(|()| Prefill {
             prompt_logprobs,
             next_logits,
         })
@@ -395,30 +302,19 @@ impl Backend for Cpu {
         first: usize,
         show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.check_tokens(tokens.iter().copied())?;
-        let held = slot_with_room(&mut self.slots, slot, tokens)?;
+        let mut held = self.held.take_slot(slot, tokens)?;
         let mut inference = Inference {
             model: &self.model,
             pool: &self.pool,
             scratch: &mut self.scratch,
         };
-        inference.prefill_logits(held, tokens, first, show)
+        let outcome = inference.prefill_logits(&mut held, tokens, first, show);
+        self.held.put_back([(slot, held)]);
+        outcome
     }
 
     fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>> {
-        self.check_tokens(rows.iter().map(|(_, token)| *token))?;
-        let mut named = HashSet::new();
-        for (id, _) in rows {
-            check_room(self.slots.get(id).ok_or_else(|| unknown_slot(*id))?, 1)?;
-            if !named.insert(*id) {
-                return Err(Error::Invalid(format!("slot {} is named twice", id.0)));
-            }
-        }
-        // The slots leave the map while they are worked on, so that each can be borrowed alone.
-        let mut taken: Vec<(SlotId, Slot)> = Vec::with_capacity(rows.len());
-        for (id, _) in rows {
-            taken.extend(self.slots.remove_entry(id));
-        }
+        let mut taken = self.held.take_slots(rows)?;
         let mut segments: Vec<Segment<'_>> = taken
             .iter_mut()
             .zip(rows)
@@ -437,7 +333,7 @@ impl Backend for Cpu {
         } else {
             inference.decode(&mut segments)
         };
-        self.slots.extend(taken);
+        self.held.put_back(taken);
         Ok(logits)
     }
 }

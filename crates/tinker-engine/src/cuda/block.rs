@@ -1,12 +1,10 @@
 //! One decoder block: its forward pass around attention, and its backward pass.
 
-use std::sync::Arc;
-
 use super::adapter::{Adapter, Site};
-use super::device::Device;
+use super::call::Angles;
 use super::linear::{Backward, Batch};
-use super::memory::{Buffer, Floats};
-use super::model::{Layer, Model};
+use super::memory::{Buffer, Carver, Floats};
+use super::model::{Layer, Linear, Model};
 use super::ops::{Heads, Ops};
 use crate::arch::{Activation, Arch};
 use crate::cpu::lora::Group;
@@ -15,209 +13,114 @@ use crate::error::Result;
 /// Layers of each group.
 const GROUP_SIZES: [usize; 4] = [3, 1, 2, 1];
 
-/// Cosines and sines of each row's rotary angles, for each of the model's ropes, `[2, rows, half]`.
-#[derive(Debug, Default)]
-pub(super) struct Angles {
-    ropes: Vec<(usize, Buffer)>,
-}
-
-impl Angles {
-    /// Becomes the angles of rows at `positions`.
-    pub(super) fn set(
-        &mut self,
-        device: &Arc<dyn Device>,
-        arch: &Arch,
-        positions: impl Iterator<Item = usize> + Clone,
-    ) -> Result<()> {
-        for (i, rope) in arch.ropes.iter().enumerate() {
-            let angles = positions.clone().flat_map(|position| {
-                let turn = move |frequency: &f32| (position as f32 * frequency).sin_cos();
-                rope.frequencies.iter().map(turn)
-            });
-            let (mut cosines, sines): (Vec<f32>, Vec<f32>) = angles
-                .map(|(sine, cosine)| (cosine * rope.amplitude, sine * rope.amplitude))
-                .unzip();
-            cosines.extend(sines);
-            if self.ropes.len() <= i {
-                self.ropes
-                    .push((rope.frequencies.len(), Buffer::empty(device)));
-            }
-            let (_, buffer) = &mut self.ropes[i];
-            buffer.reserve(cosines.len())?;
-            buffer.set(&cosines)?;
-        }
-        Ok(())
-    }
-}
-
 /// What one block computes for its rows; kept for the backward pass in training.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Activations {
     /// `1 / rms` of the norms before attention and MLP and of those after them, `[rows]`.
-    inverse: [Buffer; 4],
+    inverse: [Floats; 4],
     /// Output of the attention norm, `[rows, hidden]`.
-    normed: Buffer,
+    normed: Floats,
     /// Queries and keys before their norm and rotation; only with `qk_norm`.
-    q_raw: Buffer,
-    k_raw: Buffer,
-    /// `1 / rms` of query and key heads, `[rows * heads]`.
-    q_inverse: Buffer,
-    k_inverse: Buffer,
+    q_raw: Floats,
+    k_raw: Floats,
+    /// `1 / rms` of query and key heads, `[rows * heads]`; only with `qk_norm`.
+    q_inverse: Floats,
+    k_inverse: Floats,
     /// Rotated queries `[rows, q_width]` and keys `[rows, kv_width]`.
-    pub(super) q: Buffer,
-    pub(super) k: Buffer,
+    pub(super) q: Floats,
+    pub(super) k: Floats,
     /// `[rows, kv_width]`.
-    pub(super) v: Buffer,
+    pub(super) v: Floats,
     /// Log of the normaliser of each row's attention, `[heads, rows]`.
-    pub(super) logs: Buffer,
+    pub(super) logs: Floats,
     /// Output of attention, `[rows, q_width]`.
-    pub(super) attended: Buffer,
+    pub(super) attended: Floats,
     /// What attention and MLP add, before their norms, `[rows, hidden]`; only with `post_norms`.
-    attention_out: Buffer,
-    mlp_out: Buffer,
+    attention_out: Floats,
+    mlp_out: Floats,
     /// Residual stream between attention and MLP, `[rows, hidden]`.
-    middle: Buffer,
+    middle: Floats,
     /// Output of the MLP norm, `[rows, hidden]`.
-    mlp_normed: Buffer,
+    mlp_normed: Floats,
     /// `[rows, mlp]`.
-    gate: Buffer,
-    up: Buffer,
+    gate: Floats,
+    up: Floats,
     /// `act(gate) * up`.
-    activated: Buffer,
+    activated: Floats,
     /// `scale * A x` of each group, `[rows, layers * rank]`.
-    u: [Buffer; 4],
+    u: [Floats; 4],
 }
 
 impl Activations {
-    pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        let none = || Buffer::empty(device);
-        Self {
-            inverse: std::array::from_fn(|_| none()),
-            normed: none(),
-            q_raw: none(),
-            k_raw: none(),
-            q_inverse: none(),
-            k_inverse: none(),
-            q: none(),
-            k: none(),
-            v: none(),
-            logs: none(),
-            attended: none(),
-            attention_out: none(),
-            mlp_out: none(),
-            middle: none(),
-            mlp_normed: none(),
-            gate: none(),
-            up: none(),
-            activated: none(),
-            u: std::array::from_fn(|_| none()),
-        }
-    }
-
-    /// Makes room for `rows` rows.
-    pub(super) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<()> {
+    /// Takes the memory of `rows` rows.
+    pub(super) fn carve(carver: &mut Carver, arch: &Arch, rows: usize, rank: usize) -> Self {
         let (hidden, mlp) = (rows * arch.hidden_size, rows * arch.intermediate_size);
-        let heads = [arch.n_heads, arch.n_kv_heads].map(|n| rows * n);
-        let [q, kv] = heads.map(|n| n * arch.head_dim);
-        for buffer in [&mut self.normed, &mut self.middle, &mut self.mlp_normed] {
-            buffer.reserve(hidden)?;
+        let [heads, kv_heads] = [arch.n_heads, arch.n_kv_heads].map(|n| rows * n);
+        let [q, kv] = [heads, kv_heads].map(|n| n * arch.head_dim);
+        let if_normed = |len: usize| if arch.qk_norm { len } else { 0 };
+        let if_post_norms = |len: usize| if arch.post_norms { len } else { 0 };
+        let mut take = |len: usize| carver.take(len);
+        Self {
+            inverse: std::array::from_fn(|_| take(rows)),
+            normed: take(hidden),
+            q_raw: take(if_normed(q)),
+            k_raw: take(if_normed(kv)),
+            q_inverse: take(if_normed(heads)),
+            k_inverse: take(if_normed(kv_heads)),
+            q: take(q),
+            k: take(kv),
+            v: take(kv),
+            logs: take(heads),
+            attended: take(q),
+            attention_out: take(if_post_norms(hidden)),
+            mlp_out: take(if_post_norms(hidden)),
+            middle: take(hidden),
+            mlp_normed: take(hidden),
+            gate: take(mlp),
+            up: take(mlp),
+            activated: take(mlp),
+            u: GROUP_SIZES.map(|layers| take(rows * layers * rank)),
         }
-        for buffer in [&mut self.gate, &mut self.up, &mut self.activated] {
-            buffer.reserve(mlp)?;
-        }
-        if arch.post_norms {
-            self.attention_out.reserve(hidden)?;
-            self.mlp_out.reserve(hidden)?;
-        }
-        if arch.qk_norm {
-            self.q_raw.reserve(q)?;
-            self.k_raw.reserve(kv)?;
-            self.q_inverse.reserve(heads[0])?;
-            self.k_inverse.reserve(heads[1])?;
-        }
-        self.q.reserve(q)?;
-        self.attended.reserve(q)?;
-        self.k.reserve(kv)?;
-        self.v.reserve(kv)?;
-        self.logs.reserve(heads[0])?;
-        for inverse in &mut self.inverse {
-            inverse.reserve(rows)?;
-        }
-        for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
-            u.reserve(rows * layers * rank)?;
-        }
-        Ok(())
-    }
-
-    /// Floats that [`Activations::reserve`] takes for a row.
-    pub(super) fn floats_per_row(arch: &Arch, rank: usize) -> usize {
-        let (q, kv) = (
-            arch.n_heads * arch.head_dim,
-            arch.n_kv_heads * arch.head_dim,
-        );
-        let norms = if arch.post_norms { 2 } else { 0 };
-        let raw = if arch.qk_norm { q + kv } else { 0 };
-        let ranks = GROUP_SIZES.iter().sum::<usize>() * rank;
-        (3 + norms) * arch.hidden_size
-            + 3 * arch.intermediate_size
-            + 2 * (q + kv)
-            + raw
-            + ranks
-            + 3 * arch.n_heads
-            + 4
     }
 }
 
 /// Scratch of the backward pass, shared by all blocks of one sequence.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Deltas {
     /// Gradient of the residual stream, `[rows, hidden]`.
-    pub(super) x: Buffer,
+    pub(super) x: Floats,
     /// Gradient of a norm's output, `[rows, hidden]`.
-    pub(super) normed: Buffer,
+    pub(super) normed: Floats,
     /// Gradient of a norm's input, where attention or MLP ends in one, `[rows, hidden]`.
-    raw: Buffer,
+    raw: Floats,
     /// Gradient of an activation, `[rows, max(mlp, q_width)]`.
-    wide: Buffer,
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
+    wide: Floats,
+    q: Floats,
+    k: Floats,
+    v: Floats,
     /// `dO . O` of each row's attention, `[heads, rows]`.
-    dots: Buffer,
+    dots: Floats,
     /// Gradient of `u`, `[rows, layers * rank]`.
-    pub(super) u: Buffer,
+    pub(super) u: Floats,
 }
 
 impl Deltas {
-    pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        let none = || Buffer::empty(device);
-        Self {
-            x: none(),
-            normed: none(),
-            raw: none(),
-            wide: none(),
-            q: none(),
-            k: none(),
-            v: none(),
-            dots: none(),
-            u: none(),
-        }
-    }
-
-    /// Makes room for `rows` rows.
-    pub(super) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<()> {
+    /// Takes the memory of `rows` rows.
+    pub(super) fn carve(carver: &mut Carver, arch: &Arch, rows: usize, rank: usize) -> Self {
         let hidden = rows * arch.hidden_size;
         let [q, kv] = [arch.n_heads, arch.n_kv_heads].map(|n| rows * n * arch.head_dim);
-        for buffer in [&mut self.x, &mut self.normed, &mut self.raw] {
-            buffer.reserve(hidden)?;
+        let mut take = |len: usize| carver.take(len);
+        Self {
+            x: take(hidden),
+            normed: take(hidden),
+            raw: take(if arch.post_norms { hidden } else { 0 }),
+            wide: take(q.max(rows * arch.intermediate_size)),
+            q: take(q),
+            k: take(kv),
+            v: take(kv),
+            dots: take(rows * arch.n_heads),
+            u: take(rows * rank * GROUP_SIZES[Group::Qkv as usize]),
         }
-        self.wide.reserve(q.max(rows * arch.intermediate_size))?;
-        self.q.reserve(q)?;
-        self.k.reserve(kv)?;
-        self.v.reserve(kv)?;
-        self.dots.reserve(rows * arch.n_heads)?;
-        self.u
-            .reserve(rows * rank * GROUP_SIZES[Group::Qkv as usize])
     }
 }
 
@@ -232,6 +135,15 @@ pub(super) struct BackwardPass<'a> {
     pub(super) gradient: Floats,
     /// Rows of a tile of attention.
     pub(super) tile: usize,
+}
+
+/// The last layer of what a block adds to the residual stream, and the norm after it, if there is one.
+struct Branch<'a> {
+    site: Site,
+    layer: &'a Linear,
+    norm: Option<&'a Buffer>,
+    /// What goes into the norm, and `1 / rms` of it.
+    raw: (Floats, Floats),
 }
 
 /// One layer of a model.
@@ -271,43 +183,63 @@ impl<'a> Block<'a> {
             return Ok(());
         };
         let heads = (n, self.heads.size, *half);
-        ops.rope(rows, x, heads, angles.floats(), direction)
+        ops.rope(rows, x, heads, *angles, direction)
     }
 
-    /// From the residual stream `x [rows, hidden]` to rotated queries and keys, and values.
+    /// From the residual stream `x [rows, hidden]` to queries, keys and values, not yet turned.
     pub(super) fn project(
         &self,
         ops: &mut Ops,
         batch: &Batch<'_>,
         x: Floats,
-        angles: &Angles,
         acts: &Activations,
     ) -> Result<()> {
         let (layer, rows, heads) = (self.layer, batch.rows, &self.heads);
         let (eps, norm) = (self.arch.rms_eps, layer.attention_norm.floats());
-        let normed = acts.normed.floats();
-        ops.rms_norm((rows, eps), x, norm, normed, acts.inverse[0].floats())?;
-        let (q, k) = (acts.q.floats(), acts.k.floats());
+        let normed = acts.normed;
+        ops.rms_norm((rows, eps), x, norm, normed, acts.inverse[0])?;
+        let (q, k) = (acts.q, acts.k);
         let raw = match &layer.qk_norm {
-            Some(_) => [acts.q_raw.floats(), acts.k_raw.floats()],
+            Some(_) => [acts.q_raw, acts.k_raw],
             None => [q, k],
         };
-        let outputs = [
-            (&layer.q, raw[0]),
-            (&layer.k, raw[1]),
-            (&layer.v, acts.v.floats()),
-        ];
-        let u = acts.u[Group::Qkv as usize].floats();
-        batch.forward(ops, self.site(Group::Qkv), normed, u, &outputs)?;
+        let outputs = [(&layer.q, raw[0]), (&layer.k, raw[1]), (&layer.v, acts.v)];
+        let u = acts.u[Group::Qkv as usize];
+        batch.forward(ops, self.site(Group::Qkv), (normed, u, None), &outputs)?;
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
-            let inverse = [acts.q_inverse.floats(), acts.k_inverse.floats()];
+            let inverse = [acts.q_inverse, acts.k_inverse];
             let of_q = (rows * heads.n, eps);
             ops.rms_norm(of_q, raw[0], q_norm.floats(), q, inverse[0])?;
             let of_k = (rows * heads.n_kv, eps);
             ops.rms_norm(of_k, raw[1], k_norm.floats(), k, inverse[1])?;
         }
-        self.rotate(ops, angles, rows, (q, heads.n), 1.0)?;
-        self.rotate(ops, angles, rows, (k, heads.n_kv), 1.0)
+        Ok(())
+    }
+
+    /// Turns the queries and keys of [`Block::project`].
+    pub(super) fn turn(
+        &self,
+        ops: &Ops,
+        rows: usize,
+        angles: &Angles,
+        acts: &Activations,
+    ) -> Result<()> {
+        self.rotate(ops, angles, rows, (acts.q, self.heads.n), 1.0)?;
+        self.rotate(ops, angles, rows, (acts.k, self.heads.n_kv), 1.0)
+    }
+
+    /// As [`Block::turn`], with keys and values into the caches that `places` on the device says.
+    pub(super) fn place(
+        &self,
+        ops: &Ops,
+        (rows, places): (usize, u64),
+        angles: &Angles,
+        acts: &Activations,
+    ) -> Result<()> {
+        let rope = self.arch.layers[self.index].rope;
+        let rope = rope.and_then(|rope| angles.ropes.get(rope)).copied();
+        let rows = (rows, self.index);
+        ops.place_rows(&self.heads, rows, [acts.q, acts.k, acts.v], places, rope)
     }
 
     /// From attention's output to the residual stream after the block: `x` is the block's input,
@@ -320,68 +252,55 @@ impl<'a> Block<'a> {
         out: Floats,
         acts: &Activations,
     ) -> Result<()> {
-        let (arch, layer, rows) = (self.arch, self.layer, batch.rows);
-        let (n, eps) = (rows * arch.hidden_size, arch.rms_eps);
-        let middle = acts.middle.floats();
-        let post = (
-            layer.post_attention_norm.as_ref(),
-            acts.attention_out.floats(),
-        );
-        let added = post.0.map_or(middle, |_| post.1);
-        let u = acts.u[Group::O as usize].floats();
-        let attended = acts.attended.floats();
-        batch.forward(ops, self.site(Group::O), attended, u, &[(&layer.o, added)])?;
-        if let Some(norm) = post.0 {
-            let inverse = acts.inverse[2].floats();
-            ops.rms_norm((rows, eps), added, norm.floats(), middle, inverse)?;
-        }
-        ops.add(n, x, middle)?;
-        let normed = acts.mlp_normed.floats();
-        let inverse = acts.inverse[1].floats();
-        ops.rms_norm(
-            (rows, eps),
-            middle,
-            layer.mlp_norm.floats(),
-            normed,
-            inverse,
-        )?;
-        self.mlp(ops, batch, out, acts)?;
-        ops.add(n, middle, out)
+        let (layer, rows, eps) = (self.layer, batch.rows, self.arch.rms_eps);
+        let attention = Branch {
+            site: self.site(Group::O),
+            layer: &layer.o,
+            norm: layer.post_attention_norm.as_ref(),
+            raw: (acts.attention_out, acts.inverse[2]),
+        };
+        let middle = acts.middle;
+        let u = acts.u[Group::O as usize];
+        self.add_branch(ops, batch, &attention, (acts.attended, u), (x, middle))?;
+        let (norm, inverse) = (layer.mlp_norm.floats(), acts.inverse[1]);
+        ops.rms_norm((rows, eps), middle, norm, acts.mlp_normed, inverse)?;
+        let [gate, up] = [acts.gate, acts.up];
+        let u = acts.u[Group::GateUp as usize];
+        let outputs = [(&layer.gate, gate), (&layer.up, up)];
+        let from = (acts.mlp_normed, u, None);
+        batch.forward(ops, self.site(Group::GateUp), from, &outputs)?;
+        let (kernel, _) = self.activation();
+        let n = rows * self.arch.intermediate_size;
+        ops.activate(kernel, n, gate, up, acts.activated)?;
+        let mlp = Branch {
+            site: self.site(Group::Down),
+            layer: &layer.down,
+            norm: layer.post_mlp_norm.as_ref(),
+            raw: (acts.mlp_out, acts.inverse[3]),
+        };
+        let u = acts.u[Group::Down as usize];
+        self.add_branch(ops, batch, &mlp, (acts.activated, u), (middle, out))
     }
 
-    /// `out = mlp(mlp_normed)`, with the norm after it where there is one.
-    fn mlp(&self, ops: &mut Ops, batch: &Batch<'_>, out: Floats, acts: &Activations) -> Result<()> {
-        let (layer, rows) = (self.layer, batch.rows);
-        let [gate, up] = [&acts.gate, &acts.up].map(Buffer::floats);
-        let activated = acts.activated.floats();
-        let u = acts.u[Group::GateUp as usize].floats();
-        let outputs = [(&layer.gate, gate), (&layer.up, up)];
-        let normed = acts.mlp_normed.floats();
-        batch.forward(ops, self.site(Group::GateUp), normed, u, &outputs)?;
-        let (kernel, _) = self.activation();
-        ops.activate(
-            kernel,
-            rows * self.arch.intermediate_size,
-            gate,
-            up,
-            activated,
-        )?;
-        let raw = layer.post_mlp_norm.as_ref();
-        let added = raw.map_or(out, |_| acts.mlp_out.floats());
-        let u = acts.u[Group::Down as usize].floats();
-        batch.forward(
-            ops,
-            self.site(Group::Down),
-            activated,
-            u,
-            &[(&layer.down, added)],
-        )?;
-        if let Some(norm) = raw {
-            let inverse = acts.inverse[3].floats();
-            let eps = self.arch.rms_eps;
-            ops.rms_norm((rows, eps), added, norm.floats(), out, inverse)?;
-        }
-        Ok(())
+    /// `out = stream + branch(input)`, the branch with a norm after its last layer where it has one.
+    fn add_branch(
+        &self,
+        ops: &mut Ops,
+        batch: &Batch<'_>,
+        branch: &Branch<'_>,
+        (input, u): (Floats, Floats),
+        (stream, out): (Floats, Floats),
+    ) -> Result<()> {
+        let Some(norm) = branch.norm else {
+            let from = (input, u, Some(stream));
+            return batch.forward(ops, branch.site, from, &[(branch.layer, out)]);
+        };
+        let (raw, inverse) = branch.raw;
+        let from = (input, u, None);
+        batch.forward(ops, branch.site, from, &[(branch.layer, raw)])?;
+        let sizes = (batch.rows, self.arch.rms_eps);
+        ops.rms_norm(sizes, raw, norm.floats(), out, inverse)?;
+        ops.add(batch.rows * self.arch.hidden_size, stream, out)
     }
 
     /// The kernels of the activation and of its gradient.
@@ -412,11 +331,11 @@ impl<'a> Block<'a> {
         ops: &Ops,
         pass: &BackwardPass<'_>,
         norm: Option<&Buffer>,
-        (x, inverse): (&Buffer, &Buffer),
+        (x, inverse): (Floats, Floats),
     ) -> Result<Floats> {
-        let dy = pass.deltas.x.floats();
+        let dy = pass.deltas.x;
         let Some(norm) = norm else { return Ok(dy) };
-        let (x, inverse, raw) = (x.floats(), inverse.floats(), pass.deltas.raw.floats());
+        let raw = pass.deltas.raw;
         ops.rms_norm_backward((pass.rows, false), x, norm.floats(), inverse, dy, raw)?;
         Ok(raw)
     }
@@ -428,37 +347,33 @@ impl<'a> Block<'a> {
         acts: &Activations,
     ) -> Result<()> {
         let (layer, rows, deltas) = (self.layer, pass.rows, pass.deltas);
-        let (wide, normed, du) = (
-            deltas.wide.floats(),
-            deltas.normed.floats(),
-            deltas.u.floats(),
-        );
-        let raw = (&acts.mlp_out, &acts.inverse[3]);
+        let (wide, normed, du) = (deltas.wide, deltas.normed, deltas.u);
+        let raw = (acts.mlp_out, acts.inverse[3]);
         let d_out = self.before_norm(ops, pass, layer.post_mlp_norm.as_ref(), raw)?;
         let down = Backward {
             lora: pass.adapter.lora(self.site(Group::Down)),
-            x: acts.activated.floats(),
-            u: acts.u[Group::Down as usize].floats(),
+            x: acts.activated,
+            u: acts.u[Group::Down as usize],
             layers: &[(&layer.down, d_out)],
         };
         down.run(ops, rows, Some(wide), pass.gradient, du)?;
-        let [gate, up] = [&acts.gate, &acts.up].map(Buffer::floats);
+        let [gate, up] = [acts.gate, acts.up];
         let (_, kernel) = self.activation();
         ops.activate_backward(kernel, rows * self.arch.intermediate_size, wide, gate, up)?;
         let gate_up = Backward {
             lora: pass.adapter.lora(self.site(Group::GateUp)),
-            x: acts.mlp_normed.floats(),
-            u: acts.u[Group::GateUp as usize].floats(),
+            x: acts.mlp_normed,
+            u: acts.u[Group::GateUp as usize],
             layers: &[(&layer.gate, gate), (&layer.up, up)],
         };
         gate_up.run(ops, rows, Some(normed), pass.gradient, du)?;
         ops.rms_norm_backward(
             (rows, true),
-            acts.middle.floats(),
+            acts.middle,
             layer.mlp_norm.floats(),
-            acts.inverse[1].floats(),
+            acts.inverse[1],
             normed,
-            deltas.x.floats(),
+            deltas.x,
         )
     }
 
@@ -470,44 +385,44 @@ impl<'a> Block<'a> {
         acts: &Activations,
     ) -> Result<()> {
         let (layer, rows, deltas) = (self.layer, pass.rows, pass.deltas);
-        let raw = (&acts.attention_out, &acts.inverse[2]);
+        let raw = (acts.attention_out, acts.inverse[2]);
         let d_out = self.before_norm(ops, pass, layer.post_attention_norm.as_ref(), raw)?;
-        let (wide, du) = (deltas.wide.floats(), deltas.u.floats());
-        let attended = acts.attended.floats();
+        let (wide, du) = (deltas.wide, deltas.u);
+        let attended = acts.attended;
         let o = Backward {
             lora: pass.adapter.lora(self.site(Group::O)),
             x: attended,
-            u: acts.u[Group::O as usize].floats(),
+            u: acts.u[Group::O as usize],
             layers: &[(&layer.o, d_out)],
         };
         o.run(ops, rows, Some(wide), pass.gradient, du)?;
-        let [q, k, v] = [&acts.q, &acts.k, &acts.v].map(Buffer::floats);
-        let [dq, dk, dv] = [&deltas.q, &deltas.k, &deltas.v].map(Buffer::floats);
+        let [q, k, v] = [acts.q, acts.k, acts.v];
+        let [dq, dk, dv] = [deltas.q, deltas.k, deltas.v];
         ops.attention_backward(
             &self.heads,
             (rows, pass.tile),
-            [q, k, v, attended, wide, acts.logs.floats()],
-            [dq, dk, dv, deltas.dots.floats()],
+            [q, k, v, attended, wide, acts.logs],
+            [dq, dk, dv, deltas.dots],
         )?;
         let [dq, dk] = self.backward_rotation(ops, pass, acts, [dq, dk])?;
         let qkv = Backward {
             lora: pass.adapter.lora(self.site(Group::Qkv)),
-            x: acts.normed.floats(),
-            u: acts.u[Group::Qkv as usize].floats(),
+            x: acts.normed,
+            u: acts.u[Group::Qkv as usize],
             layers: &[(&layer.q, dq), (&layer.k, dk), (&layer.v, dv)],
         };
         if self.index == 0 {
             return qkv.run(ops, rows, None, pass.gradient, du);
         }
-        let normed = deltas.normed.floats();
+        let normed = deltas.normed;
         qkv.run(ops, rows, Some(normed), pass.gradient, du)?;
         ops.rms_norm_backward(
             (rows, true),
             x,
             layer.attention_norm.floats(),
-            acts.inverse[0].floats(),
+            acts.inverse[0],
             normed,
-            deltas.x.floats(),
+            deltas.x,
         )
     }
 
@@ -526,9 +441,9 @@ impl<'a> Block<'a> {
             return Ok([dq, dk]);
         };
         // The rotated values are not needed any more; the gradients are built in their place.
-        let [q, k] = [&acts.q, &acts.k].map(Buffer::floats);
-        let [q_raw, k_raw] = [&acts.q_raw, &acts.k_raw].map(Buffer::floats);
-        let [q_inverse, k_inverse] = [&acts.q_inverse, &acts.k_inverse].map(Buffer::floats);
+        let [q, k] = [acts.q, acts.k];
+        let [q_raw, k_raw] = [acts.q_raw, acts.k_raw];
+        let [q_inverse, k_inverse] = [acts.q_inverse, acts.k_inverse];
         let of_q = (rows * heads.n, false);
         ops.rms_norm_backward(of_q, q_raw, q_norm.floats(), q_inverse, dq, q)?;
         let of_k = (rows * heads.n_kv, false);

@@ -57,7 +57,9 @@ pub fn compile(head: usize, architecture: &str) -> Result<Vec<u8>> {
 /// A missing symbol is a panic of the bindings; here it is an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Result<T> {
     catch_unwind(work).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let said = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let said = said.unwrap_or("it does not say why");
         Err(fault(format!(
             "a library of CUDA does not fit this program: {said}"
         )))
@@ -355,7 +357,8 @@ unsafe impl Device for Gpu {
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         self.enter()?;
-        let handle = *self.blas.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held until the call is made: the handle is not to be used from two threads at once.
+        let handle = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         let operation = |matrix: &Matrix| match matrix.turned {
             true => blas_sys::cublasOperation_t::CUBLAS_OP_T,
             false => blas_sys::cublasOperation_t::CUBLAS_OP_N,
@@ -372,7 +375,7 @@ unsafe impl Device for Gpu {
         // SAFETY: passed on to the caller; the factors are read before the call returns.
         unsafe {
             blas::gemm_ex(
-                handle,
+                *handle,
                 operation(&gemm.b),
                 operation(&gemm.a),
                 size(gemm.n)?,
@@ -394,5 +397,26 @@ unsafe impl Device for Gpu {
             )
         }
         .map_err(blas_failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_binding_says_as_it_panics_is_the_error() {
+        let texts: [fn() -> Result<()>; 2] = [
+            || panic!("no symbol"),
+            || panic!("{}", String::from("no symbol")),
+        ];
+        for text in texts {
+            let error = guarded(text).unwrap_err().to_string();
+
+            assert!(
+                error.ends_with("does not fit this program: no symbol"),
+                "{error}"
+            );
+        }
     }
 }

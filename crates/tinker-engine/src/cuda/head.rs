@@ -63,7 +63,7 @@ impl HeadScratch {
         self.u.reserve(rows * batch.rank)?;
         let logits = self.logits.floats();
         let outputs = [(&model.head, logits)];
-        batch.forward(ops, Site::Head, hidden, self.u.floats(), &outputs)?;
+        batch.forward(ops, Site::Head, (hidden, self.u.floats(), None), &outputs)?;
         match model.arch.logit_softcap {
             Some(cap) => ops.softcap(cap, rows * vocab, logits),
             None => Ok(()),

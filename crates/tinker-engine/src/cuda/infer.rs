@@ -4,16 +4,19 @@
 use std::sync::Arc;
 
 use super::adapter::Adapter;
-use super::block::{Activations, Angles, Block};
+use super::block::{Activations, Block};
+use super::call::Call;
 use super::device::Device;
 use super::head::{HeadScratch, chunk_rows};
-use super::linear::{Batch, Run, widest};
-use super::memory::{Buffer, Floats, Table};
+use super::linear::{Batch, Run};
+use super::memory::{Buffer, Carver, Floats, Table};
 use super::model::Model;
 use super::ops::Ops;
-use super::train::{TILE_WORDS, Tile};
+use super::tiles::{Rows, Tiles};
 use crate::arch::Arch;
 use crate::error::Result;
+use crate::held::Cached;
+use crate::runs::{runs_of, widest};
 
 /// Rows of a prompt that go through the model together; bounds the memory of activations.
 const CHUNK: usize = 512;
@@ -65,11 +68,6 @@ impl Slot {
         Ok(copy)
     }
 
-    /// Memory of its keys and values.
-    pub(super) fn bytes(&self) -> usize {
-        self.cache.bytes()
-    }
-
     /// Makes room for `n` more tokens, doubling so that growth stays cheap.
     fn grow(&mut self, device: &Arc<dyn Device>, arch: &Arch, n: usize) -> Result<()> {
         let needed = self.len + n;
@@ -117,45 +115,73 @@ impl Slot {
     }
 }
 
+impl Cached for Slot {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+}
+
 /// Activations of the rows that are under way.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    acts: Activations,
+    rows: Buffer,
+    /// Output of the final norm of the rows that went through last.
+    normed: Floats,
     head: HeadScratch,
-    /// Residual stream before and after a block.
-    xs: [Buffer; 2],
-    normed: Buffer,
-    inverse: Buffer,
-    angles: Angles,
-    tokens: Table,
-    places: Table,
-    tiles: Table,
+    call: Table,
 }
 
 impl Scratch {
     pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        let none = || Buffer::empty(device);
-        let table = || Table::empty(device);
+        let rows = Buffer::empty(device);
         Self {
-            acts: Activations::new(device),
+            normed: rows.floats(),
+            rows,
             head: HeadScratch::new(device),
-            xs: [none(), none()],
-            normed: none(),
-            inverse: none(),
-            angles: Angles::default(),
-            tokens: table(),
-            places: table(),
-            tiles: table(),
+            call: Table::empty(device),
         }
     }
 
-    fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<()> {
-        self.acts.reserve(arch, rows, rank)?;
+    fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) -> Result<Room> {
+        let mut counting = Carver::counting();
+        Room::carve(&mut counting, arch, rows, rank);
+        self.rows.reserve(counting.taken())?;
+        Ok(Room::carve(
+            &mut self.rows.floats().carve(),
+            arch,
+            rows,
+            rank,
+        ))
+    }
+}
+
+/// What lies where in the scratch, for the rows that are under way.
+#[derive(Debug)]
+struct Room {
+    acts: Activations,
+    /// Residual stream before and after a block.
+    xs: [Floats; 2],
+    normed: Floats,
+    inverse: Floats,
+}
+
+impl Room {
+    fn carve(carver: &mut Carver, arch: &Arch, rows: usize, rank: usize) -> Self {
         let n = rows * arch.hidden_size;
-        self.xs[0].reserve(n)?;
-        self.xs[1].reserve(n)?;
-        self.normed.reserve(n)?;
-        self.inverse.reserve(rows)
+        Self {
+            xs: [carver.take(n), carver.take(n)],
+            normed: carver.take(n),
+            inverse: carver.take(rows),
+            acts: Activations::carve(carver, arch, rows, rank),
+        }
     }
 }
 
@@ -241,12 +267,9 @@ impl Inference<'_> {
     /// Appends one token to each slot; returns the logits, `[slots, vocab]`.
     pub(super) fn decode(&mut self, segments: &mut [Segment<'_>]) -> Result<Vec<f32>> {
         self.extend(segments)?;
-        let owners: Vec<_> = segments
-            .iter()
-            .map(|s| (1, s.slot.adapter.as_deref()))
-            .collect();
-        let hidden = self.scratch.normed.floats();
-        self.logits(hidden, &runs_of(&owners))
+        let owners = segments.iter().map(|s| (1, s.slot.adapter.as_deref()));
+        let hidden = self.scratch.normed;
+        self.logits(hidden, &runs_of(owners))
     }
 
     /// Log-probabilities of `targets` after the rows that went through last.
@@ -260,7 +283,7 @@ impl Inference<'_> {
         let chunk = chunk_rows(vocab);
         for (i, targets) in targets.chunks(chunk).enumerate() {
             let rows = targets.len();
-            let hidden = self.scratch.normed.floats();
+            let hidden = self.scratch.normed;
             let hidden = hidden.range(i * chunk * width, rows * width);
             let run = [Run {
                 rows: 0..rows,
@@ -280,7 +303,7 @@ impl Inference<'_> {
         rows: std::ops::Range<usize>,
     ) -> Result<Vec<f32>> {
         let width = self.model.arch.hidden_size;
-        let hidden = self.scratch.normed.floats();
+        let hidden = self.scratch.normed;
         let hidden = hidden.range(rows.start * width, rows.len() * width);
         let run = [Run {
             rows: 0..rows.len(),
@@ -302,7 +325,7 @@ impl Inference<'_> {
         let batch = Batch {
             rows,
             runs,
-            rank: widest(runs),
+            rank: widest(runs, Adapter::padded_rank),
             trains: false,
         };
         let head = &mut self.scratch.head;
@@ -321,46 +344,47 @@ impl Inference<'_> {
         let positions = segments
             .iter()
             .flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
-        self.scratch.angles.set(&device, arch, positions)?;
-        let (places, tiles) = tables(arch, segments, self.tile);
+        let sequences = segments.iter().map(|segment| segment.rows(arch));
+        let places: Vec<u64> = sequences.clone().flat_map(places).collect();
+        let tiles = Tiles::of(sequences, &model.heads(0), self.tile);
         let scratch = &mut *self.scratch;
-        let owners: Vec<_> = segments
+        let owners = segments
             .iter()
-            .map(|s| (s.tokens.len(), s.slot.adapter.as_deref()))
-            .collect();
-        let runs = runs_of(&owners);
+            .map(|s| (s.tokens.len(), s.slot.adapter.as_deref()));
+        let runs = runs_of(owners);
         let batch = Batch {
             rows,
             runs: &runs,
-            rank: widest(&runs),
+            rank: widest(&runs, Adapter::padded_rank),
             trains: false,
         };
-        scratch.reserve(arch, rows, batch.rank)?;
-        let tokens = (scratch.tokens.set(&tokens)?, rows);
-        let places = scratch.places.set(&places)?;
-        let tiles = (scratch.tiles.set(&tiles)?, tiles.len() / TILE_WORDS);
-        let [mut x, mut next] = [&scratch.xs[0], &scratch.xs[1]].map(Buffer::floats);
-        let acts = &scratch.acts;
-        self.ops
-            .embed(model.embedding(), tokens, arch.embedding_scale, x)?;
+        let room = scratch.reserve(arch, rows, batch.rank)?;
+        let given = (&places[..], &tiles);
+        let call = Call::upload(&mut scratch.call, arch, &tokens, positions, given)?;
+        let tiles = (&tiles, call.tiles);
+        let [mut x, mut next] = room.xs;
+        let acts = &room.acts;
+        self.ops.embed(
+            model.embedding(),
+            (call.tokens, rows),
+            arch.embedding_scale,
+            x,
+        )?;
         for layer in 0..arch.n_layers {
             let block = Block::of(model, layer);
-            block.project(self.ops, &batch, x, &scratch.angles, acts)?;
-            let (q, k, v) = (acts.q.floats(), acts.k.floats(), acts.v.floats());
-            let width = block.heads.kv_width();
+            block.project(self.ops, &batch, x, acts)?;
+            block.place(self.ops, (rows, call.places), &call.angles, acts)?;
+            let floats = [acts.q, acts.attended, acts.logs];
             self.ops
-                .store_keys_values((rows, width), k, v, places, layer)?;
-            let out = (acts.attended.floats(), acts.logs.floats());
-            self.ops
-                .attention(&block.heads, q, tiles, layer, rows, out)?;
+                .attention(&block.heads, floats, tiles, [0, 0], (layer, rows))?;
             block.finish(self.ops, &batch, x, next, acts)?;
             std::mem::swap(&mut x, &mut next);
         }
-        let (normed, inverse) = (scratch.normed.floats(), scratch.inverse.floats());
-        let norm = model.final_norm.floats();
+        let (norm, sizes) = (model.final_norm.floats(), (rows, arch.rms_eps));
         self.ops
-            .rms_norm((rows, arch.rms_eps), x, norm, normed, inverse)?;
-        drop(owners);
+            .rms_norm(sizes, x, norm, room.normed, room.inverse)?;
+        scratch.normed = room.normed;
+        drop(runs);
         for segment in segments {
             segment.slot.len += segment.tokens.len();
         }
@@ -368,48 +392,23 @@ impl Inference<'_> {
     }
 }
 
-/// Where the keys and values of each row go, and the tiles of rows, as the kernels read them.
-fn tables(arch: &Arch, segments: &[Segment<'_>], tile: usize) -> (Vec<u64>, Vec<u64>) {
-    let (mut places, mut tiles) = (Vec::new(), Vec::new());
-    let mut row = 0;
-    for segment in segments {
-        let (keys, values, stride) = segment.slot.place(arch);
-        let (len, rows) = (segment.slot.len, segment.tokens.len());
-        for position in len..len + rows {
-            places.extend([keys, values, stride as u64, position as u64]);
-        }
-        let whole = Tile {
+impl Segment<'_> {
+    /// Its rows, and where the slot's keys and values are.
+    fn rows(&self, arch: &Arch) -> Rows {
+        let (keys, values, stride) = self.slot.place(arch);
+        Rows {
             keys,
             values,
             stride,
-            row,
-            rows,
-            first: len,
-        };
-        Tile::of_rows(tile, whole, &mut tiles);
-        row += rows;
+            n: self.tokens.len(),
+            before: self.slot.len,
+        }
     }
-    (places, tiles)
 }
 
-/// Joins neighbours of the same adapter.
-fn runs_of<'a>(owners: &[(usize, Option<&'a Adapter>)]) -> Vec<Run<'a>> {
-    let mut runs: Vec<Run<'a>> = Vec::new();
-    let mut row = 0;
-    for (n, adapter) in owners {
-        let same = |run: &Run<'a>| match (run.adapter, adapter) {
-            (Some(a), Some(b)) => std::ptr::eq(a, *b),
-            (None, None) => true,
-            _ => false,
-        };
-        match runs.last_mut() {
-            Some(last) if same(last) => last.rows.end += n,
-            _ => runs.push(Run {
-                rows: row..row + n,
-                adapter: *adapter,
-            }),
-        }
-        row += n;
-    }
-    runs
+/// Where the key and value of each row go, as the kernel reads it.
+fn places(rows: Rows) -> impl Iterator<Item = u64> {
+    let positions = rows.before..rows.before + rows.n;
+    positions
+        .flat_map(move |position| [rows.keys, rows.values, rows.stride as u64, position as u64])
 }

@@ -1,12 +1,10 @@
 //! Linear layers with LoRA: frozen weights for all rows, an adapter for each run of rows.
 
-use std::ops::Range;
-
 use super::adapter::{Adapter, Lora, Site};
 use super::device::Number;
 use super::memory::Floats;
 use super::model::Linear;
-use super::ops::{Ops, Target, Weights};
+use super::ops::{Job, Ops, Target, Weights};
 use crate::error::Result;
 
 /// Rows that go through a block together, and whose they are.
@@ -22,117 +20,144 @@ pub(super) struct Batch<'a> {
 }
 
 /// Consecutive rows of one adapter.
-#[derive(Debug, Clone)]
-pub(super) struct Run<'a> {
-    pub(super) rows: Range<usize>,
-    pub(super) adapter: Option<&'a Adapter>,
-}
+pub(super) type Run<'a> = crate::runs::Run<'a, Adapter>;
 
-/// The widest padded rank of runs.
-pub(super) fn widest(runs: &[Run<'_>]) -> usize {
-    let ranks = runs.iter().filter_map(|run| run.adapter);
-    ranks.map(Adapter::padded_rank).max().unwrap_or(0)
-}
-
-/// A row-major matrix of floats that a product reads or writes.
-#[derive(Debug, Clone, Copy)]
-struct View {
-    floats: Floats,
-    stride: usize,
+/// The products of one run's adapter: `u = scale * A x`, then `y += u B^T` of each layer.
+#[derive(Debug)]
+struct Pair {
+    rows: usize,
+    first: Job,
+    second: Vec<Job>,
 }
 
 impl Batch<'_> {
     /// Computes `y = W x + b + scale * B A x` of layers that read the same `x`; `u`, `[rows, layers *
-    /// rank]`, becomes `scale * A x`, which the backward pass reads.
+    /// rank]`, becomes `scale * A x`, which the backward pass reads. Of a single layer, `y` is added to
+    /// `onto`.
     pub(super) fn forward(
         &self,
         ops: &mut Ops,
         site: Site,
-        x: Floats,
-        u: Floats,
+        (x, u, onto): (Floats, Floats, Option<Floats>),
         outputs: &[(&Linear, Floats)],
     ) -> Result<()> {
-        self.base(ops, x, outputs)?;
-        for run in self.runs {
-            let Some(lora) = run.adapter.and_then(|adapter| adapter.lora(site)) else {
+        let pairs = self.runs.iter().filter_map(|run| {
+            let lora = run.adapter.and_then(|adapter| adapter.lora(site))?;
+            let u = u.range(
+                run.rows.start * outputs.len() * self.rank,
+                run.rows.len() * lora.width(),
+            );
+            Some(run.pair(&lora, x, u, outputs))
+        });
+        let pairs = pairs.collect::<Vec<_>>();
+        // What one adapter's rows begin with reads the same as the layers do.
+        let along = match &pairs[..] {
+            [pair] if pair.rows == self.rows && !self.trains => Some(pair.first),
+            _ => None,
+        };
+        if self.trains {
+            self.base_in_training(ops, (x, onto), outputs)?;
+        } else {
+            let layers = outputs.iter().map(|(linear, y)| Job {
+                x,
+                x_stride: linear.inner,
+                w: linear.weights(),
+                into: Target::rows(*y, linear.out).onto(onto),
+            });
+            let jobs: Vec<Job> = layers.chain(along).collect();
+            ops.products(self.rows, &jobs)?;
+        }
+        for (linear, y) in outputs {
+            if let Some(bias) = &linear.bias {
+                ops.add_bias(self.rows, bias.floats(), *y)?;
+            }
+        }
+        for pair in &pairs {
+            if along.is_none() {
+                self.products(ops, pair.rows, &[pair.first])?;
+            }
+            self.products(ops, pair.rows, &pair.second)?;
+        }
+        Ok(())
+    }
+
+    /// `y = W x`, by the device's own product.
+    fn base_in_training(
+        &self,
+        ops: &mut Ops,
+        (x, onto): (Floats, Option<Floats>),
+        outputs: &[(&Linear, Floats)],
+    ) -> Result<()> {
+        let mut parts = None;
+        for (linear, y) in outputs {
+            let (weights, into) = (linear.weights(), Target::rows(*y, linear.out).onto(onto));
+            let sizes = [self.rows, linear.out, linear.inner];
+            let right = (weights.address, linear.inner, true);
+            if weights.numbers == Number::F32 {
+                ops.gemm(sizes, (x, linear.inner, false), right, into)?;
                 continue;
+            }
+            let parts = match parts {
+                Some(parts) => parts,
+                None => *parts.insert(ops.split(self.rows * linear.inner, x)?),
             };
-            let (rows, n, inner) = (run.rows.len(), lora.width(), lora.inner());
-            let u = u.range(run.rows.start * outputs.len() * self.rank, rows * n);
-            let x = View {
-                floats: x.from(run.rows.start * inner),
-                stride: inner,
-            };
-            let a = Weights {
-                address: lora.a().address(),
-                numbers: Number::F32,
-                n,
-                inner,
-                stride: inner,
-                turned: false,
-            };
-            self.product(ops, rows, x, a, Target::rows(u, n).scaled(lora.scale))?;
-            for (i, (linear, y)) in outputs.iter().enumerate() {
-                let b = lora.b(i);
-                let weights = Weights {
+            ops.gemm_split(sizes, parts, right, into)?;
+        }
+        Ok(())
+    }
+
+    /// Products with weights of floats, by the device's own product in training alone.
+    fn products(&self, ops: &mut Ops, rows: usize, jobs: &[Job]) -> Result<()> {
+        if !self.trains {
+            return ops.products(rows, jobs);
+        }
+        jobs.iter().try_for_each(|job| {
+            let (w, left) = (&job.w, (job.x, job.x_stride, false));
+            let right = (w.address, w.stride, !w.turned);
+            ops.gemm([rows, w.n, w.inner], left, right, job.into)
+        })
+    }
+}
+
+impl Run<'_> {
+    /// The products of its adapter; `x` is of all rows, `u` its own.
+    fn pair(&self, lora: &Lora<'_>, x: Floats, u: Floats, outputs: &[(&Linear, Floats)]) -> Pair {
+        let (rows, n, inner) = (self.rows.len(), lora.width(), lora.inner());
+        let a = Weights {
+            address: lora.a().address(),
+            numbers: Number::F32,
+            n,
+            inner,
+            stride: inner,
+            turned: false,
+        };
+        let second = outputs.iter().enumerate().map(|(i, (linear, y))| {
+            let b = lora.b(i);
+            let y = y.range(self.rows.start * linear.out, rows * linear.out);
+            Job {
+                x: u.from(lora.column(i)),
+                x_stride: n,
+                w: Weights {
                     address: b.floats.address(),
                     numbers: Number::F32,
                     n: b.out,
                     inner: lora.rank,
                     stride: b.stride,
                     turned: true,
-                };
-                let left = View {
-                    floats: u.from(lora.column(i)),
-                    stride: n,
-                };
-                let y = y.range(run.rows.start * linear.out, rows * linear.out);
-                self.product(
-                    ops,
-                    rows,
-                    left,
-                    weights,
-                    Target::rows(y, linear.out).adding(),
-                )?;
+                },
+                into: Target::rows(y, linear.out).adding(),
             }
+        });
+        Pair {
+            rows,
+            first: Job {
+                x: x.from(self.rows.start * inner),
+                x_stride: inner,
+                w: a,
+                into: Target::rows(u, n).scaled(lora.scale),
+            },
+            second: second.collect(),
         }
-        Ok(())
-    }
-
-    /// `y = W x + b`.
-    fn base(&self, ops: &mut Ops, x: Floats, outputs: &[(&Linear, Floats)]) -> Result<()> {
-        let mut parts = None;
-        for (linear, y) in outputs {
-            let (weights, into) = (linear.weights(), Target::rows(*y, linear.out));
-            if self.trains && weights.numbers == Number::Bf16 {
-                let parts = match parts {
-                    Some(parts) => parts,
-                    None => *parts.insert(ops.split(self.rows * linear.inner, x)?),
-                };
-                let sizes = [self.rows, linear.out, linear.inner];
-                ops.gemm_split(sizes, parts, (weights.address, linear.inner, true), into)?;
-            } else {
-                let x = View {
-                    floats: x,
-                    stride: linear.inner,
-                };
-                self.product(ops, self.rows, x, weights, into)?;
-            }
-            if let Some(bias) = &linear.bias {
-                ops.add_bias(self.rows, bias.floats(), *y)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A product with weights of floats, by the device's own product in training alone.
-    fn product(&self, ops: &mut Ops, rows: usize, x: View, w: Weights, into: Target) -> Result<()> {
-        if self.trains && w.numbers == Number::F32 {
-            let sizes = [rows, w.n, w.inner];
-            let right = (w.address, w.stride, !w.turned);
-            return ops.gemm(sizes, (x.floats, x.stride, false), right, into);
-        }
-        ops.product(rows, (x.floats, x.stride), w, into)
     }
 }
 
@@ -161,10 +186,8 @@ impl Backward<'_> {
     ) -> Result<()> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             if let Some(dx) = dx {
-                let into = Target {
-                    adds: i > 0,
-                    ..Target::rows(dx, linear.inner)
-                };
+                let into = Target::rows(dx, linear.inner);
+                let into = if i > 0 { into.adding() } else { into };
                 let sizes = [rows, linear.inner, linear.out];
                 let weights = linear.weights();
                 let right = (weights.address, linear.inner, false);
@@ -196,12 +219,8 @@ impl Backward<'_> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             let (b, out) = (lora.b(i), linear.out);
             let column = lora.column(i);
-            let into = Target {
-                floats: du.from(column),
-                stride: n,
-                scale: lora.scale,
-                adds: lora.joins(i),
-            };
+            let into = Target::rows(du.from(column), n).scaled(lora.scale);
+            let into = if lora.joins(i) { into.adding() } else { into };
             let left = (*dy, out, false);
             ops.gemm(
                 [rows, rank, out],
@@ -210,12 +229,7 @@ impl Backward<'_> {
                 into,
             )?;
             let b = lora.b_of(i, gradient);
-            let into = Target {
-                floats: b.floats,
-                stride: b.stride,
-                scale: 1.0,
-                adds: true,
-            };
+            let into = Target::rows(b.floats, b.stride).adding();
             let left = (self.u.from(column), n, true);
             ops.gemm([rank, out, rows], left, (dy.address(), out, false), into)?;
         }

@@ -146,6 +146,7 @@ impl Buffer {
 
 /// Numbers that go to the device as they lie in memory.
 pub(super) trait Plain: Copy {}
+impl Plain for u8 {}
 impl Plain for f32 {}
 impl Plain for f64 {}
 impl Plain for u16 {}
@@ -193,6 +194,15 @@ impl Table {
     /// Where it lies.
     pub(super) fn address(&self) -> u64 {
         self.memory.as_ref().map_or(0, Memory::address)
+    }
+
+    /// `len` of the floats it holds, from byte `start` on.
+    pub(super) fn floats(&self, start: usize, len: usize) -> Result<Floats> {
+        if let Some(memory) = &self.memory {
+            memory.check(start, len * size_of::<f32>())?;
+        }
+        let address = self.address() + start as u64;
+        Ok(Floats { address, len })
     }
 
     /// Makes room for so many bytes; returns where they lie. What it held may be lost.
@@ -259,6 +269,14 @@ impl Floats {
         }
     }
 
+    /// Room for what is carved of it, piece by piece.
+    pub(super) fn carve(self) -> Carver {
+        Carver {
+            floats: self,
+            taken: 0,
+        }
+    }
+
     pub(super) fn clear(self, device: &Arc<dyn Device>) -> Result<()> {
         if self.len == 0 {
             return Ok(());
@@ -284,5 +302,36 @@ impl Floats {
             unsafe { device.download(self.address, as_bytes_mut(&mut values))? };
         }
         Ok(values)
+    }
+}
+
+/// Floats that pieces of begin where allocations would: so products of them have the same bits.
+const PIECE: usize = 64;
+
+/// Hands out ranges of floats, one after the other.
+#[derive(Debug)]
+pub(super) struct Carver {
+    floats: Floats,
+    /// Of `floats`, or more where they do not suffice.
+    taken: usize,
+}
+
+impl Carver {
+    /// One that only counts; what it hands out is not to be touched.
+    pub(super) fn counting() -> Self {
+        let (address, len) = (0, usize::MAX / size_of::<f32>());
+        Floats { address, len }.carve()
+    }
+
+    /// The next `len` floats.
+    pub(super) fn take(&mut self, len: usize) -> Floats {
+        let start = self.taken;
+        self.taken = start.saturating_add(len).next_multiple_of(PIECE);
+        self.floats.range(start, len)
+    }
+
+    /// How many it has handed out, with those between pieces.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
     }
 }

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod block;
+mod call;
 pub mod device;
 mod driver;
 mod head;
@@ -15,9 +16,9 @@ mod linear;
 mod memory;
 mod model;
 mod ops;
+mod tiles;
 mod train;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,8 +32,9 @@ use self::ops::Ops;
 use self::train::{Training, Workspace};
 use crate::adapter::{AdapterState, LoraSpec};
 use crate::arch::Arch;
-use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId, check_prefix};
+use crate::backend::{AdapterId, Backend, BaseInfo, Prefill, SequenceOutput, SlotId};
 use crate::error::{Error, Result};
+use crate::held::{Held, check_scores};
 use crate::loss::TrainSequence;
 use crate::optim::{OptimReport, Optimizer};
 
@@ -88,9 +90,7 @@ struct Gpu {
     tile: usize,
     /// Bytes for activations that a backward pass reads.
     memory: usize,
-    adapters: BTreeMap<AdapterId, Arc<Adapter>>,
-    slots: HashMap<SlotId, Slot>,
-    next_id: u64,
+    held: Held<Adapter, Slot>,
 }
 
 impl Gpu {
@@ -106,7 +106,6 @@ impl Gpu {
             precision: format!("{} f32", device.name()),
         };
         Self {
-            info,
             model,
             ops: Ops::new(device),
             workspace: Workspace::new(device),
@@ -114,59 +113,8 @@ impl Gpu {
             // As the kernels have it.
             tile: if head > 128 { 8 } else { 16 },
             memory,
-            adapters: BTreeMap::new(),
-            slots: HashMap::new(),
-            next_id: 0,
-        }
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn add_adapter(&mut self, adapter: Adapter) -> AdapterId {
-        let id = AdapterId(self.next_id());
-        self.adapters.insert(id, Arc::new(adapter));
-        id
-    }
-
-    fn add_slot(&mut self, slot: Slot) -> SlotId {
-        let id = SlotId(self.next_id());
-        self.slots.insert(id, slot);
-        id
-    }
-
-    fn adapter(&self, id: AdapterId) -> Result<&Arc<Adapter>> {
-        self.adapters.get(&id).ok_or_else(|| unknown_adapter(id))
-    }
-
-    fn optional_adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>> {
-        id.map(|id| self.adapter(id).cloned()).transpose()
-    }
-
-    fn slot(&self, id: SlotId) -> Result<&Slot> {
-        self.slots.get(&id).ok_or_else(|| unknown_slot(id))
-    }
-
-    /// A slot that is to get `tokens`, taken out of the map so that it can be borrowed alone.
-    fn take_slot(&mut self, id: SlotId, tokens: &[u32]) -> Result<Slot> {
-        self.check_tokens(tokens.iter().copied())?;
-        if tokens.is_empty() {
-            return Err(Error::Invalid("there are no tokens to append".into()));
-        }
-        check_room(self.slot(id)?, tokens.len())?;
-        self.slots.remove(&id).ok_or_else(|| unknown_slot(id))
-    }
-
-    fn check_tokens(&self, tokens: impl IntoIterator<Item = u32>) -> Result<()> {
-        let vocab = self.info.vocab_size;
-        match tokens.into_iter().find(|t| *t as usize >= vocab) {
-            None => Ok(()),
-            Some(token) => {
-                let message = format!("token {token} is not below the vocabulary size {vocab}");
-                Err(Error::Invalid(message))
-            }
+            held: Held::new(&info),
+            info,
         }
     }
 
@@ -201,39 +149,6 @@ impl Gpu {
             outcome => outcome,
         }
     }
-
-    /// The adapter for a change: its own copy of the weights if a slot still reads them.
-    fn adapter_mut(&mut self, id: AdapterId) -> Result<&mut Adapter> {
-        let shared = self.adapters.get_mut(&id);
-        let shared = shared.ok_or_else(|| unknown_adapter(id))?;
-        if Arc::get_mut(shared).is_none() {
-            *shared = Arc::new(shared.copied()?);
-        }
-        Arc::get_mut(shared).ok_or_else(|| unknown_adapter(id))
-    }
-}
-
-fn unknown_adapter(id: AdapterId) -> Error {
-    Error::Unknown {
-        kind: "adapter",
-        id: id.0,
-    }
-}
-
-fn unknown_slot(id: SlotId) -> Error {
-    Error::Unknown {
-        kind: "slot",
-        id: id.0,
-    }
-}
-
-fn check_room(slot: &Slot, n: usize) -> Result<()> {
-    if n > slot.capacity - slot.len {
-        let (len, capacity) = (slot.len, slot.capacity);
-        let message = format!("{n} more tokens do not fit a slot that holds {len} of {capacity}");
-        return Err(Error::Invalid(message));
-    }
-    Ok(())
 }
 
 impl Backend for Gpu {
@@ -244,31 +159,30 @@ impl Backend for Gpu {
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {
         let new = |gpu: &mut Self| Adapter::new(&gpu.ops.device, &gpu.model.arch, spec);
         let adapter = self.with_room(new)?;
-        Ok(self.add_adapter(adapter))
+        Ok(self.held.add_adapter(adapter))
     }
 
     fn import_adapter(&mut self, state: &AdapterState) -> Result<AdapterId> {
         let import = |gpu: &mut Self| Adapter::import(&gpu.ops.device, &gpu.model.arch, state);
         let adapter = self.with_room(import)?;
-        Ok(self.add_adapter(adapter))
+        Ok(self.held.add_adapter(adapter))
     }
 
     fn export_adapter(&self, adapter: AdapterId) -> Result<AdapterState> {
-        self.adapter(adapter)?.export(&self.model.arch)
+        self.held.adapter(adapter)?.export(&self.model.arch)
     }
 
     fn snapshot_adapter(&mut self, adapter: AdapterId) -> Result<AdapterId> {
-        let copy = self.with_room(|gpu| gpu.adapter(adapter)?.snapshot())?;
-        Ok(self.add_adapter(copy))
+        let copy = self.with_room(|gpu| gpu.held.adapter(adapter)?.snapshot())?;
+        Ok(self.held.add_adapter(copy))
     }
 
     fn adapter_bytes(&self, adapter: AdapterId) -> usize {
-        self.adapters.get(&adapter).map_or(0, |a| a.bytes())
+        self.held.adapter(adapter).map_or(0, |a| a.bytes())
     }
 
     fn drop_adapter(&mut self, adapter: AdapterId) {
-        self.adapters.remove(&adapter);
-        if self.adapters.is_empty() {
+        if self.held.drop_adapter(adapter) {
             self.workspace = Workspace::new(&self.ops.device);
         }
     }
@@ -278,7 +192,7 @@ impl Backend for Gpu {
         adapter: Option<AdapterId>,
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
-        let adapter = self.optional_adapter(adapter)?;
+        let adapter = self.held.optional_adapter(adapter)?;
         self.with_room(|gpu| gpu.training().forward(adapter.as_deref(), sequences))
     }
 
@@ -287,7 +201,7 @@ impl Backend for Gpu {
         id: AdapterId,
         sequences: &[TrainSequence],
     ) -> Result<Vec<SequenceOutput>> {
-        let adapter = Arc::clone(self.adapter(id)?);
+        let adapter = Arc::clone(self.held.adapter(id)?);
         // Where memory is short, with as few activations as possible.
         let mut memory = self.memory;
         let (outputs, gradient) = self.with_room(|gpu| {
@@ -299,68 +213,58 @@ impl Backend for Gpu {
         })?;
         drop(adapter);
         let gradient = Some(gradient);
-        self.with_room(|gpu| gpu.adapter_mut(id).map(|_| ()))?;
-        self.adapter_mut(id)?.gradient = gradient;
+        self.with_room(|gpu| gpu.held.adapter_mut(id, Adapter::copied).map(|_| ()))?;
+        self.held.adapter_mut(id, Adapter::copied)?.gradient = gradient;
         Ok(outputs)
     }
 
     fn optim_step(&mut self, id: AdapterId, optimizer: &Optimizer) -> Result<OptimReport> {
         self.with_room(|gpu| {
-            gpu.adapter_mut(id)?;
-            let (arch, ops) = (&gpu.model.arch, &mut gpu.ops);
-            let adapter = gpu.adapters.get_mut(&id).and_then(Arc::get_mut);
-            let adapter = adapter.ok_or_else(|| unknown_adapter(id))?;
-            adapter.optim_step(ops, arch, optimizer)
+            let adapter = gpu.held.adapter_mut(id, Adapter::copied)?;
+            adapter.optim_step(&mut gpu.ops, &gpu.model.arch, optimizer)
         })
     }
 
     fn clear_gradient(&mut self, id: AdapterId) -> Result<()> {
         self.with_room(|gpu| {
-            gpu.adapter_mut(id)?.gradient = None;
+            gpu.held.adapter_mut(id, Adapter::copied)?.gradient = None;
             Ok(())
         })
     }
 
     fn open_slot(&mut self, adapter: Option<AdapterId>, capacity: usize) -> Result<SlotId> {
-        let max = self.info.max_context;
-        if capacity == 0 || capacity > max {
-            return Err(Error::Invalid(format!(
-                "slot capacity {capacity} is not in 1..={max}"
-            )));
-        }
-        let adapter = self.optional_adapter(adapter)?;
+        self.held.check_capacity(capacity)?;
+        let adapter = self.held.optional_adapter(adapter)?;
         let slot = Slot::new(&self.ops.device, adapter, capacity);
-        Ok(self.add_slot(slot))
+        Ok(self.held.add_slot(slot))
     }
 
     fn fork_slot(&mut self, slot: SlotId) -> Result<SlotId> {
         let copy = self.with_room(|gpu| {
-            let from = gpu.slot(slot)?;
+            let from = gpu.held.slot(slot)?;
             from.prefix(&gpu.ops.device, &gpu.model.arch, from.len, from.capacity)
         })?;
-        Ok(self.add_slot(copy))
+        Ok(self.held.add_slot(copy))
     }
 
     fn fork_prefix(&mut self, slot: SlotId, len: usize, capacity: usize) -> Result<SlotId> {
-        let from = self.slot(slot)?;
-        check_prefix(len, from.len, capacity, self.info.max_context)?;
         let copy = self.with_room(|gpu| {
-            let from = gpu.slot(slot)?;
+            let from = gpu.held.slot_to_fork(slot, len, capacity)?;
             from.prefix(&gpu.ops.device, &gpu.model.arch, len, capacity)
         })?;
-        Ok(self.add_slot(copy))
+        Ok(self.held.add_slot(copy))
     }
 
     fn slot_bytes(&self, slot: SlotId) -> usize {
-        self.slots.get(&slot).map_or(0, Slot::bytes)
+        self.held.slot_bytes(slot)
     }
 
     fn close_slot(&mut self, slot: SlotId) {
-        self.slots.remove(&slot);
+        self.held.close_slot(slot);
     }
 
     fn prefill(&mut self, slot: SlotId, tokens: &[u32], prompt_logprobs: bool) -> Result<Prefill> {
-        let mut held = self.take_slot(slot, tokens)?;
+        let mut held = self.held.take_slot(slot, tokens)?;
         let before = held.len;
         let outcome = self
             .with_room(|gpu| {
@@ -377,7 +281,7 @@ impl Backend for Gpu {
         if outcome.is_err() {
             held.len = before;
         }
-        self.slots.insert(slot, held);
+        self.held.put_back([(slot, held)]);
         outcome
     }
 
@@ -388,7 +292,7 @@ impl Backend for Gpu {
         first: usize,
         show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut held = self.take_slot(slot, tokens)?;
+        let mut held = self.held.take_slot(slot, tokens)?;
         let (before, mut n_shown) = (held.len, 0);
         let outcome = self.with_room(|gpu| {
             held.len = before;
@@ -402,25 +306,14 @@ impl Backend for Gpu {
             let mut inference = gpu.inference();
             inference.prefill_logits(&mut held, tokens, first, &mut show)
         });
-        self.slots.insert(slot, held);
+        self.held.put_back([(slot, held)]);
         outcome
     }
 
     fn decode_step(&mut self, rows: &[(SlotId, u32)]) -> Result<Vec<f32>> {
-        self.check_tokens(rows.iter().map(|(_, token)| *token))?;
-        let mut named = HashSet::new();
-        for (id, _) in rows {
-            check_room(self.slot(*id)?, 1)?;
-            if !named.insert(*id) {
-                return Err(Error::Invalid(format!("slot {} is named twice", id.0)));
-            }
-        }
-        if rows.is_empty() {
+        let mut taken = self.held.take_slots(rows)?;
+        if taken.is_empty() {
             return Ok(Vec::new());
-        }
-        let mut taken: Vec<(SlotId, Slot)> = Vec::with_capacity(rows.len());
-        for (id, _) in rows {
-            taken.extend(self.slots.remove_entry(id));
         }
         let before: Vec<usize> = taken.iter().map(|(_, slot)| slot.len).collect();
         let outcome = self.with_room(|gpu| {
@@ -441,17 +334,7 @@ impl Backend for Gpu {
                 slot.len = len;
             }
         }
-        self.slots.extend(taken);
+        self.held.put_back(taken);
         outcome
     }
-}
-
-fn check_scores(slot: SlotId, before: usize, logprobs: &[f32]) -> Result<()> {
-    let Some(i) = logprobs.iter().position(|l| !l.is_finite()) else {
-        return Ok(());
-    };
-    let (slot, position, logprob) = (slot.0, before + i + 1, logprobs[i]);
-    Err(Error::NotFinite(format!(
-        "slot {slot}: the log-probability of the token at position {position} is {logprob}"
-    )))
 }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::device::{Arg, Device, Launch, Number, fault};
 use super::memory::{Buffer, Floats, Table};
+use super::tiles::Tiles;
 use crate::error::Result;
 use crate::optim::AdamW;
 
-pub(super) use self::products::{Target, Weights};
+pub(super) use self::products::{Job, Target, Weights};
 
 /// Threads of a block of kernels that take numbers one by one.
 const THREADS: u32 = 256;
@@ -80,6 +81,9 @@ fn fits(ranges: &[(Floats, usize)]) -> Result<()> {
 pub(super) struct Ops {
     pub(super) device: Arc<dyn Device>,
     segments: Buffer,
+    /// Zeros, which every launch leaves as such.
+    counters: Buffer,
+    partial: Buffer,
     parts: Table,
     sums: Table,
     flags: Table,
@@ -91,6 +95,8 @@ impl Ops {
         Self {
             device: Arc::clone(device),
             segments: Buffer::empty(device),
+            counters: Buffer::empty(device),
+            partial: Buffer::empty(device),
             parts: Table::empty(device),
             sums: Table::empty(device),
             flags: Table::empty(device),
@@ -282,25 +288,54 @@ impl Ops {
         Ok(self.sums.to_host::<f64>(blocks)?.iter().sum())
     }
 
-    /// Attention of `n` tiles of rows, `tiles` of them on the device; see the kernel.
+    /// Attention of `rows` rows in tiles that lie at `place`, whose keys and values begin at `bases`.
     pub(super) fn attention(
-        &self,
+        &mut self,
         heads: &Heads,
-        q: Floats,
-        (tiles, n): (u64, usize),
-        layer: usize,
-        rows: usize,
-        (out, logs): (Floats, Floats),
+        [q, out, logs]: [Floats; 3],
+        (tiles, place): (&Tiles, u64),
+        bases: [u64; 2],
+        (layer, rows): (usize, usize),
     ) -> Result<()> {
         fits(&[
             (q, rows * heads.q_width()),
             (out, rows * heads.q_width()),
             (logs, rows * heads.n),
         ])?;
-        let mut args = vec![address(q), Arg::Address(tiles), u32_arg(layer)?];
+        let partial = tiles.partial(rows, heads);
+        self.partial.reserve(partial)?;
+        let [partial, chunks] = match partial {
+            0 => [0, 1],
+            _ => [self.partial.floats().address(), tiles.chunks as u64],
+        };
+        let mut args = vec![address(q), Arg::Address(place)];
+        args.extend(bases.map(Arg::Address));
+        args.push(u32_arg(layer)?);
         args.extend(heads.args()?);
-        args.extend([u32_arg(rows)?, address(out), address(logs)]);
-        self.run("attention", [n, heads.n, 1], ROW_THREADS, &args)
+        args.extend([u32_arg(rows)?, Arg::Address(partial)]);
+        args.extend([out, logs].map(address));
+        let kernel = match tiles.is_narrow {
+            true => "attention_narrow",
+            false => "attention_wide",
+        };
+        let grid = [tiles.n(), heads.n_kv * tiles.parts, chunks as usize];
+        self.run(kernel, grid, ROW_THREADS, &args)?;
+        if partial == 0 {
+            return Ok(());
+        }
+        let [n, _, size, window, ..] = heads.args()?;
+        let args = [
+            Arg::Address(partial),
+            Arg::Address(place),
+            n,
+            size,
+            window,
+            u32_arg(rows)?,
+            address(out),
+            address(logs),
+        ];
+        let grid = [tiles.n(), heads.n, 1];
+        self.run("attention_join", grid, ROW_THREADS, &args)
     }
 
     /// The backward pass of a whole sequence's attention.
@@ -345,24 +380,38 @@ impl Ops {
         self.run("attention_backward_kv", grid, ROW_THREADS, &with(&[dk, dv]))
     }
 
-    /// Writes rows of keys and values where `places` on the device says.
-    pub(super) fn store_keys_values(
+    /// Rotates the queries of `rows` rows, and writes rotated keys, and values, where `places` on the
+    /// device says; `rope` is half of what is rotated of a head, and the angles `[2, rows, half]`.
+    pub(super) fn place_rows(
         &self,
-        (rows, width): (usize, usize),
-        k: Floats,
-        v: Floats,
+        heads: &Heads,
+        (rows, layer): (usize, usize),
+        [q, k, v]: [Floats; 3],
         places: u64,
-        layer: usize,
+        rope: Option<(usize, Floats)>,
     ) -> Result<()> {
-        fits(&[(k, rows * width), (v, rows * width)])?;
+        let narrow = rows * heads.kv_width();
+        fits(&[(q, rows * heads.q_width()), (k, narrow), (v, narrow)])?;
+        let (half, angles) = match rope {
+            Some((half, angles)) => {
+                fits(&[(angles, 2 * rows * half)])?;
+                (half, angles.address())
+            }
+            None => (0, 0),
+        };
         let args = [
+            address(q),
             address(k),
             address(v),
             Arg::Address(places),
             u32_arg(layer)?,
-            u32_arg(width)?,
+            u32_arg(heads.n)?,
+            u32_arg(heads.n_kv)?,
+            u32_arg(heads.size)?,
+            u32_arg(half)?,
+            Arg::Address(angles),
         ];
-        self.each_row("store_keys_values", rows, &args)
+        self.each_row("place_rows", rows, &args)
     }
 
     /// For each row of logits the log of its normaliser, and the logits of its `k` targets.

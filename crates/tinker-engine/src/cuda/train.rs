@@ -6,61 +6,44 @@
 use std::sync::Arc;
 
 use super::adapter::Adapter;
-use super::block::{Activations, Angles, BackwardPass, Block, Deltas};
+use super::block::{Activations, BackwardPass, Block, Deltas};
+use super::call::Call;
 use super::device::Device;
 use super::head::{HeadGradients, HeadScratch, Pass};
 use super::linear::{Batch, Run};
-use super::memory::{Buffer, Floats, Table};
+use super::memory::{Buffer, Carver, Floats, Table};
 use super::model::Model;
 use super::ops::Ops;
+use super::tiles::{Rows, Tiles};
+use crate::arch::Arch;
 use crate::backend::SequenceOutput;
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
 
-/// What a pass over a sequence needs, kept between calls.
+/// Memory that a pass over a sequence needs, kept between calls.
 #[derive(Debug)]
 pub(super) struct Workspace {
-    /// Residual stream before each block and after the last; two by turns without a backward pass.
-    xs: Vec<Buffer>,
-    acts: Vec<Activations>,
-    deltas: Deltas,
+    /// What a backward pass reads of the blocks, all of it counted by the budget.
+    kept: Buffer,
+    /// What else there is for each row.
+    passing: Buffer,
     head: HeadScratch,
-    normed: Buffer,
-    inverse: Buffer,
-    angles: Angles,
-    tokens: Table,
-    tiles: Table,
+    call: Table,
     gradient: Buffer,
-    device: Arc<dyn Device>,
 }
 
-/// A range of a sequence's rows for a block of attention, as its kernel reads it.
-pub(super) struct Tile {
-    pub(super) keys: u64,
-    pub(super) values: u64,
-    pub(super) stride: usize,
-    pub(super) row: usize,
-    pub(super) rows: usize,
-    pub(super) first: usize,
+/// What lies where in the workspace, for one sequence.
+#[derive(Debug)]
+struct Room {
+    /// Residual stream before each block and after the last; two by turns without a backward pass.
+    xs: Vec<Floats>,
+    /// Sets of activations: of the last blocks, and before them one that the others share.
+    acts: Vec<Activations>,
+    /// Without room where there is no backward pass.
+    deltas: Deltas,
+    normed: Floats,
+    inverse: Floats,
 }
-
-impl Tile {
-    /// The tiles of `rows` rows from `row` on, of a sequence that has `first` before them.
-    pub(super) fn of_rows(tile: usize, mut from: Self, words: &mut Vec<u64>) {
-        let (mut left, size) = (from.rows, tile);
-        while left > 0 {
-            let rows = size.min(left);
-            words.extend([from.keys, from.values]);
-            words.extend([from.stride, from.row, rows, from.first].map(|n| n as u64));
-            from.row += rows;
-            from.first += rows;
-            left -= rows;
-        }
-    }
-}
-
-/// Words of a tile.
-pub(super) const TILE_WORDS: usize = 6;
 
 /// A pass over a batch of sequences.
 #[derive(Debug)]
@@ -77,49 +60,64 @@ pub(super) struct Training<'a> {
 impl Workspace {
     pub(super) fn new(device: &Arc<dyn Device>) -> Self {
         Self {
-            xs: Vec::new(),
-            acts: Vec::new(),
-            deltas: Deltas::new(device),
+            kept: Buffer::empty(device),
+            passing: Buffer::empty(device),
             head: HeadScratch::new(device),
-            normed: Buffer::empty(device),
-            inverse: Buffer::empty(device),
-            angles: Angles::default(),
-            tokens: Table::empty(device),
-            tiles: Table::empty(device),
+            call: Table::empty(device),
             gradient: Buffer::empty(device),
-            device: Arc::clone(device),
         }
     }
 
+    /// Makes room for a sequence. With a backward pass, as many sets of activations are kept as `memory`
+    /// bytes have room for beside the inputs of all blocks, but one at least.
     fn reserve(
         &mut self,
-        model: &Model,
+        arch: &Arch,
         (rows, rank): (usize, usize),
-        (sets, trains): (usize, bool),
-    ) -> Result<()> {
-        let arch = &model.arch;
-        let streams = if trains { arch.n_layers + 1 } else { 2 };
-        if trains {
-            self.acts.truncate(sets);
-        }
-        while self.acts.len() < sets {
-            self.acts.push(Activations::new(&self.device));
-        }
-        while self.xs.len() < streams {
-            self.xs.push(Buffer::empty(&self.device));
-        }
+        trains: bool,
+        memory: usize,
+    ) -> Result<Room> {
         let n = rows * arch.hidden_size;
-        for acts in &mut self.acts[..sets] {
-            acts.reserve(arch, rows, rank)?;
-        }
-        for x in &mut self.xs[..streams] {
-            x.reserve(n)?;
-        }
-        if trains {
-            self.deltas.reserve(arch, rows, rank)?;
-        }
-        self.normed.reserve(n)?;
-        self.inverse.reserve(rows)
+        let streams = |carver: &mut Carver| -> Vec<Floats> {
+            let streams = if trains { arch.n_layers + 1 } else { 2 };
+            (0..streams).map(|_| carver.take(n)).collect()
+        };
+        let passing = |carver: &mut Carver| {
+            let (normed, inverse) = (carver.take(n), carver.take(rows));
+            let rows = if trains { rows } else { 0 };
+            (Deltas::carve(carver, arch, rows, rank), normed, inverse)
+        };
+        let sets = {
+            let [mut inputs, mut set] = [Carver::counting(), Carver::counting()];
+            streams(&mut inputs);
+            Activations::carve(&mut set, arch, rows, rank);
+            let most = if trains { arch.n_layers } else { 1 };
+            let left = (memory / size_of::<f32>()).saturating_sub(inputs.taken());
+            let sets = (left / set.taken().max(1)).clamp(1, most);
+            self.kept.reserve(inputs.taken() + sets * set.taken())?;
+            sets
+        };
+        let mut counting = Carver::counting();
+        passing(&mut counting);
+        self.passing.reserve(counting.taken())?;
+        let mut kept = self.kept.floats().carve();
+        let (deltas, normed, inverse) = passing(&mut self.passing.floats().carve());
+        Ok(Room {
+            xs: streams(&mut kept),
+            acts: (0..sets)
+                .map(|_| Activations::carve(&mut kept, arch, rows, rank))
+                .collect(),
+            deltas,
+            normed,
+            inverse,
+        })
+    }
+}
+
+impl Room {
+    /// Where the activations of a block are.
+    fn acts_of(&self, layer: usize, n_layers: usize) -> &Activations {
+        &self.acts[layer.saturating_sub(n_layers - self.acts.len())]
     }
 }
 
@@ -179,14 +177,6 @@ impl Training<'_> {
         Ok(())
     }
 
-    /// Sets of activations that there is room for: of all blocks, or of the last ones and one that the
-    /// others share, which are then computed again.
-    fn sets(&self, rows: usize, rank: usize) -> usize {
-        let row = Activations::floats_per_row(&self.model.arch, rank) * size_of::<f32>();
-        let n_layers = self.model.arch.n_layers;
-        (self.memory / (row * rows).max(1)).clamp(1, n_layers)
-    }
-
     /// Runs one sequence; with `gradient` (flat, zero) also backward into it.
     fn run(
         &mut self,
@@ -198,9 +188,8 @@ impl Training<'_> {
         let (arch, rows) = (&self.model.arch, sequence.tokens.len());
         let rank = adapter.map_or(0, Adapter::padded_rank);
         let trains = gradient.is_some();
-        let sets = if trains { self.sets(rows, rank) } else { 1 };
-        self.workspace
-            .reserve(self.model, (rows, rank), (sets, trains))?;
+        let sizes = (rows, rank);
+        let room = self.workspace.reserve(arch, sizes, trains, self.memory)?;
         let run = [Run {
             rows: 0..rows,
             adapter,
@@ -211,34 +200,31 @@ impl Training<'_> {
             rank,
             trains,
         };
-        let mut angles = std::mem::take(&mut self.workspace.angles);
-        angles.set(&self.ops.device, arch, 0..rows)?;
-        let x = self.blocks(&batch, &angles, &sequence.tokens, sets)?;
-        let (normed, inverse) = (
-            self.workspace.normed.floats(),
-            self.workspace.inverse.floats(),
-        );
+        let itself = self.whole(&sequence.tokens)?;
+        let x = self.blocks(&batch, &room, &itself)?;
         let norm = self.model.final_norm.floats();
-        let eps = arch.rms_eps;
-        self.ops.rms_norm((rows, eps), x, norm, normed, inverse)?;
+        let sizes = (rows, arch.rms_eps);
+        self.ops
+            .rms_norm(sizes, x, norm, room.normed, room.inverse)?;
         let mut logprobs = Vec::with_capacity(sequence.targets.len());
+        let head = (adapter, trains, room.normed);
         let of_sequence = |message| Error::Invalid(format!("sequence {i}: {message}"));
         // A loss of the whole sequence needs all log-probabilities before any derivative: the head
         // runs for them first, then with the linear loss that has this derivative.
         let whole = if sequence.loss.is_per_target() {
             None
         } else {
-            self.head(adapter, sequence, trains, &mut logprobs, None)?;
+            self.head(head, sequence, &mut logprobs, None)?;
             Some(sequence.loss.evaluate(&logprobs).map_err(of_sequence)?)
         };
-        let d_hidden = self.workspace.deltas.normed.floats();
+        let d_hidden = room.deltas.normed;
         let into = gradient.map(|adapter| HeadGradients { d_hidden, adapter });
         let loss = match &whole {
-            None => self.head(adapter, sequence, trains, &mut logprobs, into)?,
+            None => self.head(head, sequence, &mut logprobs, into)?,
             Some(_) if !trains => 0.0,
             Some(whole) => {
                 let linear = sequence.linear(&whole.gradient);
-                self.head(adapter, &linear, trains, &mut Vec::new(), into)?
+                self.head(head, &linear, &mut Vec::new(), into)?
             }
         };
         let output = SequenceOutput {
@@ -247,17 +233,31 @@ impl Training<'_> {
         };
         check_output(i, sequence.k, &output)?;
         if let (Some(gradient), Some(adapter)) = (gradient, adapter) {
-            self.backward(&batch, adapter, &angles, gradient, sets)?;
+            self.backward(&batch, adapter, gradient, (&room, &itself))?;
         }
-        self.workspace.angles = angles;
         Ok(output)
+    }
+
+    /// Uploads what every block needs to know of a sequence.
+    fn whole(&mut self, tokens: &[u32]) -> Result<Whole> {
+        let n = tokens.len();
+        let rows = Rows {
+            keys: 0,
+            values: 0,
+            stride: 0,
+            n,
+            before: 0,
+        };
+        let tiles = Tiles::of(std::iter::once(rows), &self.model.heads(0), self.tile);
+        let (table, arch) = (&mut self.workspace.call, &self.model.arch);
+        let call = Call::upload(table, arch, tokens, 0..n, (&[], &tiles))?;
+        Ok(Whole { tiles, call })
     }
 
     fn head(
         &mut self,
-        adapter: Option<&Adapter>,
+        (adapter, trains, hidden): (Option<&Adapter>, bool, Floats),
         sequence: &TrainSequence,
-        trains: bool,
         logprobs: &mut Vec<f32>,
         gradients: Option<HeadGradients>,
     ) -> Result<f64> {
@@ -266,40 +266,25 @@ impl Training<'_> {
             adapter,
             trains,
         };
-        let hidden = self.workspace.normed.floats();
         let scratch = &mut self.workspace.head;
         pass.run(self.ops, sequence, hidden, scratch, logprobs, gradients)
     }
 
     /// All blocks: from tokens to the residual stream after the last, which is returned.
-    fn blocks(
-        &mut self,
-        batch: &Batch<'_>,
-        angles: &Angles,
-        tokens: &[u32],
-        sets: usize,
-    ) -> Result<Floats> {
-        let (arch, workspace) = (&self.model.arch, &mut *self.workspace);
-        let tokens = (workspace.tokens.set(tokens)?, batch.rows);
+    fn blocks(&mut self, batch: &Batch<'_>, room: &Room, whole: &Whole) -> Result<Floats> {
+        let arch = &self.model.arch;
+        let tokens = (whole.call.tokens, batch.rows);
         let table = self.model.embedding();
-        let first = workspace.xs[0].floats();
-        self.ops.embed(table, tokens, arch.embedding_scale, first)?;
-        let xs: Vec<Floats> = workspace.xs.iter().map(Buffer::floats).collect();
-        let stream = |layer: usize| xs[if batch.trains { layer } else { layer % 2 }];
+        self.ops
+            .embed(table, tokens, arch.embedding_scale, room.xs[0])?;
+        let stream = |layer: usize| room.xs[if batch.trains { layer } else { layer % 2 }];
         for layer in 0..arch.n_layers {
             let (x, out) = (stream(layer), stream(layer + 1));
-            let set = layer.saturating_sub(arch.n_layers - sets);
-            let acts = &workspace.acts[set];
+            let acts = room.acts_of(layer, arch.n_layers);
             let block = Block::of(self.model, layer);
-            block.project(self.ops, batch, x, angles, acts)?;
-            attend(
-                self.ops,
-                &block,
-                batch.rows,
-                self.tile,
-                &mut workspace.tiles,
-                acts,
-            )?;
+            block.project(self.ops, batch, x, acts)?;
+            block.turn(self.ops, batch.rows, &whole.call.angles, acts)?;
+            whole.attend(self.ops, &block, batch.rows, acts)?;
             block.finish(self.ops, batch, x, out, acts)?;
         }
         Ok(stream(arch.n_layers))
@@ -310,45 +295,37 @@ impl Training<'_> {
         &mut self,
         batch: &Batch<'_>,
         adapter: &Adapter,
-        angles: &Angles,
         gradient: Floats,
-        sets: usize,
+        (room, whole): (&Room, &Whole),
     ) -> Result<()> {
         let (rows, n_layers) = (batch.rows, self.model.arch.n_layers);
-        let workspace = &mut *self.workspace;
-        let (deltas, inverse) = (&workspace.deltas, workspace.inverse.floats());
+        let deltas = &room.deltas;
         self.ops.rms_norm_backward(
             (rows, false),
-            workspace.xs[n_layers].floats(),
+            room.xs[n_layers],
             self.model.final_norm.floats(),
-            inverse,
-            deltas.normed.floats(),
-            deltas.x.floats(),
+            room.inverse,
+            deltas.normed,
+            deltas.x,
         )?;
         let pass = BackwardPass {
             rows,
             adapter,
-            angles,
+            angles: &whole.call.angles,
             deltas,
             gradient,
             tile: self.tile,
         };
         // Blocks below this one share its activations.
-        let shared = n_layers - sets;
+        let shared = n_layers - room.acts.len();
         for layer in (0..n_layers).rev() {
-            let (block, x) = (Block::of(self.model, layer), workspace.xs[layer].floats());
-            let acts = &workspace.acts[layer.saturating_sub(shared)];
+            let (block, x) = (Block::of(self.model, layer), room.xs[layer]);
+            let acts = room.acts_of(layer, n_layers);
             if layer < shared {
-                block.project(self.ops, batch, x, angles, acts)?;
-                attend(
-                    self.ops,
-                    &block,
-                    rows,
-                    self.tile,
-                    &mut workspace.tiles,
-                    acts,
-                )?;
-                block.finish(self.ops, batch, x, deltas.normed.floats(), acts)?;
+                block.project(self.ops, batch, x, acts)?;
+                block.turn(self.ops, rows, &whole.call.angles, acts)?;
+                whole.attend(self.ops, &block, rows, acts)?;
+                block.finish(self.ops, batch, x, deltas.normed, acts)?;
             }
             block.backward(self.ops, &pass, x, acts)?;
         }
@@ -356,28 +333,27 @@ impl Training<'_> {
     }
 }
 
-/// Attention of a whole sequence to itself.
-fn attend(
-    ops: &Ops,
-    block: &Block<'_>,
-    rows: usize,
-    tile: usize,
-    tiles: &mut Table,
-    acts: &Activations,
-) -> Result<()> {
-    let mut words = Vec::new();
-    let whole = Tile {
-        keys: acts.k.floats().address(),
-        values: acts.v.floats().address(),
-        stride: 0,
-        row: 0,
-        rows,
-        first: 0,
-    };
-    Tile::of_rows(tile, whole, &mut words);
-    let tiles = (tiles.set(&words)?, words.len() / TILE_WORDS);
-    let out = (acts.attended.floats(), acts.logs.floats());
-    ops.attention(&block.heads, acts.q.floats(), tiles, 0, rows, out)
+/// A whole sequence, as its blocks need to know it.
+#[derive(Debug)]
+struct Whole {
+    tiles: Tiles,
+    call: Call,
+}
+
+impl Whole {
+    /// Attention of the sequence to itself.
+    fn attend(
+        &self,
+        ops: &mut Ops,
+        block: &Block<'_>,
+        rows: usize,
+        acts: &Activations,
+    ) -> Result<()> {
+        let bases = [acts.k, acts.v].map(Floats::address);
+        let floats = [acts.q, acts.attended, acts.logs];
+        let tiles = (&self.tiles, self.call.tiles);
+        ops.attention(&block.heads, floats, tiles, bases, (0, rows))
+    }
 }
 
 /// Refuses what is no result, as the CPU does.

@@ -259,6 +259,21 @@ impl Reference {
     }
 }
 
+/// Log-probabilities of calls that train the reference's adapter, and its state after them.
+pub(crate) fn train(
+    backend: &mut dyn Backend,
+    reference: &Reference,
+    calls: &[&[TrainSequence]],
+) -> (Vec<Vec<f32>>, AdapterState) {
+    let adapter = reference.import(backend);
+    let mut logprobs = Vec::new();
+    for call in calls {
+        let outputs = backend.forward_backward(adapter, call).unwrap();
+        logprobs.extend(outputs.into_iter().map(|o| o.logprobs));
+    }
+    (logprobs, backend.export_adapter(adapter).unwrap())
+}
+
 pub(crate) const LOSSES: [&str; 6] = [
     "cross_entropy",
     "cross_entropy_k",

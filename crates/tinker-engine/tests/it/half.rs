@@ -5,10 +5,11 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
-use tinker_engine::{AdapterState, Backend, CpuOptions, Precision, TrainSequence, load_cpu_with};
+use tinker_engine::{Backend, CpuOptions, Precision, TrainSequence, load_cpu_with};
 
 use crate::common::{
-    ARCHITECTURES, MODELS, Reference, all_modules, dir, floats, relative, tensors, write_tensors,
+    ARCHITECTURES, MODELS, Reference, all_modules, dir, floats, relative, tensors, train,
+    write_tensors,
 };
 
 fn load_as(dir: &Path, precision: Precision, threads: usize, on_vectors: bool) -> Box<dyn Backend> {
@@ -27,21 +28,6 @@ fn load(model: &str, threads: usize) -> Box<dyn Backend> {
 
 fn models() -> impl Iterator<Item = &'static str> {
     MODELS.into_iter().chain(ARCHITECTURES)
-}
-
-/// Log-probabilities of `calls` and the state after them.
-fn train(
-    backend: &mut dyn Backend,
-    reference: &Reference,
-    calls: &[&[TrainSequence]],
-) -> (Vec<Vec<f32>>, AdapterState) {
-    let adapter = reference.import(backend);
-    let mut logprobs = Vec::new();
-    for call in calls {
-        let outputs = backend.forward_backward(adapter, call).unwrap();
-        logprobs.extend(outputs.into_iter().map(|o| o.logprobs));
-    }
-    (logprobs, backend.export_adapter(adapter).unwrap())
 }
 
 /// What PyTorch in bf16 is off by, made by `fixtures/numerics/bf16.py`.

@@ -10,6 +10,8 @@ mod architectures;
 mod bad_input;
 mod common;
 #[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
 mod emulated;
 mod finite_differences;
 mod generating;
@@ -17,6 +19,8 @@ mod generating;
 mod gpu;
 mod half;
 mod invariance;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod loading;
 mod losses;
 mod peft;

@@ -17,7 +17,7 @@ use crate::gpu::{check_tensors, prompt};
 const VOCAB: usize = 320;
 
 /// A Llama of random numbers.
-struct Shape {
+pub(crate) struct Shape {
     name: &'static str,
     hidden: usize,
     /// Query heads, key heads, width of each.
@@ -29,8 +29,9 @@ struct Shape {
 }
 
 /// Three segments in the MLP's last layer, or in that of attention and in the others; a segment that is
-/// full and one of a few numbers.
-const SHAPES: [Shape; 2] = [
+/// full and one of a few numbers. Attention of several chunks of keys, by blocks for each chunk and, with
+/// many heads, by blocks that take all of them; more heads of a group than a block has rows.
+pub(crate) const SHAPES: [Shape; 4] = [
     Shape {
         name: "heads of 80",
         hidden: 64,
@@ -47,6 +48,22 @@ const SHAPES: [Shape; 2] = [
         dtype: Dtype::F32,
         prompt: 60,
     },
+    Shape {
+        name: "eight key heads",
+        hidden: 32,
+        heads: [8, 8, 16],
+        mlp: 32,
+        dtype: Dtype::BF16,
+        prompt: 540,
+    },
+    Shape {
+        name: "a group of 20 heads",
+        hidden: 32,
+        heads: [20, 1, 16],
+        mlp: 32,
+        dtype: Dtype::BF16,
+        prompt: 270,
+    },
 ];
 
 /// Uniform numbers whose products keep the size of their input.
@@ -62,9 +79,9 @@ fn random(seed: u64, shape: &[usize]) -> HostTensor {
 }
 
 /// A model on disk, and an adapter of all its layers whose `B` is not zero.
-struct Made {
-    dir: PathBuf,
-    adapter: AdapterState,
+pub(crate) struct Made {
+    pub(crate) dir: PathBuf,
+    pub(crate) adapter: AdapterState,
     _held: tempfile::TempDir,
 }
 
@@ -100,7 +117,7 @@ impl Shape {
         tensors.collect()
     }
 
-    fn make(&self) -> Made {
+    pub(crate) fn make(&self) -> Made {
         let held = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let dir = held.path().to_path_buf();
         let [n_heads, n_kv_heads, head_dim] = self.heads;
@@ -227,7 +244,7 @@ fn rows_have_the_same_bits_whether_their_segments_get_blocks_of_their_own() {
         let (made, name) = (shape.make(), shape.name);
         let [_, mut gpu] = made.on_both();
         let adapter = gpu.import_adapter(&made.adapter).unwrap();
-        let slots: Vec<SlotId> = (0..17)
+        let slots: Vec<SlotId> = (0..66)
             .map(|i| {
                 let slot = gpu.open_slot(Some(adapter), 64).unwrap();
                 gpu.prefill(slot, &prompt(1 + i % 5), false).unwrap();
@@ -243,8 +260,8 @@ fn rows_have_the_same_bits_whether_their_segments_get_blocks_of_their_own() {
             .map(|row| gpu.decode_step(&[*row]).unwrap())
             .collect();
 
-        // Two blocks of few rows, and more rows than segments get blocks for.
-        for n in [9, 17] {
+        // Two blocks of few rows, and more rows than there are kernels for few of.
+        for n in [9, 66] {
             let rows = rows(&mut *gpu);
             let together = gpu.decode_step(&rows[..n]).unwrap();
 

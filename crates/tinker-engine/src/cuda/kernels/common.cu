@@ -49,3 +49,10 @@ __device__ inline float block_max(float value, float* scratch) {
     __syncthreads();
     return scratch[0];
 }
+
+// The largest `value` of a warp, to all of its threads; all of the block are to come here.
+__device__ inline float warp_max(float value) {
+    for (unsigned apart = 16; apart > 0; apart /= 2)
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, apart));
+    return value;
+}

@@ -51,6 +51,15 @@ KERNEL add_bias(const float* bias, word len, unsigned n, float* y) {
     if (i < len) y[i] += bias[i % n];
 }
 
+// A pair of elements that is turned by an angle.
+struct Turned {
+    float first, second;
+};
+
+__device__ inline Turned turn(float first, float second, float cosine, float sine) {
+    return {first * cosine - second * sine, second * cosine + first * sine};
+}
+
 // Rotates the first `2 * half` elements of each of `heads` heads of a row, one half against the other
 // (Su et al. 2021, as Llama lays it out); `angles` are cosines, then sines, `[rows, half]` each.
 // `direction` -1 turns back, which is the gradient. One block per row.
@@ -61,10 +70,48 @@ KERNEL rope(float* x, unsigned heads, unsigned size, unsigned half, const float*
     for (unsigned i = threadIdx.x; i < heads * half; i += blockDim.x) {
         unsigned head = i / half, pair = i % half;
         float* a = x + (row * heads + head) * size + pair;
-        float c = cosines[pair], s = sines[pair] * direction;
-        float first = a[0], second = a[half];
-        a[0] = first * c - second * s;
-        a[half] = second * c + first * s;
+        Turned turned = turn(a[0], a[half], cosines[pair], sines[pair] * direction);
+        a[0] = turned.first;
+        a[half] = turned.second;
+    }
+}
+
+// Where a row's key and value go: the caches of its sequence, how far blocks of the model are apart in
+// them, and its position.
+struct Place {
+    word keys, values, stride, position;
+};
+
+// Rotates queries as rope does, and writes rotated keys, and values, into the caches of their sequences;
+// `half` is 0 where nothing is rotated. One block per row.
+KERNEL place_rows(float* q, const float* k, const float* v, const Place* places, unsigned layer, unsigned n,
+                  unsigned n_kv, unsigned size, unsigned half, const float* angles) {
+    word row = blockIdx.x, rows = gridDim.x;
+    Place place = places[row];
+    const float* cosines = angles + row * half;
+    const float* sines = angles + (rows + row) * half;
+    unsigned width = n_kv * size;
+    word to = layer * place.stride + place.position * width;
+    float *keys = (float*)place.keys + to, *values = (float*)place.values + to;
+    k += row * width;
+    v += row * width;
+    for (unsigned i = threadIdx.x; i < n * half; i += blockDim.x) {
+        unsigned pair = i % half;
+        float* a = q + (row * n + i / half) * size + pair;
+        Turned turned = turn(a[0], a[half], cosines[pair], sines[pair]);
+        a[0] = turned.first;
+        a[half] = turned.second;
+    }
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+        unsigned d = i % size, pair = half && d >= half ? d - half : d;
+        values[i] = v[i];
+        if (d >= 2 * half) {
+            keys[i] = k[i];
+            continue;
+        }
+        const float* a = k + i - d + pair;
+        Turned turned = turn(a[0], a[half], cosines[pair], sines[pair]);
+        keys[i] = d < half ? turned.first : turned.second;
     }
 }
 
