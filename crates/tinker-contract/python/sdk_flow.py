@@ -5,38 +5,19 @@
 Prints one line for each step that held, and a JSON object with paths and figures at the end.
 """
 
-import json
 import math
 import os
-import signal
-import subprocess
 import sys
 import time
 
 import tinker
+from common import cli, close, datum, leave, logprobs_of, step
 from tinker import types
 
 BASE_URL, BASE_MODEL = sys.argv[1:3]
 ADAM = types.AdamParams(learning_rate=5e-3)
 TEXTS = ["the cat sat on the mat", "a dog ran to the big red barn", "we go", "one two three four five six"]
 summary = {}
-
-
-def step(name):
-    print(f"ok: {name}", flush=True)
-
-
-def datum(tokens):
-    """Next-token prediction over `tokens` with every weight 1."""
-    inputs, targets = tokens[:-1], tokens[1:]
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(inputs),
-        loss_fn_inputs={"target_tokens": targets, "weights": [1.0] * len(targets)},
-    )
-
-
-def logprobs_of(output):
-    return [list(datum["logprobs"].data) for datum in output.loss_fn_outputs]
 
 
 def train(client, data, n_steps):
@@ -60,10 +41,6 @@ def fails(what, call, *expected):
         assert time.monotonic() - begun < 10, f"{what} took {time.monotonic() - begun:.1f} s to fail"
         return error
     raise AssertionError(f"{what} succeeded: {result!r}")
-
-
-def close(a, b, tolerance=1e-4):
-    return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b))
 
 
 def training(service):
@@ -281,17 +258,6 @@ def managing(client, state, sampler):
     return ids, left
 
 
-def cli(*arguments):
-    command = [sys.executable, "-m", "tinker.cli", "-f", "json", *arguments]
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        # On a busy machine about 1 in 50 of the SDK's processes aborts as it leaves, after its answer.
-        if done.returncode != -signal.SIGABRT:
-            break
-    assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
-    return json.loads(done.stdout)
-
-
 def command_line(client, ids, checkpoints):
     runs = cli("run", "list", "--limit", "0")["runs"]
     assert [run["training_run_id"] for run in runs] == ids, runs
@@ -339,9 +305,7 @@ def main():
         command_line(client, ids, checkpoints)
         refusals(service, client, data, state)
     step("the session is finished")
-    print(json.dumps(summary), flush=True)
+    leave(summary)
 
 
 main()
-# The SDK's threads may abort the interpreter while it winds down; everything was checked by now.
-os._exit(0)

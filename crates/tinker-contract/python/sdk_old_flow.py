@@ -6,13 +6,13 @@ Prints one line for each step that held, and a JSON object with the SDK's versio
 nothing that a version since 0.15 lacks.
 """
 
-import json
 import math
 import os
 import sys
 from importlib.metadata import version
 
 import tinker
+from common import close, datum, leave, logprobs_of, step
 from tinker import types
 
 BASE_URL, BASE_MODEL = sys.argv[1:3]
@@ -20,25 +20,9 @@ ADAM = types.AdamParams(learning_rate=5e-3)
 TEXTS = ["the cat sat on the mat", "a dog ran to the big red barn", "we go"]
 
 
-def step(name):
-    print(f"ok: {name}", flush=True)
-
-
 def done(value):
     """What a call gives, whether this version returns it or a future of it."""
     return value.result() if hasattr(value, "result") else value
-
-
-def datum(tokens):
-    inputs, targets = tokens[:-1], tokens[1:]
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(inputs),
-        loss_fn_inputs={"target_tokens": targets, "weights": [1.0] * len(targets)},
-    )
-
-
-def logprobs_of(output):
-    return [list(datum["logprobs"].data) for datum in output.loss_fn_outputs]
 
 
 def train(client, data, n_steps):
@@ -49,10 +33,6 @@ def train(client, data, n_steps):
         losses.append(loss.result().metrics["loss:sum"])
         optim.result()
     return losses
-
-
-def close(a, b, tolerance=1e-4):
-    return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b))
 
 
 def training(service):
@@ -145,10 +125,7 @@ def main():
     sampler = sampling(service, client, tokenizer, data)
     managing(service, client, sampler)
     refusal(client, data)
-    print(json.dumps({"version": version("tinker"), "losses": losses}), flush=True)
+    leave({"version": version("tinker"), "losses": losses})
 
 
 main()
-# The SDK's threads may abort the interpreter while it winds down; everything was checked by now.
-sys.stdout.flush()
-os._exit(0)

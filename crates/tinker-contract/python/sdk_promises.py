@@ -14,6 +14,7 @@ import traceback
 import urllib.request
 
 import tinker
+from common import close, datum, logprobs_of
 from tinker import types
 
 BASE_URL, BASE_MODEL = sys.argv[1:3]
@@ -23,14 +24,6 @@ A = [5, 9, 2, 7, 7, 1, 30, 31]
 B = [60, 61, 62, 63]
 # Long and short, so that a mean over sequences and one over tokens both show.
 MIXED = [A, B, [100, 101]]
-
-
-def datum(tokens, weight=1.0):
-    targets = tokens[1:]
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": targets, "weights": [weight] * len(targets)},
-    )
 
 
 def trainer(service, rank=4, seed=7, **options):
@@ -46,8 +39,7 @@ def train(client, tokens, n_steps, adam=ADAM):
 
 def scores(client):
     """The log-probabilities that the training weights give to A and B."""
-    output = client.forward([datum(A), datum(B)], CE).result()
-    return [list(row["logprobs"].data) for row in output.loss_fn_outputs]
+    return logprobs_of(client.forward([datum(A), datum(B)], CE).result())
 
 
 def said(sampler):
@@ -56,10 +48,6 @@ def said(sampler):
     rows = [sampler.compute_logprobs(types.ModelInput.from_ints(tokens)).result() for tokens in (A, B)]
     drawn = sampler.sample(types.ModelInput.from_ints(A), 2, params).result()
     return rows, [(list(s.tokens), list(s.logprobs)) for s in drawn.sequences]
-
-
-def close(a, b, tolerance):
-    return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b))
 
 
 def flat(rows):

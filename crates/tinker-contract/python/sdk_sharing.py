@@ -6,32 +6,18 @@ The server hands out short-lived tokens and has samples waited for with one poll
 each step that held, and an empty JSON object at the end.
 """
 
+import datetime
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import urllib.request
 
 import tinker
+from common import cli, leave, step
 from tinker import types
 
 BASE_URL, BASE_MODEL, FOLDER = sys.argv[1:4]
-
-
-def step(name):
-    print(f"ok: {name}", flush=True)
-
-
-def cli(*arguments):
-    command = [sys.executable, "-m", "tinker.cli", "-f", "json", *arguments]
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=FOLDER)
-        # On a busy machine about 1 in 50 of the SDK's processes aborts as it leaves, after its answer.
-        if done.returncode >= 0:
-            break
-    assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
-    return json.loads(done.stdout) if done.stdout.strip() else None
 
 
 def sampling(service):
@@ -84,7 +70,7 @@ def sharing(service, client):
         assert json.load(answer)["peft_type"] == "LORA"
     step("external weights by their links")
 
-    folder = pathlib.Path(cli("checkpoint", "download", saved, "-o", FOLDER)["destination"])
+    folder = pathlib.Path(cli("checkpoint", "download", saved, "-o", FOLDER, folder=FOLDER)["destination"])
     assert (folder / "adapter_model.safetensors").stat().st_size > 1000, list(folder.iterdir())
     step("the command line downloads a training checkpoint")
 
@@ -99,11 +85,37 @@ def managing(service, client):
     step("a session moved to a project is found there")
 
     who = rest.whoami().result()
-    assert cli("auth", "whoami")["email"] == who.email == "local@localhost", who
-    trace = cli("session", "export-trace", session, "-o", f"{FOLDER}/t.pftrace")
+    assert cli("auth", "whoami", folder=FOLDER)["email"] == who.email == "local@localhost", who
+    trace = cli("session", "export-trace", session, "-o", f"{FOLDER}/t.pftrace", folder=FOLDER)
     events = json.loads(pathlib.Path(trace["destination"]).read_text())["traceEvents"]
     assert {"create_model", "save_weights"} <= {event["name"] for event in events}, events
     step("who one is, and the timeline of a session")
+
+
+def watching(client):
+    admin = tinker.AdminClient(base_url=BASE_URL)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    # The day, or the hour, may have ended since the first call.
+    days = [(now - datetime.timedelta(days=1)).date(), now.date()]
+
+    def events(kind):
+        logs = [admin.get_audit_log(kind, day).result() for day in days]
+        return {(e.event, e.event_details.get("tinker_path")) for log in logs for e in log.entries}
+
+    assert ("checkpoint_created", f"tinker://{client.model_id}/weights/a") in events("checkpoints")
+    assert {event for event, _ in events("projects")} == {"project_session_assigned"}, events("projects")
+    step("the audit log")
+
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    window = (hour - datetime.timedelta(hours=1), hour + datetime.timedelta(hours=1))
+    usage = admin.get_billing_usage(*window).result()
+    drawn = [event for event in usage.data if event.event_info.type == "sampling_sample"]
+    assert sum(event.event_info.token_count for event in drawn) == 41 * 6, drawn
+    session = client.model_id.split(":")[0]
+    assert {event.session_id for event in drawn} == {session} and session in usage.sessions, usage
+    stored = admin.get_current_checkpoint_storage_usage("archive").result().data
+    assert [row.checkpoint_count for row in stored] == [1] and stored[0].size_bytes > 1000, stored
+    step("what was used and what is stored")
 
 
 def main():
@@ -113,9 +125,8 @@ def main():
         sampling(service)
         sharing(service, client)
         managing(service, client)
-    print(json.dumps({}), flush=True)
+        watching(client)
+    leave({})
 
 
 main()
-# The SDK's threads may abort the interpreter while it winds down; everything was checked by now.
-os._exit(0)

@@ -1,6 +1,6 @@
 //! Mutated requests, in this process: the server's router must answer each one, and stay as it is.
 //!
-//! [`seeds`] are the valid requests that it begins with, [`mutate`] changes them, [`arena`] is the server
+//! `seeds` are the valid requests that it begins with, `mutate` changes them, `arena` is the server
 //! that they are sent to. Everything follows from a seed.
 
 mod arena;
@@ -8,11 +8,11 @@ mod decoders;
 mod mutate;
 mod seeds;
 
-use std::fs;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::chaos::weather::Draws;
+use crate::process::Process;
 use arena::Arena;
 use mutate::mutated;
 use seeds::{Seed, seeds};
@@ -94,8 +94,8 @@ pub async fn run(seed: u64, until: Until) -> Outcome {
 async fn case(arena: &mut Arena, seeds: &[Vec<Seed>], draws: &mut Draws, outcome: &mut Outcome) {
     outcome.n_cases += 1;
     let number = outcome.n_cases;
-    let before = memory("VmRSS:");
-    forget_peak();
+    let before = memory("VmRSS");
+    Process::own().forget_peak();
     let route = &seeds[draws.below(seeds.len() as u64) as usize];
     let seed = &route[draws.below(route.len() as u64) as usize];
     let request = mutated(seed, arena, draws);
@@ -124,7 +124,7 @@ async fn case(arena: &mut Arena, seeds: &[Vec<Seed>], draws: &mut Draws, outcome
     for panic in take_panics() {
         find(format!("panic: {panic}"));
     }
-    let growth = memory("VmHWM:").saturating_sub(before);
+    let growth = memory("VmHWM").saturating_sub(before);
     outcome.most_growth = outcome.most_growth.max(growth);
     if growth > MAX_GROWTH {
         let text = format!("case {number}: it took {} MB\n{told}", growth >> 20);
@@ -134,14 +134,5 @@ async fn case(arena: &mut Arena, seeds: &[Vec<Seed>], draws: &mut Draws, outcome
 
 /// A figure of this process in bytes, 0 where the system does not say.
 fn memory(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
-/// The highest figure is counted anew from now on.
-fn forget_peak() {
-    // Only Linux knows this; elsewhere memory is not judged.
-    let _ = fs::write("/proc/self/clear_refs", "5");
+    Process::own().memory(name).unwrap_or(0)
 }

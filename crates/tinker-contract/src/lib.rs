@@ -22,6 +22,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod kills;
 pub mod mock;
+mod process;
 pub mod python;
 pub mod skyrl;
 pub mod soak;

@@ -112,6 +112,8 @@ pub async fn run_script(
         .args(arguments)
         .env("TINKER_API_KEY", api_key)
         .env("HF_HUB_OFFLINE", "1")
+        // What scripts share would be kept beside them.
+        .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("HF_HOME", home.join("hf"))
         .env("HOME", home)
         .env_remove("TINKER_BASE_URL")

@@ -6,17 +6,19 @@
 //! sample gives depends on its request and seed alone; who else is running decides only when it is
 //! done.
 
+mod active;
 mod turns;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
+use self::active::{Active, Running};
 use crate::backend::{AdapterId, Backend, BaseInfo, SlotId};
 use crate::error::{Error, Result};
 use crate::prefix_cache::{MIN_SHARED, Origin, PrefixCache, Shared, common, max_bytes};
 use crate::prompt::{Alternatives, Prompt, PromptScores};
-use crate::sampler::{self, Draw, Sampling};
+use crate::sampler::Sampling;
 
 /// A request that a [`Generator`] has taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -160,35 +162,12 @@ pub struct Generator {
     cache: PrefixCache,
 }
 
-/// A request under way.
-#[derive(Debug)]
-struct Active {
-    id: GenerationId,
-    /// Whose it is.
-    group: u64,
-    request: GenerateRequest,
-    max_tokens: usize,
-    prompt: Option<Prompt>,
-    /// Samples not yet started are `None`.
-    samples: Vec<Option<Running>>,
-}
-
 /// What is known of a prompt before it begins.
 enum Beginning {
     /// What another sequence holds of it now, if any does.
     Known(Option<Shared>),
     /// Another prompt computes it in one of the next steps.
     UnderWay,
-}
-
-/// A sample that has begun.
-struct Running {
-    slot: Option<SlotId>,
-    check: Option<Box<dyn StopCheck>>,
-    ended: Option<StopReason>,
-    tokens: Vec<u32>,
-    logprobs: Vec<f32>,
-    top_logprobs: Vec<TopLogprobs>,
 }
 
 impl Generator {
@@ -219,9 +198,23 @@ impl Generator {
         self.cache.forget(backend, adapter);
     }
 
-    /// Frees everything that is kept of finished requests.
-    pub fn clear_cache(&mut self, backend: &mut dyn Backend) {
-        self.cache.clear(backend);
+    /// Frees everything that is kept of finished requests; returns how many bytes that were.
+    pub fn clear_cache(&mut self, backend: &mut dyn Backend) -> usize {
+        self.cache.clear(backend)
+    }
+
+    /// Bytes of memory that are kept of finished requests.
+    pub fn cached_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Bytes of memory that requests under way hold.
+    pub fn held_bytes(&self, backend: &dyn Backend) -> usize {
+        let slots = self.active.iter().flat_map(|active| {
+            let prompt = active.prompt.iter().filter_map(|p| p.slot);
+            prompt.chain(active.samples.iter().flatten().filter_map(|s| s.slot))
+        });
+        slots.map(|slot| backend.slot_bytes(slot)).sum()
     }
 
     /// Takes a request of group 0; see [`Self::admit_of`].
@@ -579,175 +572,5 @@ impl fmt::Debug for GenerateRequest {
             .field("prompt", &self.prompt.len())
             .field("samples", &self.seeds.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Running {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Running({} tokens)", self.tokens.len())
-    }
-}
-
-impl Active {
-    fn slots(self) -> impl Iterator<Item = SlotId> {
-        let prompt = self.prompt.and_then(|p| p.slot);
-        prompt
-            .into_iter()
-            .chain(self.samples.into_iter().flatten().filter_map(|s| s.slot))
-    }
-
-    /// Samples that run.
-    fn n_running(&self) -> usize {
-        let running = self.samples.iter().flatten();
-        running.filter(|sample| sample.ended.is_none()).count()
-    }
-
-    fn share(&self) -> turns::Share<'_> {
-        turns::Share {
-            owner: self.request.owner.as_deref(),
-            group: self.group,
-            n_running: self.n_running(),
-            n_waiting: self.samples.iter().filter(|s| s.is_none()).count(),
-            is_short: self.is_short(),
-        }
-    }
-
-    /// Whether it is over soon once it has begun.
-    fn is_short(&self) -> bool {
-        self.max_tokens.saturating_mul(self.samples.len()) <= SHORT_TOKENS
-            && self.request.prompt.len() <= CHUNK
-    }
-
-    /// Whether all of the prompt went through the model.
-    fn has_prompt(&self) -> bool {
-        let n = self.request.prompt.len();
-        self.prompt.as_ref().is_some_and(|p| p.done == n)
-    }
-
-    /// A slot that holds the beginning of the prompt, and how much of it.
-    fn held(&self) -> Option<(SlotId, usize)> {
-        let prompt = self.prompt.as_ref()?;
-        let of_samples = || self.samples.iter().flatten().find_map(|s| s.slot);
-        prompt
-            .slot
-            .or_else(of_samples)
-            .map(|slot| (slot, prompt.done))
-    }
-
-    /// Whether a request computes the same from the same tokens, and may know that.
-    fn shares(&self, request: &GenerateRequest) -> bool {
-        self.request.adapter == request.adapter && self.request.owner == request.owner
-    }
-
-    /// The slot of the first sample with the tokens it holds: the last one drawn never went through.
-    fn take_sequence(&mut self) -> Option<(SlotId, Vec<u32>)> {
-        let sample = self.samples.first_mut()?.as_mut()?;
-        let slot = sample.slot.take()?;
-        let drawn = sample.tokens.split_last().map_or(&[][..], |(_, rest)| rest);
-        Some((slot, [&self.request.prompt[..], drawn].concat()))
-    }
-
-    /// Starts at most `room` samples once all of the prompt went through; returns how many.
-    fn start(&mut self, backend: &mut dyn Backend, room: usize) -> Result<usize> {
-        let n = self.request.prompt.len();
-        let Some(mut prompt) = self.prompt.take_if(|p| p.done == n) else {
-            return Ok(0);
-        };
-        let waiting: Vec<usize> = (0..self.samples.len())
-            .filter(|i| self.samples[*i].is_none())
-            .collect();
-        let started = waiting.len().min(room);
-        let outcome = waiting.iter().take(room).try_for_each(|i| {
-            let is_last = *i + 1 == self.samples.len();
-            let slot = if is_last {
-                prompt.slot.take()
-            } else {
-                prompt
-                    .slot
-                    .map(|slot| backend.fork_slot(slot))
-                    .transpose()?
-            };
-            self.samples[*i] = Some(Running::new(slot, &self.request));
-            self.push(backend, *i, &prompt.next_logits)
-        });
-        self.prompt = Some(prompt);
-        outcome.map(|()| started)
-    }
-
-    /// Draws the next token of sample `i` from the logits after its last.
-    fn push(&mut self, backend: &mut dyn Backend, i: usize, logits: &[f32]) -> Result<()> {
-        let Some(sample) = &mut self.samples[i] else {
-            return Ok(());
-        };
-        if self.max_tokens == 0 {
-            sample.ended = Some(StopReason::Length);
-        } else {
-            let step = sample.tokens.len() as u64;
-            let request = &self.request;
-            let draw = sampler::sample(logits, &request.sampling(), request.seeds[i], step)?;
-            if request.topk_sample_logprobs > 0 {
-                let top = sampler::most_likely(logits, request.topk_sample_logprobs)?;
-                sample.top_logprobs.push(top);
-            }
-            sample.push(draw, request, self.max_tokens);
-        }
-        // The first sample's may serve later requests.
-        if sample.ended.is_some()
-            && i > 0
-            && let Some(slot) = sample.slot.take()
-        {
-            backend.close_slot(slot);
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> FinishedGeneration {
-        let samples = self.samples.into_iter().flatten().map(|s| Sample {
-            tokens: s.tokens,
-            logprobs: s.logprobs,
-            stop_reason: s.ended.unwrap_or(StopReason::Length),
-            top_logprobs: s.top_logprobs,
-        });
-        let (prompt, n_cached) = self
-            .prompt
-            .map(|p| (p.scores, p.n_cached))
-            .unwrap_or_default();
-        let outcome = Ok(Generation {
-            samples: samples.collect(),
-            prompt,
-            n_cached,
-        });
-        FinishedGeneration {
-            id: self.id,
-            outcome,
-        }
-    }
-}
-
-impl Running {
-    fn new(slot: Option<SlotId>, request: &GenerateRequest) -> Self {
-        Self {
-            slot,
-            check: request.stop.as_ref().map(|make| make()),
-            ended: None,
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            top_logprobs: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, draw: Draw, request: &GenerateRequest, max_tokens: usize) {
-        self.tokens.push(draw.token);
-        self.logprobs.push(draw.logprob);
-        // The check sees every token, also one that is a stop by itself.
-        let checked = self
-            .check
-            .as_mut()
-            .is_some_and(|check| check.push(draw.token));
-        if checked || request.stop_tokens.contains(&draw.token) {
-            self.ended = Some(StopReason::Stop);
-        } else if self.tokens.len() == max_tokens {
-            self.ended = Some(StopReason::Length);
-        }
     }
 }

@@ -19,9 +19,19 @@ pub enum Work<'a> {
     Adapter(&'a LoraSpec),
     /// An adapter that is loaded to be sampled from: its weights while they are read, and then.
     Weights(&'a LoraSpec),
-    /// A training pass over `n` sequences, of which the longest has so many tokens.
+    /// A training pass over `n` sequences, of which the longest has so many tokens. The gradient that it leaves
+    /// is the adapter's.
     Pass {
         /// The adapter that is trained.
+        adapter: AdapterId,
+        /// Sequences.
+        n: usize,
+        /// Tokens of the longest of them.
+        longest: usize,
+    },
+    /// A pass without gradient over `n` sequences, of which the longest has so many tokens.
+    Forward {
+        /// The adapter that is applied.
         adapter: AdapterId,
         /// Sequences.
         n: usize,

@@ -75,6 +75,11 @@ impl PrefixCache {
         }
     }
 
+    /// Memory of what is cached.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The cached sequence that shares most with the beginning of `prompt`, at most all of it.
     pub(crate) fn find(&mut self, origin: &Origin, prompt: &[u32]) -> Option<Shared> {
         let is_of_origin = |(_, entry): &(usize, &Entry)| entry.origin == *origin;
@@ -132,9 +137,11 @@ impl PrefixCache {
         self.close_if(backend, |entry| entry.origin.adapter == Some(adapter));
     }
 
-    /// Closes everything.
-    pub(crate) fn clear(&mut self, backend: &mut dyn Backend) {
+    /// Closes everything; returns how many bytes that were.
+    pub(crate) fn clear(&mut self, backend: &mut dyn Backend) -> usize {
+        let bytes = self.bytes;
         self.close_if(backend, |_| true);
+        bytes
     }
 
     fn close_if(&mut self, backend: &mut dyn Backend, goes: impl Fn(&Entry) -> bool) {

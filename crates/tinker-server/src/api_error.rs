@@ -112,7 +112,7 @@ impl From<Error> for ApiError {
             // Not 409: clients would retry it for minutes.
             Error::Conflict(message) => Self::unprocessable(message),
             // There is room once something was deleted.
-            Error::OverQuota(message) => Self::busy(message),
+            Error::OverQuota(message) | Error::AwaitsMemory { message, .. } => Self::busy(message),
             Error::Engine(tinker_engine::Error::Invalid(message)) => Self::bad_request(message),
             Error::Engine(error @ tinker_engine::Error::Model { .. }) => {
                 Self::bad_request(error.to_string())

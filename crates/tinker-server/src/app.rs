@@ -17,7 +17,8 @@ use crate::api_error::{ApiError, ApiResult};
 use crate::caller;
 use crate::catalog::Run;
 use crate::clock::{Clock, now};
-use crate::core::{Core, CoreOptions, EstimateLoad, LoadBackend, lock};
+use crate::core::{Core, CoreOptions, lock};
+use crate::device::{Device, Loader};
 use crate::disk::{Disk, OsDisk};
 use crate::engine::{Command, EngineThread, check_optimizer, family};
 use crate::error::Result;
@@ -59,10 +60,12 @@ pub struct AppOptions {
     pub weights: Option<Quantization>,
     /// What `load` computes with.
     pub precision: Precision,
-    /// How base models are loaded.
-    pub load: LoadBackend,
-    /// How much memory a base model takes.
-    pub estimate_load: EstimateLoad,
+    /// What computes.
+    pub device: Device,
+    /// How base models are loaded onto it.
+    pub loader: Loader,
+    /// Where those go that it does not take.
+    pub second_loader: Option<Loader>,
     /// How much there is.
     pub memory: Memory,
 }
@@ -92,10 +95,9 @@ impl AppOptions {
             disk: Arc::new(OsDisk),
             weights: None,
             precision: Precision::default(),
-            load: Arc::new(tinker_engine::load_cpu),
-            estimate_load: Arc::new(|dir| {
-                tinker_engine::estimate_load(dir, &CpuOptions::default())
-            }),
+            device: Device::Cpu,
+            loader: Loader::cpu(CpuOptions::default()),
+            second_loader: None,
             memory: Memory::of_machine(),
         }
     }
@@ -135,8 +137,9 @@ impl App {
                 disk: options.disk,
                 limits: options.limits,
                 clock: options.clock,
-                load: options.load,
-                estimate_load: options.estimate_load,
+                device: options.device,
+                loader: options.loader,
+                second_loader: options.second_loader,
                 memory: options.memory,
                 threads: options.threads,
                 version: options.version,
@@ -511,7 +514,7 @@ impl App {
         self.check_open()?;
         let Some(sampler) = &request.sampling_session_id else {
             return Err(ApiError::bad_request(
-                "sampling_session_id is missing: create_sampling_session gives one",
+                "sampling_session_id is missing: create_sampling_session gives one; or name a base_model or a model_path",
             ));
         };
         let (n, most) = (request.num_samples, self.core.limits.max_num_samples);

@@ -1,10 +1,10 @@
 //! Which device base models are loaded onto.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tinker_engine::{
-    Backend, CpuOptions, Precision, cuda_is_available, cuda_takes, estimate_load, load_cpu_with,
-    load_cuda,
+    Backend, CpuOptions, Precision, cuda_is_available, estimate_load, load_cpu_with, load_cuda,
 };
 
 use crate::error::{Error, Result};
@@ -32,11 +32,11 @@ impl Device {
         }
     }
 
-    /// What serves as it on this machine.
+    /// What serves as it on this machine: [`Device::Auto`] is a GPU, with the CPU for what that does not take.
     ///
     /// # Errors
     /// If a GPU is asked for and does not answer, or cannot do what `options` ask for.
-    pub(crate) fn find(self, options: &CpuOptions) -> Result<Loader> {
+    pub(crate) fn find(self, options: &CpuOptions) -> Result<Self> {
         self.find_with(options, cuda_is_available)
     }
 
@@ -44,14 +44,10 @@ impl Device {
         self,
         options: &CpuOptions,
         is_available: impl Fn() -> tinker_engine::Result<()>,
-    ) -> Result<Loader> {
-        let loader = |device| Loader {
-            device,
-            options: *options,
-        };
+    ) -> Result<Self> {
         // To ask is to start the GPU's driver.
         if self == Self::Cpu {
-            return Ok(loader(Self::Cpu));
+            return Ok(Self::Cpu);
         }
         let Some(choice) = only_of_the_cpu(options) else {
             return match (self, is_available()) {
@@ -60,9 +56,9 @@ impl Device {
                     if cfg!(feature = "cuda") {
                         tracing::info!("computing on the CPU: {error}");
                     }
-                    Ok(loader(Self::Cpu))
+                    Ok(Self::Cpu)
                 }
-                (wanted, Ok(())) => Ok(loader(wanted)),
+                (wanted, Ok(())) => Ok(wanted),
             };
         };
         if self == Self::Cuda {
@@ -71,7 +67,16 @@ impl Device {
                  leave it out or use --device cpu"
             )));
         }
-        Ok(loader(Self::Cpu))
+        Ok(Self::Cpu)
+    }
+
+    /// How base models get onto it, and, if that may fail, where they go then.
+    pub(crate) fn loaders(self, options: &CpuOptions) -> (Loader, Option<Loader>) {
+        match self {
+            Self::Cpu => (Loader::cpu(*options), None),
+            Self::Cuda => (Loader::cuda(*options), None),
+            Self::Auto => (Loader::cuda(*options), Some(Loader::cpu(*options))),
+        }
     }
 }
 
@@ -82,45 +87,54 @@ fn only_of_the_cpu(options: &CpuOptions) -> Option<String> {
     weights.or((precision != Precision::F32).then(|| format!("--precision {}", precision.name())))
 }
 
-/// Loads base models onto what was found.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Loader {
-    /// [`Device::Auto`] is a GPU, with the CPU for what it does not take.
-    device: Device,
-    options: CpuOptions,
+/// Loads a model directory onto a device, with a number of threads (0: one per core).
+pub type LoadBackend =
+    Arc<dyn Fn(&Path, usize) -> tinker_engine::Result<Box<dyn Backend>> + Send + Sync>;
+
+/// Says how many bytes a model directory takes once it is loaded.
+pub type EstimateLoad = Arc<dyn Fn(&Path) -> tinker_engine::Result<u64> + Send + Sync>;
+
+/// How base models get onto a device.
+#[derive(Clone)]
+pub struct Loader {
+    /// Loads one.
+    pub load: LoadBackend,
+    /// About how much of this machine's memory that takes.
+    pub estimate: EstimateLoad,
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").finish_non_exhaustive()
+    }
 }
 
 impl Loader {
-    /// Loads the model in `dir`; `threads` are of the CPU.
-    pub(crate) fn load(
-        &self,
-        dir: &Path,
-        threads: usize,
-    ) -> tinker_engine::Result<Box<dyn Backend>> {
-        let options = CpuOptions {
-            threads,
-            ..self.options
-        };
-        if self.device == Device::Cpu {
-            return load_cpu_with(dir, &options);
-        }
-        match load_cuda(dir, options.training_memory) {
-            Err(error) if self.device == Device::Auto => {
-                tracing::info!("computing on the CPU: {error}");
-                load_cpu_with(dir, &options)
-            }
-            loaded => loaded,
+    /// As `load` does it, with memory that is not this machine's.
+    pub fn new(
+        load: impl Fn(&Path, usize) -> tinker_engine::Result<Box<dyn Backend>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            load: Arc::new(load),
+            estimate: Arc::new(|_| Ok(0)),
         }
     }
 
-    /// About how many bytes of this machine's memory loading the model in `dir` takes; 0 where it goes to
-    /// a GPU, which has its own and says itself what does not fit.
-    pub(crate) fn estimate(&self, dir: &Path) -> tinker_engine::Result<u64> {
-        match self.device {
-            Device::Cpu => estimate_load(dir, &self.options),
-            Device::Auto if cuda_takes(dir).is_err() => estimate_load(dir, &self.options),
-            Device::Auto | Device::Cuda => Ok(0),
+    /// Onto the CPU; its threads are said when a model is loaded.
+    #[must_use]
+    pub fn cpu(options: CpuOptions) -> Self {
+        Self {
+            load: Arc::new(move |dir, threads| {
+                let options = CpuOptions { threads, ..options };
+                load_cpu_with(dir, &options)
+            }),
+            estimate: Arc::new(move |dir| estimate_load(dir, &options)),
         }
+    }
+
+    /// Onto a GPU, which has its own memory and says itself what does not fit.
+    fn cuda(options: CpuOptions) -> Self {
+        Self::new(move |dir, _threads| load_cuda(dir, options.training_memory))
     }
 }
 
@@ -137,7 +151,7 @@ mod tests {
         let options = CpuOptions::default();
         let found = |device: Device, answer: fn() -> tinker_engine::Result<()>| {
             let found = device.find_with(&options, answer);
-            found.map(|loader| loader.device).map_err(|e| e.to_string())
+            found.map_err(|e| e.to_string())
         };
 
         assert_eq!(found(Device::Auto, ABSENT), Ok(Device::Cpu));
@@ -163,7 +177,7 @@ mod tests {
             let auto = Device::Auto.find_with(&options, || Ok(())).unwrap();
             let error = Device::Cuda.find_with(&options, || Ok(())).unwrap_err();
 
-            assert_eq!(auto.device, Device::Cpu);
+            assert_eq!(auto, Device::Cpu);
             assert!(
                 error
                     .to_string()
@@ -173,19 +187,18 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_no_gpu_takes_is_measured_for_the_cpu_it_goes_to() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics");
-        let estimate = |device, name: &str| {
-            let options = CpuOptions::default();
-            let loader = Loader { device, options };
-            loader.estimate(&root.join(name)).unwrap()
-        };
+    fn what_a_gpu_does_not_take_is_measured_for_the_cpu_it_goes_to() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/numerics/llama");
+        let options = CpuOptions::default();
+        let estimate = |loader: &Loader| (loader.estimate)(&model).unwrap();
 
-        let of_experts = estimate(Device::Auto, "qwen3_moe");
+        let (gpu, other) = Device::Auto.loaders(&options);
+        let (cpu, none) = Device::Cpu.loaders(&options);
 
-        assert!(of_experts > 0);
-        assert_eq!(of_experts, estimate(Device::Cpu, "qwen3_moe"));
-        assert_eq!(estimate(Device::Cuda, "llama"), 0);
+        assert_eq!(estimate(&gpu), 0);
+        assert!(estimate(&cpu) > 0 && none.is_none());
+        assert_eq!(other.map(|other| estimate(&other)), Some(estimate(&cpu)));
+        assert!(Device::Cuda.loaders(&options).1.is_none());
     }
 
     /// A build without the feature, or a machine without a GPU, says what to do.

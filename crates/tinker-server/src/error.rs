@@ -73,6 +73,14 @@ pub enum Error {
     /// There is too little memory for it; the text says how much it takes and what to do.
     #[error("{0}")]
     NoMemory(String),
+    /// There is too little memory for it until other work has ended.
+    #[error("{message}")]
+    AwaitsMemory {
+        /// What it takes.
+        n_bytes: u64,
+        /// Who takes it, and how much there is.
+        message: String,
+    },
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] tinker_engine::Error),
@@ -96,6 +104,7 @@ impl Error {
         match self {
             Self::Io { source, .. } => is_passing_io(source),
             Self::Database(source) => is_passing_database(source),
+            Self::AwaitsMemory { .. } => true,
             _ => false,
         }
     }

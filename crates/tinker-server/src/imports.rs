@@ -27,6 +27,7 @@ use crate::core::{Core, lock};
 use crate::disk::{create_dir, read_file, remove_dir, write_private};
 use crate::error::{Error, Result};
 use crate::links::LIFE;
+use crate::memory::{Ask, Promise, Purpose};
 use crate::models::BaseModel;
 use crate::quota::Room;
 use crate::receiving::Receiving;
@@ -126,7 +127,7 @@ impl App {
         }
         let request = core.upload_request(upload, &dir)?;
         let base = core.models.resolve(&request.base_model)?;
-        core.check_memory_for_upload(&base, &request)?;
+        let _memory = core.promise_for_upload(&base, &request)?;
         let state = adapter_in(&dir, &base, &request.lora_config)?;
         let n_values: usize = state.weights.values().map(|weight| weight.data.len()).sum();
         let _room = core.keep_upload_room(4 * n_values as u64, "the uploaded weights")?;
@@ -178,19 +179,19 @@ impl Core {
         Ok(estimate_adapter(&base.dir, &largest_adapter(&request))? + BESIDE_NUMBERS)
     }
 
-    /// Refuses to read an adapter that there is no memory for: its file, its numbers, and these in the layout of a
-    /// checkpoint.
-    fn check_memory_for_upload(
+    /// Memory to read an adapter: its file, its numbers, and these in the layout of a checkpoint.
+    fn promise_for_upload(
         &self,
         base: &BaseModel,
         request: &StartUploadRequest,
-    ) -> Result<()> {
+    ) -> Result<Promise> {
         let n_bytes = estimate_adapter(&base.dir, &largest_adapter(request))?;
-        self.memory.check(
-            n_bytes.saturating_mul(COPIES),
-            &format!("an uploaded adapter of rank {}", request.lora_config.rank),
-            "finish the upload again when other work has ended, or upload an adapter of a lower rank",
-        )
+        self.memory.promise(&Ask {
+            purpose: Purpose::Task,
+            n_bytes: n_bytes.saturating_mul(COPIES),
+            what: format!("an uploaded adapter of rank {}", request.lora_config.rank),
+            advice: "finish the upload again when other work has ended, or upload an adapter of a lower rank",
+        })
     }
 
     /// As [`Self::check_upload_room`], and keeps the room until it is filled.

@@ -61,13 +61,12 @@ mod token;
 mod trace;
 mod watchers;
 
-pub use crate::core::{EstimateLoad, LoadBackend};
 pub use access::ACCESS_LOG;
 pub use app::{App, AppOptions};
 pub use backup::{Backup, back_up, check_free, place_backup};
 pub use caller::Scope;
 pub use clock::Clock;
-pub use device::Device;
+pub use device::{Device, EstimateLoad, LoadBackend, Loader};
 pub use disk::{Disk, OsDisk};
 pub use error::{Error, Result};
 pub use keys::{KeyLimits, KeyName, StoredKey, add_key, list_keys, remove_key};

@@ -64,6 +64,17 @@ pub(crate) struct Loaded {
     pub(crate) n_sampling: usize,
 }
 
+/// What there is at a moment that is counted elsewhere.
+#[derive(Debug)]
+pub(crate) struct Present<'a> {
+    /// The operations without a result, by kind.
+    pub(crate) queue: &'a BTreeMap<&'static str, Count>,
+    /// All that can be asked for.
+    pub(crate) n_futures: usize,
+    /// Bytes that work was promised, taken or not.
+    pub(crate) promised: u64,
+}
+
 /// The counters. All of them start at 0 with the server.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
@@ -133,22 +144,20 @@ impl Metrics {
         latencies.entry(route.to_owned()).or_default().observe(took);
     }
 
-    /// All counters as text. `queue` has the operations without a result by kind; `n_futures` are all
-    /// that can be asked for.
-    pub(crate) fn render(
-        &self,
-        version: &str,
-        queue: &BTreeMap<&'static str, Count>,
-        n_futures: usize,
-    ) -> String {
+    /// All counters as text.
+    pub(crate) fn render(&self, version: &str, present: &Present<'_>) -> String {
         let mut page = Page::default();
         page.family("tinker_build_info", "gauge", "Version of the server.");
         page.value("tinker_build_info", &[("version", version)], 1.0);
         self.render_loaded(&mut page);
-        render_queue(&mut page, queue);
+        render_queue(&mut page, present.queue);
         let name = "tinker_futures";
         page.family(name, "gauge", "Futures, finished or not, that are known.");
-        page.value(name, &[], n_futures as f64);
+        page.value(name, &[], present.n_futures as f64);
+        let name = "tinker_promised_memory_bytes";
+        let help = "Memory that work was promised, taken or not.";
+        page.family(name, "gauge", help);
+        page.value(name, &[], present.promised as f64);
         self.render_tokens(&mut page);
         self.render_operations(&mut page);
         self.render_requests(&mut page);
@@ -310,7 +319,12 @@ mod tests {
     use super::*;
 
     fn page(metrics: &Metrics) -> Vec<String> {
-        let text = metrics.render("1.2", &BTreeMap::new(), 0);
+        let present = Present {
+            queue: &BTreeMap::new(),
+            n_futures: 0,
+            promised: 5,
+        };
+        let text = metrics.render("1.2", &present);
         text.lines().map(str::to_owned).collect()
     }
 

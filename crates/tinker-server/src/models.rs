@@ -177,6 +177,11 @@ impl ModelRegistry {
         self.weights
     }
 
+    /// What they are computed in.
+    pub(crate) const fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// A base model by name or absolute path.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ pub(crate) fn pause_after(n_before: u32, first: Duration) -> Duration {
 }
 
 /// Something that waits in order.
-trait Line: Default {
+pub(crate) trait Line: Default {
     type Item;
 
     fn take(&mut self) -> Option<Self::Item>;
@@ -46,7 +46,7 @@ impl<T> Line for VecDeque<T> {
 
 /// Named lines of which something waits; they take turns.
 #[derive(Debug)]
-struct Turns<L> {
+pub(crate) struct Turns<L> {
     lines: HashMap<String, L>,
     /// The line whose turn it is first.
     order: VecDeque<String>,
@@ -63,7 +63,7 @@ impl<L> Default for Turns<L> {
 
 impl<L: Line> Turns<L> {
     /// The line of a name, to which something is to be added.
-    fn line(&mut self, name: &str) -> &mut L {
+    pub(crate) fn line(&mut self, name: &str) -> &mut L {
         if !self.lines.contains_key(name) {
             self.order.push_back(name.to_owned());
         }
@@ -224,6 +224,13 @@ impl<T> TrainQueue<T> {
         let due: Vec<TrainingRunId> = due.map(|(run, _)| run).collect();
         for run in due {
             self.make_ready(&run);
+        }
+    }
+
+    /// Ends the pause of a run, if it rests.
+    pub(crate) fn rouse(&mut self, run: &TrainingRunId) {
+        if self.resting.remove(run).is_some() {
+            self.make_ready(run);
         }
     }
 
@@ -421,7 +428,8 @@ mod tests {
         assert_eq!(drain(&mut queue), [("b".into(), 0)]);
         assert!(queue.has_work(&run("a")));
         assert_eq!(queue.next_wake(), Some(start + first));
-        queue.wake(start + first);
+        queue.rouse(&run("a"));
+        queue.rouse(&run("a"));
         let expected: Vec<_> = (0..3).map(|seq| ("a".to_owned(), seq)).collect();
         assert_eq!(drain(&mut queue), expected);
         assert_eq!(queue.next_wake(), None);

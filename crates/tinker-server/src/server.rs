@@ -191,12 +191,12 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         precision,
         ..CpuOptions::default()
     };
-    let loader = options.device.find(&cpu)?;
-    let load = move |dir: &Path, threads: usize| loader.load(dir, threads);
-    let estimate_load = move |dir: &Path| loader.estimate(dir);
+    let device = options.device.find(&cpu)?;
+    let (loader, second_loader) = device.loaders(&cpu);
     let app_options = AppOptions {
-        load: Arc::new(load),
-        estimate_load: Arc::new(estimate_load),
+        device,
+        loader,
+        second_loader,
         weights,
         precision,
         models: options.models.clone(),

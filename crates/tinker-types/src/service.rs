@@ -22,6 +22,12 @@ pub struct ServerCapabilities {
     /// `int8`: results differ from those of the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// What it computes in, such as `f32` or `bf16`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// What computes: `cpu`, `cuda`, or `auto` for a GPU with the models that it takes and the CPU with others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// A base model on offer; absent fields are unknown.

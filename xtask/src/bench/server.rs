@@ -1,5 +1,7 @@
 //! Our server through the wire: the official SDK trains and samples on `tinker serve`.
 //!
+//! What the SDK itself costs bounds how many samples a second it can ask for; our client then asks the
+//! same server for the same.
 //! Each round has a server and a data directory of its own, so that its first requests are the first
 //! ones; the figures are medians of the rounds.
 
@@ -8,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::machine;
@@ -55,6 +58,13 @@ struct Report {
     samples_per_second: f64,
     one_adapter: f64,
     many_adapters: f64,
+}
+
+/// What our client prints about the same round.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct OwnReport {
+    one_sample: f64,
+    samples_per_second: f64,
 }
 
 /// What a figure is to reach.
@@ -109,10 +119,15 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 
 /// The goals: three times the training speed that was measured of SkyRL's server on such a model and
 /// two cores, single calls in milliseconds, no warm-up, and adapters that do not slow each other.
-fn rows(reports: &[Report], args: &Args) -> Vec<Row> {
+fn rows(reports: &[(Report, OwnReport)], args: &Args) -> Vec<Row> {
     let row = |what: &str, goal, of: &dyn Fn(&Report) -> f64| Row {
         what: what.to_owned(),
-        value: median(reports.iter().map(of).collect()),
+        value: median(reports.iter().map(|(official, _)| of(official)).collect()),
+        goal,
+    };
+    let own = |what: &str, goal, of: &dyn Fn(&OwnReport) -> f64| Row {
+        what: format!("{what}, our client"),
+        value: median(reports.iter().map(|(_, own)| of(own)).collect()),
         goal,
     };
     let many = format!("{} adapters, tokens/s", args.adapters);
@@ -129,6 +144,10 @@ fn rows(reports: &[Report], args: &Args) -> Vec<Row> {
             1e3 * r.one_sample
         }),
         row(&at_once, Goal::AtLeast(1000.0), &|r| r.samples_per_second),
+        own("sample of one token, ms", Goal::AtMost(5.0), &|r| {
+            1e3 * r.one_sample
+        }),
+        own(&at_once, Goal::AtLeast(1000.0), &|r| r.samples_per_second),
         row("first pass, ms", Goal::Nothing, &|r| 1e3 * r.first_pass),
         row("tenth pass, ms", Goal::Nothing, &|r| 1e3 * r.tenth_pass),
         row("first pass over tenth", Goal::AtMost(1.5), &|r| {
@@ -196,6 +215,7 @@ struct Programs<'a> {
     python: PathBuf,
     script: PathBuf,
     server: PathBuf,
+    client: PathBuf,
     dir: PathBuf,
 }
 
@@ -209,12 +229,16 @@ impl<'a> Programs<'a> {
             root,
             ["build", "--release", "--package", "tinker"],
         ))?;
+        let client = ["build", "--release", "--package", "tinker-api"];
+        let example = ["--example", "bench_samples"];
+        check(&mut cargo(root, client.into_iter().chain(example)))?;
         let target = target_dir(root);
         let programs = Self {
             root,
             python,
             script: root.join("benches/server/official_sdk.py"),
             server: target.join("release/tinker"),
+            client: target.join("release/examples/bench_samples"),
             dir: target.join("bench/server"),
         };
         let model = programs.model();
@@ -231,22 +255,32 @@ impl<'a> Programs<'a> {
         self.dir.join("model")
     }
 
-    fn round(&self, args: &Args) -> Result<Report> {
+    fn round(&self, args: &Args) -> Result<(Report, OwnReport)> {
         let home = self.dir.join("home");
         if home.exists() {
             std::fs::remove_dir_all(&home)
                 .with_context(|| format!("cannot remove {}", home.display()))?;
         }
         let server = Serving::start(self, &home, args.threads)?;
-        let mut program = Command::new(&self.python);
-        program
-            .current_dir(self.root)
+        let mut official = Command::new(&self.python);
+        official
             .arg(&self.script)
             .args(["run", &server.url])
             .arg(self.model())
             .args(["--steps", &args.steps.to_string()])
             .args(["--samples", &args.samples.to_string()])
-            .args(["--adapters", &args.adapters.to_string()])
+            .args(["--adapters", &args.adapters.to_string()]);
+        let official = self.report(official, &server)?;
+        let mut own = Command::new(&self.client);
+        own.arg(&server.url)
+            .arg(self.model())
+            .arg(args.samples.to_string());
+        Ok((official, self.report(own, &server)?))
+    }
+
+    fn report<T: DeserializeOwned>(&self, mut program: Command, server: &Serving) -> Result<T> {
+        program
+            .current_dir(self.root)
             .env("TINKER_API_KEY", &server.key)
             .env("TINKER_TELEMETRY", "0")
             .env("HF_HUB_OFFLINE", "1");

@@ -1,6 +1,5 @@
 //! A server's process from outside: its memory, files and threads, its data directory, its counters.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
@@ -8,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{Counts, Place};
+use crate::process::{Process, size_of};
 
 /// What is seen at a moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -49,8 +49,7 @@ pub async fn look(
     at: f64,
     counts: &Counts,
 ) -> Result<Sight, String> {
-    let proc = Path::new("/proc").join(pid.to_string());
-    let status = read(&proc.join("status"))?;
+    let process = Process::of(pid);
     let page = metrics(place).await?;
     let mut times: Vec<f64> = counts
         .latencies
@@ -60,11 +59,11 @@ pub async fn look(
     times.sort_by(f64::total_cmp);
     Ok(Sight {
         at,
-        rss: 1024 * number_after(&status, "VmRSS:").ok_or("no VmRSS")?,
-        threads: number_after(&status, "Threads:").ok_or("no Threads")?,
-        fds: fs::read_dir(proc.join("fd")).map_err(text)?.count() as u64,
+        rss: process.memory("VmRSS")?,
+        threads: process.threads()?,
+        fds: process.open_files()?,
         disk: size_of(home),
-        cpu: cpu_seconds(&read(&proc.join("stat"))?).ok_or("no processor time")?,
+        cpu: process.cpu_seconds()?,
         adapters: sum_of(&page, "tinker_adapters") as u64,
         futures: sum_of(&page, "tinker_futures") as u64,
         requests: sum_of(&page, "tinker_http_requests_total") as u64,
@@ -76,35 +75,6 @@ pub async fn look(
 
 fn text(error: std::io::Error) -> String {
     error.to_string()
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn number_after(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// Time in user and kernel mode: fields 14 and 15 of `/proc/PID/stat`, in ticks of 10 ms.
-fn cpu_seconds(stat: &str) -> Option<f64> {
-    // The second field may have spaces, and ends with the last parenthesis.
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ').skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some((ticks()? + ticks()?) as f64 / 100.0)
-}
-
-/// Files come and go meanwhile.
-fn size_of(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let sizes = entries.map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    });
-    sizes.sum()
 }
 
 async fn metrics(place: &Place) -> Result<String, String> {
@@ -140,12 +110,5 @@ mod tests {
 
         assert_eq!(sum_of(page, "a"), 5.0);
         assert_eq!(sum_of(page, "none"), 0.0);
-    }
-
-    #[test]
-    fn processor_time_is_found_behind_any_name() {
-        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 3";
-
-        assert_eq!(cpu_seconds(stat), Some(2.0));
     }
 }

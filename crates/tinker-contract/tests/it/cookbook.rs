@@ -18,8 +18,8 @@ use tokio::task::JoinHandle;
 const MODEL: &str = "Qwen/Qwen3-4B-Instruct-2507";
 /// Names a Python that has the cookbook; set by `cargo xtask cookbook`.
 const PYTHON: &str = "TINKER_COOKBOOK_PYTHON";
-/// A loop takes half a minute; one that takes this long hangs.
-const PATIENCE: Duration = Duration::from_secs(400);
+/// A loop takes up to three minutes on two busy cores; one that takes this long hangs.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A server with the small model, and a directory to run recipes in.
 struct Cookbook {
@@ -253,20 +253,20 @@ async fn reinforcement_learning_raises_the_reward() {
         "env=arithmetic",
         "loss_fn=importance_sampling",
         "group_size=8",
-        "groups_per_batch=16",
-        "learning_rate=1e-3",
+        "groups_per_batch=32",
+        "learning_rate=3e-3",
         "lora_rank=16",
         "max_tokens=8",
         "eval_every=0",
         "save_every=8",
-        "max_steps=14",
+        "max_steps=32",
     ];
 
     let rows = cookbook.train("math_rl.train", "sums", &flags).await;
 
     let rewards = series(&rows, "env/all/reward/total");
-    assert_eq!(rewards.len(), 14);
-    let (before, after) = (mean(&rewards[..4]), mean(&rewards[10..]));
+    assert_eq!(rewards.len(), 32);
+    let (before, after) = (mean(&rewards[..8]), mean(&rewards[24..]));
     assert!(after > before, "{before} to {after}: {rewards:?}");
     // What was sampled is what is trained on: the same weights give the same log-probabilities.
     let kl = series(&rows, "optim/kl_sample_train_v2");
@@ -379,10 +379,10 @@ async fn a_student_comes_closer_to_its_teacher() {
         "group_size=4",
         "groups_per_batch=16",
         "lora_rank=16",
-        "learning_rate=2e-3",
+        "learning_rate=4e-3",
         "max_tokens=16",
         "eval_every=0",
-        "max_steps=12",
+        "max_steps=16",
     ];
     let flags = [flags.as_slice(), &[&model, &checkpoint]].concat();
 
@@ -391,8 +391,8 @@ async fn a_student_comes_closer_to_its_teacher() {
         .await;
 
     let distance = series(&rows, "teacher_kl");
-    assert_eq!(distance.len(), 12);
-    let (before, after) = (mean(&distance[..3]), mean(&distance[9..]));
-    assert!(after < 0.9 * before, "{distance:?}");
+    assert_eq!(distance.len(), 16);
+    let (before, after) = (mean(&distance[..4]), mean(&distance[12..]));
+    assert!(after < 0.6 * before, "{distance:?}");
     cookbook.close().await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tinker_contract::python;
 use tinker_contract::target::tiny_model;
-use tinker_server::{ApiToken, App, AppOptions, Limits, router};
+use tinker_server::{ApiToken, App, AppOptions, Limits, Loader, router};
 
 /// Opens the gate at the latest when the test is over: the server cannot stop before.
 struct Opener(u16);
@@ -31,7 +31,7 @@ async fn the_official_sdk_is_told_why_it_waits() {
     let gate_port = gate.local_addr().unwrap().port();
     let key = ApiToken::random();
     let options = AppOptions::new(home.path().to_owned(), key.clone());
-    let (load, opened) = (Arc::clone(&options.load), Once::new());
+    let (load, opened) = (Arc::clone(&options.loader.load), Once::new());
     let app = App::open(AppOptions {
         models: vec![model.clone()],
         threads: 1,
@@ -39,7 +39,7 @@ async fn the_official_sdk_is_told_why_it_waits() {
             poll_hold: Duration::from_millis(20),
             ..options.limits
         },
-        load: Arc::new(move |dir, threads| {
+        loader: Loader::new(move |dir, threads| {
             opened.call_once(|| drop(gate.accept()));
             load(dir, threads)
         }),

@@ -25,7 +25,7 @@ async fn the_official_sdk_shares_and_manages() {
     )
     .await;
 
-    assert_eq!(printed.steps.len(), 9, "{:#?}", printed.steps);
+    assert_eq!(printed.steps.len(), 11, "{:#?}", printed.steps);
     target.stop().await;
 }
 
@@ -46,6 +46,6 @@ async fn the_official_openai_and_anthropic_clients_sample() {
     )
     .await;
 
-    assert_eq!(printed.steps.len(), 8, "{:#?}", printed.steps);
+    assert_eq!(printed.steps.len(), 12, "{:#?}", printed.steps);
     target.stop().await;
 }

@@ -191,6 +191,7 @@ takes more than 400 MB where the largest body has 16 MiB.
 |---|---|---|---|---|
 | 2026-11-21 | 2 | 241,691 | 419 | one: a cursor of 2^64 - 1 in `retrieve_futures` overflowed its successor; mended |
 | 2026-11-21 | 2 | 218,037 | 363 | none; at most 114 MB for one |
+| 2026-11-22 | 20261122 | 319,280 | 532 | none, weights that are uploaded among them for the first time; at most 81 MB for one |
 ";
 
 fn render(pending: &[(&str, &str)]) -> String {

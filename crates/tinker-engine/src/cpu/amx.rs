@@ -162,6 +162,27 @@ impl TileUnit {
         }
     }
 
+    /// Rounds 32 rows of 32 columns, [`parts::round_square`].
+    unsafe fn round_square(self, square: &[f32; DEPTH * PANEL], out: [&mut [f32; TILE]; 2]) {
+        #[cfg(test)]
+        if self == Self::Emulated {
+            for (group, out) in out.into_iter().enumerate() {
+                let strip = Strip {
+                    data: square[group * SIDE..].as_ptr(),
+                    stride: PANEL,
+                    columns: SIDE,
+                    first: 0,
+                    k: DEPTH,
+                };
+                // SAFETY: the square has the rows.
+                unsafe { emulated::split::<1>(strip, 1, out) };
+            }
+            return;
+        }
+        // SAFETY: as in `split_rows`.
+        unsafe { parts::round_square(square, out) };
+    }
+
     /// [`Turned::turn`].
     unsafe fn turn(self, turned: Turned, first: usize, depth: usize, out: &mut [f32]) {
         #[cfg(test)]
@@ -171,6 +192,35 @@ impl TileUnit {
         }
         // SAFETY: as in `split_rows`.
         unsafe { turned.turn(first, depth, out) };
+    }
+}
+
+/// Floats in the memory of 32 columns of `k` rows as [`Tiles`] has them.
+pub(super) fn panel_of_tiles(k: usize) -> usize {
+    k.div_ceil(DEPTH) * 2 * TILE
+}
+
+/// Rounds 32 columns of `k` rows to bf16, into tiles as [`Tiles`] has them; `rows(from, ..)` gives the rows
+/// from a multiple of 32 on, `[rows][32]`.
+///
+/// # Safety
+/// The machine has the unit.
+pub(super) unsafe fn panel_to_tiles(
+    unit: TileUnit,
+    k: usize,
+    rows: impl Fn(usize, &mut [f32]),
+    out: &mut [f32],
+) {
+    let mut square = [0.0; DEPTH * PANEL];
+    let (low, high) = out.split_at_mut(out.len() / 2);
+    let (low, _) = low.as_chunks_mut::<TILE>();
+    let (high, _) = high.as_chunks_mut::<TILE>();
+    for ((from, low), high) in (0..k).step_by(DEPTH).zip(low).zip(high) {
+        let n = DEPTH.min(k - from);
+        rows(from, &mut square[..n * PANEL]);
+        square[n * PANEL..].fill(0.0);
+        // SAFETY: passed on to the caller.
+        unsafe { unit.round_square(&square, [low, high]) };
     }
 }
 

@@ -20,6 +20,7 @@ use self::experts::Routing;
 #[derive(Debug)]
 pub(crate) struct Angles {
     ropes: Vec<Turns>,
+    rows: usize,
 }
 
 /// The angles of one rope, `[rows, half]`.
@@ -32,23 +33,45 @@ struct Turns {
 }
 
 impl Angles {
-    /// The angles of rows at `positions`.
-    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize> + Clone) -> Self {
-        let turns = |rope: &Rope| {
-            let (mut cos, mut sin) = (Vec::new(), Vec::new());
-            for position in positions.clone() {
-                for frequency in &rope.frequencies {
-                    let (s, c) = (position as f32 * frequency).sin_cos();
-                    cos.push(c * rope.amplitude);
-                    sin.push(s * rope.amplitude);
-                }
-            }
-            let half = rope.frequencies.len();
-            Turns { half, cos, sin }
+    /// The angles of no row.
+    pub(crate) fn none(arch: &Arch) -> Self {
+        let turns = |rope: &Rope| Turns {
+            half: rope.frequencies.len(),
+            cos: Vec::new(),
+            sin: Vec::new(),
         };
         Self {
             ropes: arch.ropes.iter().map(turns).collect(),
+            rows: 0,
         }
+    }
+
+    /// The angles of rows at `positions`.
+    pub(crate) fn new(arch: &Arch, positions: impl Iterator<Item = usize> + Clone) -> Self {
+        let mut angles = Self::none(arch);
+        angles.extend(arch, positions);
+        angles
+    }
+
+    /// Makes them reach to row `rows`, each at its own position.
+    pub(crate) fn reach(&mut self, arch: &Arch, rows: usize) {
+        if self.rows < rows {
+            self.extend(arch, self.rows..rows);
+        }
+    }
+
+    /// Appends rows at `positions`.
+    fn extend(&mut self, arch: &Arch, positions: impl Iterator<Item = usize> + Clone) {
+        for (turns, rope) in self.ropes.iter_mut().zip(&arch.ropes) {
+            for position in positions.clone() {
+                for frequency in &rope.frequencies {
+                    let (s, c) = (position as f32 * frequency).sin_cos();
+                    turns.cos.push(c * rope.amplitude);
+                    turns.sin.push(s * rope.amplitude);
+                }
+            }
+        }
+        self.rows += positions.count();
     }
 
     /// Rotates the heads of `x [rows, width]` by one of the ropes, if any; `direction` -1 turns back.
@@ -124,38 +147,59 @@ impl Activations {
         }
     }
 
-    /// Makes room for `rows` rows, but for what is derived.
-    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
+    /// Each buffer with the floats that `rows` rows take in it, but for what is derived.
+    fn room(&mut self, arch: &Arch, rows: usize, rank: usize) -> [(&mut Buffer, usize); 22] {
         let heads = Heads::of(arch);
         let (hidden, mlp) = (rows * arch.hidden_size, mlp_len(arch, rows));
         let (q, kv) = (rows * heads.q_width(), rows * heads.kv_width());
-        self.middle.reserve(hidden);
-        for buffer in [&mut self.gate, &mut self.up] {
-            buffer.reserve(mlp);
-        }
-        if arch.post_norms {
-            self.attention_out.reserve(hidden);
-            self.mlp_out.reserve(hidden);
-        }
-        if arch.qk_norm {
-            self.q_raw.reserve(q);
-            self.k_raw.reserve(kv);
-            self.q_inverse.reserve(rows * heads.n);
-            self.k_inverse.reserve(rows * heads.n_kv);
-        }
-        self.q.reserve(q);
-        self.k.reserve(kv);
-        self.v.reserve(kv);
-        self.attended.reserve(q);
-        self.log_normaliser.reserve(rows * heads.n);
-        self.inverse.iter_mut().for_each(|b| b.reserve(rows));
+        let if_normed = |n| if arch.qk_norm { n } else { 0 };
+        let post = if arch.post_norms { hidden } else { 0 };
         let per_token = arch.moe.as_ref().map_or(1, |moe| moe.per_token);
-        for (u, layers) in self.u.iter_mut().zip(GROUP_SIZES) {
-            u.reserve(rows * per_token * layers * rank);
+        let [u0, u1, u2, u3] = &mut self.u;
+        let u = GROUP_SIZES.map(|layers| rows * per_token * layers * rank);
+        let [i0, i1, i2, i3] = &mut self.inverse;
+        [
+            (i0, rows),
+            (i1, rows),
+            (i2, rows),
+            (i3, rows),
+            (&mut self.q_raw, if_normed(q)),
+            (&mut self.k_raw, if_normed(kv)),
+            (&mut self.q_inverse, if_normed(rows * heads.n)),
+            (&mut self.k_inverse, if_normed(rows * heads.n_kv)),
+            (&mut self.q, q),
+            (&mut self.k, kv),
+            (&mut self.v, kv),
+            (&mut self.log_normaliser, rows * heads.n),
+            (&mut self.attended, q),
+            (&mut self.attention_out, post),
+            (&mut self.mlp_out, post),
+            (&mut self.middle, hidden),
+            (&mut self.gate, mlp),
+            (&mut self.up, mlp),
+            (u0, u[0]),
+            (u1, u[1]),
+            (u2, u[2]),
+            (u3, u[3]),
+        ]
+    }
+
+    /// Makes room for `rows` rows, but for what is derived.
+    pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize, rank: usize) {
+        for (buffer, len) in self.room(arch, rows, rank) {
+            buffer.reserve(len);
         }
         if let Some(moe) = &arch.moe {
             self.routing.reserve(arch, moe, rows);
         }
+    }
+
+    /// Floats that `rows` rows take, but for what is derived.
+    pub(crate) fn floats(arch: &Arch, rows: usize, rank: usize) -> usize {
+        let mut none = Self::new();
+        let buffers = none.room(arch, rows, rank).map(|(_, len)| len);
+        let routing = arch.moe.as_ref().map(|moe| Routing::room(arch, moe, rows));
+        buffers.iter().chain(routing.iter().flatten()).sum()
     }
 
     /// Floats it holds, but for what is derived.
@@ -209,15 +253,30 @@ impl Derived {
         }
     }
 
+    /// Each buffer with the floats that `rows` rows take in it.
+    fn room(&mut self, arch: &Arch, rows: usize) -> [(&mut Buffer, usize); 5] {
+        let hidden = rows * arch.hidden_size;
+        let per_token = arch.moe.as_ref().map_or(0, |moe| moe.per_token);
+        [
+            (&mut self.normed, hidden),
+            (&mut self.panels, Heads::of(arch).panels_len(rows)),
+            (&mut self.mlp_normed, hidden),
+            (&mut self.activated, mlp_len(arch, rows)),
+            (&mut self.routed, hidden * per_token),
+        ]
+    }
+
     /// Makes room for `rows` rows.
     pub(crate) fn reserve(&mut self, arch: &Arch, rows: usize) {
-        let hidden = rows * arch.hidden_size;
-        self.normed.reserve(hidden);
-        self.panels.reserve(Heads::of(arch).panels_len(rows));
-        self.mlp_normed.reserve(hidden);
-        self.activated.reserve(mlp_len(arch, rows));
-        let per_token = arch.moe.as_ref().map_or(0, |moe| moe.per_token);
-        self.routed.reserve(hidden * per_token);
+        for (buffer, len) in self.room(arch, rows) {
+            buffer.reserve(len);
+        }
+    }
+
+    /// Floats that `rows` rows take.
+    pub(crate) fn floats(arch: &Arch, rows: usize) -> usize {
+        let mut none = Self::new();
+        none.room(arch, rows).map(|(_, len)| len).iter().sum()
     }
 
     /// Floats it holds.
@@ -277,34 +336,39 @@ impl<'a> Block<'a> {
         angles: &Angles,
         acts: &mut Activations,
     ) {
-        let (rows, width, heads) = (batch.rows, self.arch.hidden_size, self.heads());
-        let (layer, n) = (self.layer, rows * width);
-        self.norm_attention(rows, x, acts);
-        let site = self.site(Group::Qkv);
-        let u = &mut acts.u[Group::Qkv as usize];
-        let mut outputs = [
-            Output {
-                linear: &layer.q,
-                y: &mut acts.q,
-            },
-            Output {
-                linear: &layer.k,
-                y: &mut acts.k,
-            },
-            Output {
-                linear: &layer.v,
-                y: &mut acts.v,
-            },
+        self.norm_attention(batch.rows, x, acts);
+        let (of, mut outputs) = self.qkv(batch.rows, acts);
+        batch.forward(of, &mut outputs);
+        self.turn_heads(batch.rows, angles, acts);
+    }
+
+    /// Queries, keys and values of what the attention norm gave.
+    pub(crate) fn qkv<'f>(
+        &self,
+        rows: usize,
+        acts: &'f mut Activations,
+    ) -> (Forward<'f>, [Output<'f>; 3])
+    where
+        'a: 'f,
+    {
+        let (width, layer) = (self.arch.hidden_size, self.layer);
+        let of = Forward {
+            site: self.site(Group::Qkv),
+            x: &acts.derived.normed[..rows * width],
+            width,
+            u: &mut acts.u[Group::Qkv as usize],
+        };
+        let sides = [
+            (&layer.q, &mut acts.q),
+            (&layer.k, &mut acts.k),
+            (&layer.v, &mut acts.v),
         ];
-        batch.forward(
-            Forward {
-                site,
-                x: &acts.derived.normed[..n],
-                width,
-                u,
-            },
-            &mut outputs,
-        );
+        (of, sides.map(|(linear, y)| Output { linear, y }))
+    }
+
+    /// Norms and rotates query and key heads.
+    pub(crate) fn turn_heads(&self, rows: usize, angles: &Angles, acts: &mut Activations) {
+        let heads = self.heads();
         self.norm_heads(rows, &heads, acts);
         let sides = [
             (&mut acts.q, heads.q_width()),
@@ -383,7 +447,14 @@ impl<'a> Block<'a> {
         elementwise::add(&acts.middle[..n], &mut out[..n]);
     }
 
-    fn norm_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
+    /// As the end of [`Block::finish`], once `out` is what the down projection gives.
+    pub(crate) fn add_mlp(&self, rows: usize, out: &mut [f32], acts: &mut Activations) {
+        let out = &mut out[..rows * self.arch.hidden_size];
+        self.norm_after_mlp(rows, out, acts);
+        elementwise::add(&acts.middle[..out.len()], out);
+    }
+
+    pub(crate) fn norm_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
         let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[0][..rows]);
         let (x, norm) = (
             &x[..rows * self.arch.hidden_size],
@@ -392,7 +463,7 @@ impl<'a> Block<'a> {
         elementwise::rms_norm(x, norm, eps, &mut acts.derived.normed, inverse);
     }
 
-    fn norm_mlp(&self, rows: usize, acts: &mut Activations) {
+    pub(crate) fn norm_mlp(&self, rows: usize, acts: &mut Activations) {
         let (eps, inverse) = (self.arch.rms_eps, &mut acts.inverse[1][..rows]);
         let (middle, norm) = (
             &acts.middle[..rows * self.arch.hidden_size],
@@ -403,27 +474,38 @@ impl<'a> Block<'a> {
 
     /// `middle = x + o(attended)`.
     fn finish_attention(&self, batch: &Batch<'_>, x: &[f32], acts: &mut Activations) {
-        let (layer, n) = (self.layer, batch.rows * self.arch.hidden_size);
-        let post = layer.post_attention_norm.as_ref();
-        let out = match post {
+        let (of, output) = self.o(batch.rows, acts);
+        batch.forward(of, &mut [output]);
+        self.add_attention(batch.rows, x, acts);
+    }
+
+    /// The output projection of attention.
+    pub(crate) fn o<'f>(&self, rows: usize, acts: &'f mut Activations) -> (Forward<'f>, Output<'f>)
+    where
+        'a: 'f,
+    {
+        let out = match self.layer.post_attention_norm {
             Some(_) => &mut acts.attention_out,
             None => &mut acts.middle,
         };
-        let o = Forward {
+        let of = Forward {
             site: self.site(Group::O),
             x: &acts.attended,
             width: self.heads().q_width(),
             u: &mut acts.u[Group::O as usize],
         };
-        batch.forward(
-            o,
-            &mut [Output {
-                linear: &layer.o,
-                y: &mut out[..n],
-            }],
-        );
-        if let Some(norm) = post {
-            let (raw, inverse) = (&acts.attention_out[..n], &mut acts.inverse[2][..batch.rows]);
+        let output = Output {
+            linear: &self.layer.o,
+            y: &mut out[..rows * self.arch.hidden_size],
+        };
+        (of, output)
+    }
+
+    /// Adds attention's output, normed where the architecture does that, to the residual stream.
+    pub(crate) fn add_attention(&self, rows: usize, x: &[f32], acts: &mut Activations) {
+        let n = rows * self.arch.hidden_size;
+        if let Some(norm) = &self.layer.post_attention_norm {
+            let (raw, inverse) = (&acts.attention_out[..n], &mut acts.inverse[2][..rows]);
             elementwise::rms_norm(raw, norm, self.arch.rms_eps, &mut acts.middle, inverse);
         }
         elementwise::add(&x[..n], &mut acts.middle[..n]);
@@ -435,10 +517,15 @@ impl<'a> Block<'a> {
             Mlp::Dense(gated) => self.gated(batch, gated, out, acts),
             Mlp::Sparse(experts) => self.mix(batch, experts, out, acts),
         }
+        self.norm_after_mlp(batch.rows, out, acts);
+    }
+
+    /// The norm of what the MLP gave, where the architecture has one.
+    fn norm_after_mlp(&self, rows: usize, out: &mut [f32], acts: &mut Activations) {
         if let Some(norm) = &self.layer.post_mlp_norm {
             let (raw, inverse) = (&mut acts.mlp_out[..out.len()], &mut acts.inverse[3]);
             raw.copy_from_slice(out);
-            let inverse = &mut inverse[..batch.rows];
+            let inverse = &mut inverse[..rows];
             elementwise::rms_norm(raw, norm, self.arch.rms_eps, out, inverse);
         }
     }
@@ -455,31 +542,31 @@ impl<'a> Block<'a> {
 
     /// `activated = act(gate(mlp_normed)) * up(mlp_normed)`.
     fn gate_up(&self, batch: &Batch<'_>, gated: &Gated, acts: &mut Activations) {
-        let width = self.arch.hidden_size;
-        let gate_up = Forward {
-            site: self.site(Group::GateUp),
-            x: &acts.derived.mlp_normed[..batch.rows * width],
-            width,
-            u: &mut acts.u[Group::GateUp as usize],
-        };
-        batch.forward(
-            gate_up,
-            &mut [
-                Output {
-                    linear: &gated.gate,
-                    y: &mut acts.gate,
-                },
-                Output {
-                    linear: &gated.up,
-                    y: &mut acts.up,
-                },
-            ],
-        );
+        let (of, mut outputs) = self.gate_and_up(batch.rows, gated, acts);
+        batch.forward(of, &mut outputs);
         self.activate(batch.rows * self.arch.intermediate_size, acts);
     }
 
+    /// The gate and up projections of what the MLP's norm gave.
+    pub(crate) fn gate_and_up<'f>(
+        &self,
+        rows: usize,
+        gated: &'f Gated,
+        acts: &'f mut Activations,
+    ) -> (Forward<'f>, [Output<'f>; 2]) {
+        let width = self.arch.hidden_size;
+        let of = Forward {
+            site: self.site(Group::GateUp),
+            x: &acts.derived.mlp_normed[..rows * width],
+            width,
+            u: &mut acts.u[Group::GateUp as usize],
+        };
+        let sides = [(&gated.gate, &mut acts.gate), (&gated.up, &mut acts.up)];
+        (of, sides.map(|(linear, y)| Output { linear, y }))
+    }
+
     /// What the down projection reads.
-    fn down<'f>(&self, acts: &'f mut Activations) -> Forward<'f> {
+    pub(crate) fn down<'f>(&self, acts: &'f mut Activations) -> Forward<'f> {
         Forward {
             site: self.site(Group::Down),
             x: &acts.derived.activated,
@@ -489,7 +576,7 @@ impl<'a> Block<'a> {
     }
 
     /// `activated = act(gate) * up`, the first `n` of each.
-    fn activate(&self, n: usize, acts: &mut Activations) {
+    pub(crate) fn activate(&self, n: usize, acts: &mut Activations) {
         let (gate, up) = (&acts.gate[..n], &acts.up[..n]);
         let out = &mut acts.derived.activated[..n];
         match self.arch.activation {

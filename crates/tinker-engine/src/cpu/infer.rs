@@ -3,18 +3,24 @@
 //! A prompt and a decoded token take the same path, as rows of a batch in which each row has its
 //! sequence's adapter and attends to its sequence's cache.
 
+mod attend;
+mod together;
+
 use std::sync::Arc;
 
-use super::attention::{self, Heads, KeysValues};
+use self::attend::{Attention, History};
+use self::together::{Rows, Together};
+use super::attention::Heads;
 use super::block::{Activations, Angles, Block};
 use super::buffer::{Buffer, round_up};
 use super::elementwise;
-use super::gemm::PANEL;
+use super::gemm::{PANEL, is_tall};
 use super::head::{HeadScratch, Pass, chunk_rows};
 use super::linear::{Batch, Forward, Output, Run, Site};
 use super::lora::Adapter;
 use super::model::Model;
-use super::pool::{Pool, SharedMut};
+use super::pool::Pool;
+use super::steps;
 use crate::arch::Arch;
 use crate::error::Result;
 use crate::held::Cached;
@@ -23,12 +29,6 @@ use crate::runs::{runs_of, widest};
 
 /// Rows of a prompt that go through the model together; bounds the memory of activations.
 const CHUNK: usize = 480;
-
-/// Rows of an attention task.
-const TASK_ROWS: usize = 48;
-
-/// Multiply-adds of attention from which on sharing it among threads pays.
-const SHARED_WORK: usize = 1 << 16;
 
 /// A sequence with its keys and values.
 #[derive(Debug, Clone)]
@@ -184,10 +184,11 @@ impl Inference<'_> {
         let mut last = vec![0.0; width];
         for start in (0..tokens.len()).step_by(CHUNK) {
             let rows = CHUNK.min(tokens.len() - start);
-            self.extend(&mut [Segment {
+            let segment = Segment {
                 slot,
                 tokens: &tokens[start..start + rows],
-            }]);
+            };
+            self.extend(&mut [segment], None);
             last.copy_from_slice(&self.scratch.normed[(rows - 1) * width..][..width]);
             if wants_logprobs {
                 let targets = &tokens[start + 1..tokens.len().min(start + rows + 1)];
@@ -216,7 +217,7 @@ impl Inference<'_> {
         for start in (0..tokens.len()).step_by(CHUNK) {
             let end = tokens.len().min(start + CHUNK);
             let tokens = &tokens[start..end];
-            self.extend(&mut [Segment { slot, tokens }]);
+            self.extend(&mut [Segment { slot, tokens }], None);
             let mut from = first.min(last).max(start);
             while from < end {
                 let to = end.min(from + chunk_rows(vocab));
@@ -242,9 +243,9 @@ impl Inference<'_> {
 
     /// Appends one token to each slot; returns the logits, `[slots, vocab]`.
     pub(crate) fn decode(&mut self, segments: &mut [Segment<'_>]) -> Vec<f32> {
-        self.extend(segments);
-        let normed = self.scratch.normed[..segments.len() * self.model.arch.hidden_size].to_vec();
-        self.logits(&normed, &runs(segments))
+        let mut logits = vec![0.0; segments.len() * self.model.arch.vocab_size];
+        self.extend(segments, Some(&mut logits));
+        logits
     }
 
     /// Log-probabilities of `targets` after the rows that went through last.
@@ -269,42 +270,25 @@ impl Inference<'_> {
 
     /// Runs the head on rows of normed hidden states.
     fn logits(&mut self, hidden: &[f32], runs: &[Run<'_>]) -> Vec<f32> {
-        let (width, vocab) = (self.model.arch.hidden_size, self.model.arch.vocab_size);
-        let rows = hidden.len() / width;
-        let rank = widest(runs, Adapter::padded_rank);
-        self.scratch.u.reserve(rows * rank);
-        let mut logits = vec![0.0; rows * vocab];
+        let rows = hidden.len() / self.model.arch.hidden_size;
         let batch = Batch {
             rows,
             runs,
-            rank,
+            rank: widest(runs, Adapter::padded_rank),
             pool: Some(self.pool),
             trains: false,
         };
-        let u = &mut self.scratch.u;
-        let output = Output {
-            linear: &self.model.head,
-            y: &mut logits,
-        };
-        batch.forward(
-            Forward {
-                site: Site::Head,
-                x: hidden,
-                width,
-                u,
-            },
-            &mut [output],
-        );
-        self.model.cap_logits(&mut logits);
+        self.scratch.u.reserve(rows * batch.rank);
+        let mut logits = vec![0.0; rows * self.model.arch.vocab_size];
+        run_head(self.model, &batch, hidden, &mut self.scratch.u, &mut logits);
         logits
     }
 
-    /// Appends the tokens of each segment and leaves the final norm's output in `scratch.normed`.
-    fn extend(&mut self, segments: &mut [Segment<'_>]) {
+    /// Appends the tokens of each segment and leaves the final norm's output in `scratch.normed`; of that
+    /// come the logits `[rows, vocab]`, if they are wanted.
+    fn extend(&mut self, segments: &mut [Segment<'_>], logits: Option<&mut [f32]>) {
         let arch = &self.model.arch;
         let heads = Heads::of(arch);
-        let scratch = &mut *self.scratch;
-        let rows: usize = segments.iter().map(|s| s.tokens.len()).sum();
         for segment in segments.iter_mut() {
             segment.slot.grow(&heads, segment.tokens.len());
         }
@@ -313,107 +297,105 @@ impl Inference<'_> {
             .iter()
             .flat_map(|s| s.slot.len..s.slot.len + s.tokens.len());
         let angles = Angles::new(arch, positions);
-        {
-            let mut caches: Vec<(usize, usize, &mut [Cache])> = Vec::new();
-            let mut owners: Vec<(usize, Option<&Adapter>)> = Vec::new();
-            for segment in segments.iter_mut() {
-                let Slot {
-                    adapter,
-                    len,
-                    layers,
-                    ..
-                } = &mut *segment.slot;
-                owners.push((segment.tokens.len(), adapter.as_deref()));
-                caches.push((*len, segment.tokens.len(), layers));
-            }
-            let runs = runs_of(owners.iter().copied());
-            let rank = widest(&runs, Adapter::padded_rank);
-            scratch.reserve(arch, rows, rank);
-            let batch = Batch {
+        let (mut histories, mut owners) = (Vec::new(), Vec::new());
+        for segment in segments.iter_mut() {
+            let Slot {
+                adapter,
+                len,
+                layers,
+                ..
+            } = &mut *segment.slot;
+            let rows = segment.tokens.len();
+            owners.push((rows, adapter.as_deref()));
+            histories.push(History {
+                len: *len,
                 rows,
-                runs: &runs,
-                rank,
-                pool: Some(self.pool),
-                trains: false,
-            };
-            let [x, next] = &mut scratch.x;
-            self.model.embed(&tokens, x);
-            for layer in 0..arch.n_layers {
-                let block = Block::of(self.model, layer);
-                block.project(&batch, x, &angles, &mut scratch.acts);
-                let heads = Heads::of_layer(arch, layer);
-                attend(self.pool, &heads, layer, &mut caches, &mut scratch.acts);
-                block.finish(&batch, x, next, &mut scratch.acts);
-                std::mem::swap(x, next);
-            }
+                layers,
+            });
         }
-        let n = rows * arch.hidden_size;
-        let inverse = &mut scratch.inverse[..rows];
-        let norm = &self.model.final_norm;
-        elementwise::rms_norm(
-            &scratch.x[0][..n],
-            norm,
-            arch.rms_eps,
-            &mut scratch.normed,
-            inverse,
-        );
+        let runs = runs_of(owners);
+        let batch = Batch {
+            rows: tokens.len(),
+            runs: &runs,
+            rank: widest(&runs, Adapter::padded_rank),
+            pool: Some(self.pool),
+            trains: false,
+        };
+        self.scratch.reserve(arch, batch.rows, batch.rank);
+        self.model.embed(&tokens, &mut self.scratch.x[0]);
+        if is_tall(batch.rows, self.pool) || !Together::can(self.model) {
+            self.extend_by_blocks(&batch, &angles, &mut histories);
+            if let Some(logits) = logits {
+                let hidden = &self.scratch.normed[..batch.rows * arch.hidden_size];
+                run_head(self.model, &batch, hidden, &mut self.scratch.u, logits);
+            }
+        } else {
+            self.extend_together(&batch, &angles, histories, logits);
+        }
         for segment in segments {
             segment.slot.len += segment.tokens.len();
         }
     }
-}
 
-/// Appends the new keys and values of each segment to its cache, and attends to it.
-fn attend(
-    pool: &Pool,
-    heads: &Heads,
-    layer: usize,
-    caches: &mut [(usize, usize, &mut [Cache])],
-    acts: &mut Activations,
-) {
-    let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
-    let mut tasks = Vec::new();
-    let mut work = 0;
-    let mut row = 0;
-    for (len, rows, layers) in caches.iter_mut() {
-        let (len, rows) = (*len, *rows);
-        let cache = &mut layers[layer];
-        let new = row * kv_width..(row + rows) * kv_width;
-        heads.pack_keys(&acts.k[new.clone()], len, &mut cache.keys);
-        cache.values[len * kv_width..][..rows * kv_width].copy_from_slice(&acts.v[new]);
-        for start in (0..rows).step_by(TASK_ROWS) {
-            let n = TASK_ROWS.min(rows - start);
-            tasks.push((row + start, n, len + start, &*cache));
-            work += n * heads.reach(len + start, n) * q_width;
+    /// Takes rows through the blocks, product by product.
+    fn extend_by_blocks(
+        &mut self,
+        batch: &Batch<'_>,
+        angles: &Angles,
+        histories: &mut [History<'_>],
+    ) {
+        let (arch, scratch) = (&self.model.arch, &mut *self.scratch);
+        let [x, next] = &mut scratch.x;
+        for layer in 0..arch.n_layers {
+            let block = Block::of(self.model, layer);
+            block.project(batch, x, angles, &mut scratch.acts);
+            Attention::new(arch, layer, histories, &mut scratch.acts).run_on(self.pool);
+            block.finish(batch, x, next, &mut scratch.acts);
+            std::mem::swap(x, next);
         }
-        row += rows;
+        let x = &x[..batch.rows * arch.hidden_size];
+        let (norm, inverse) = (&self.model.final_norm, &mut scratch.inverse[..batch.rows]);
+        elementwise::rms_norm(x, norm, arch.rms_eps, &mut scratch.normed, inverse);
     }
-    let q = &acts.q;
-    let out = SharedMut::new(&mut acts.attended);
-    let group = heads.n / heads.n_kv;
-    let run = |i: usize| {
-        let (row, n, first, cache): (usize, usize, usize, &Cache) = tasks[i / heads.n_kv];
-        let kv = KeysValues {
-            keys: &cache.keys,
-            values: &cache.values,
+
+    /// As [`Inference::extend_by_blocks`] for a few rows, with the same bits, and the head.
+    fn extend_together(
+        &mut self,
+        batch: &Batch<'_>,
+        angles: &Angles,
+        histories: Vec<History<'_>>,
+        logits: Option<&mut [f32]>,
+    ) {
+        let scratch = &mut *self.scratch;
+        let [x, next] = &mut scratch.x;
+        let u = &mut scratch.u[..];
+        let rows = Rows {
+            model: self.model,
+            batch,
+            angles,
+            histories,
+            acts: &mut scratch.acts,
+            x: [x, next],
+            normed: &mut scratch.normed,
+            inverse: &mut scratch.inverse[..batch.rows],
+            head: logits.map(|logits| (u, logits)),
         };
-        let mut log = [0.0; TASK_ROWS];
-        let (start, kv_head) = (row * q_width, i % heads.n_kv);
-        for head in kv_head * group..(kv_head + 1) * group {
-            let (q, log) = (&q[start..], &mut log[..n]);
-            // SAFETY: tasks write different rows or heads of the output, which outlives them.
-            unsafe { attention::forward(heads, head, first, q, kv, (&out, start), log) };
-        }
-    };
-    let n_tasks = tasks.len() * heads.n_kv;
-    if work < SHARED_WORK {
-        (0..n_tasks).for_each(run);
-    } else {
-        pool.run(n_tasks, &run);
+        steps::run(self.pool, Together::new(rows));
     }
 }
 
-fn runs<'a>(segments: &'a [Segment<'_>]) -> Vec<Run<'a>> {
-    let owner = |s: &'a Segment<'_>| (s.tokens.len(), s.slot.adapter.as_deref());
-    runs_of(segments.iter().map(owner))
+/// Logits of rows of normed hidden states.
+fn run_head(model: &Model, batch: &Batch<'_>, hidden: &[f32], u: &mut [f32], logits: &mut [f32]) {
+    let of = Forward {
+        site: Site::Head,
+        x: hidden,
+        width: model.arch.hidden_size,
+        u,
+    };
+    let output = Output {
+        linear: &model.head,
+        y: &mut *logits,
+    };
+    batch.forward(of, &mut [output]);
+    model.cap_logits(logits);
 }

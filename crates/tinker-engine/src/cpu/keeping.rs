@@ -6,8 +6,6 @@
 //! the same order, so bits do not change.
 
 use super::block::{Activations, Derived};
-use super::buffer::round_up;
-use super::gemm::PANEL;
 use crate::arch::Arch;
 
 /// What a block leaves to its backward pass.
@@ -31,18 +29,20 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// For `rows` rows. What buffers take is in proportion to their rows, so a few rows tell.
+    /// For `rows` rows.
     fn of(arch: &Arch, rows: usize, rank: usize) -> Self {
-        let (mut kept, mut derived) = (Activations::new(), Derived::new());
-        kept.reserve(arch, PANEL, rank);
-        derived.reserve(arch, PANEL);
-        let panels = round_up(rows, PANEL) / PANEL;
         Self {
             streams: rows * arch.hidden_size * (arch.n_layers + 1),
-            kept: panels * kept.len(),
-            derived: panels * derived.len(),
+            kept: Activations::floats(arch, rows, rank),
+            derived: Derived::floats(arch, rows),
         }
     }
+}
+
+/// Floats that a sequence of `rows` rows takes without a backward pass.
+pub(crate) fn floats_forward(arch: &Arch, rows: usize, rank: usize) -> usize {
+    let sizes = Sizes::of(arch, rows, rank);
+    2 * rows * arch.hidden_size + sizes.kept + sizes.derived
 }
 
 impl Keeping {
@@ -96,14 +96,14 @@ mod tests {
 
     use super::*;
 
-    fn arch() -> Arch {
+    fn arch(model: &str) -> Arch {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        Arch::load(&root.join("../../fixtures/numerics/llama")).unwrap()
+        Arch::load(&root.join("../../fixtures/numerics").join(model)).unwrap()
     }
 
     #[test]
     fn less_memory_keeps_less_and_what_is_kept_fits() {
-        let arch = arch();
+        let arch = arch("llama");
         let sizes = Sizes::of(&arch, 100, 8);
         let all = 4 * Keeping::ALL.floats(arch.n_layers, sizes);
         assert_eq!(Keeping::within(all, &arch, 100, 8), Keeping::ALL);
@@ -126,13 +126,16 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_buffers() {
-        let arch = arch();
-        for rows in [32, 64, 320] {
-            let (mut kept, mut derived) = (Activations::new(), Derived::new());
-            kept.reserve(&arch, rows, 8);
-            derived.reserve(&arch, rows);
-            let sizes = Sizes::of(&arch, rows, 8);
-            assert_eq!((sizes.kept, sizes.derived), (kept.len(), derived.len()));
+        for model in ["llama", "qwen3", "gemma2", "qwen3_moe_mixed"] {
+            let arch = arch(model);
+            for rows in [1, 32, 100] {
+                let (mut kept, mut derived) = (Activations::new(), Derived::new());
+                kept.reserve(&arch, rows, 8);
+                derived.reserve(&arch, rows);
+                let sizes = Sizes::of(&arch, rows, 8);
+                let held = (kept.len(), derived.len());
+                assert_eq!((sizes.kept, sizes.derived), held, "{model}");
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod shared;
 
 use std::ops::Range;
 
+pub(crate) use self::shared::Layers;
 use super::elementwise;
 use super::gemm::{Cols, Product, Rounding, Rows, Store, is_tall, matmul, matmul_on};
 use super::lora::{Adapter, Group, Lora};

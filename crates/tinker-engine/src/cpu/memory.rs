@@ -4,8 +4,9 @@ use super::Cpu;
 use super::attention::Heads;
 use super::buffer::round_up;
 use super::gemm::PANEL;
-use super::keeping::Keeping;
+use super::keeping::{self, Keeping};
 use super::lora::Adapter;
+use super::train::Workspace;
 use crate::memory::Work;
 
 /// Buffers of an adapter: weights, the same turned, gradient, two moments.
@@ -34,6 +35,14 @@ impl Cpu {
                 Some(adapter) => self.memory_of_pass(adapter, n, longest),
                 None => 0,
             },
+            Work::Forward {
+                adapter,
+                n,
+                longest,
+            } => match self.held.adapter(adapter).ok() {
+                Some(adapter) => self.memory_of_forward(adapter, n, longest),
+                None => 0,
+            },
             Work::Slots { n, capacity } => {
                 let positions = round_up(capacity, PANEL);
                 let floats = 2 * arch.n_layers * Heads::of(arch).kv_width() * positions;
@@ -53,10 +62,19 @@ impl Cpu {
             .map(|held| each.saturating_sub(held))
             .take(n_at_once)
             .sum();
-        // The sum, and those of sequences that wait for their turn to be added.
-        let n_gradients = 1 + n.min(2 * n_threads);
-        let gradients = n_gradients * adapter.gradient_len() * size_of::<f32>();
-        activations + gradients + self.model.bytes_to_turn()
+        // A sum beside the one that there is, and those of sequences that wait for their turn to be added.
+        let n_sums = usize::from(!adapter.gradient.is_empty());
+        let n_gradients = n_sums + n.min(2 * n_threads);
+        let gradients = n_gradients.saturating_sub(self.spare.len()) * adapter.gradient_len();
+        activations + gradients * size_of::<f32>() + self.model.bytes_to_turn()
+    }
+
+    fn memory_of_forward(&self, adapter: &Adapter, n: usize, longest: usize) -> usize {
+        let rank = adapter.padded_rank();
+        let each = keeping::floats_forward(&self.model.arch, longest, rank);
+        let held = self.workspaces.iter().map(Workspace::len_forward);
+        let floats = held.map(|held| each.saturating_sub(held)).take(n);
+        floats.sum::<usize>() * size_of::<f32>()
     }
 }
 
@@ -67,7 +85,7 @@ mod tests {
     use crate::adapter::LoraSpec;
     use crate::backend::{Backend, CpuOptions, Precision, Quantization};
     use crate::cpu::model::{Form, Model};
-    use crate::cpu::units;
+    use crate::cpu::{Cpu, units};
     use crate::loss::{Loss, TrainSequence};
     use crate::memory::{Work, estimate_load};
 
@@ -181,6 +199,31 @@ mod tests {
             of(&*backend, 1, 320) < long,
             "what is held is not taken again"
         );
+    }
+
+    #[test]
+    fn a_pass_without_gradient_takes_what_it_is_said_to_and_nothing_twice() {
+        let form = Form::of_file(units(&CpuOptions::default()));
+        let mut cpu = Cpu::new(Model::load_as(&fixture(), form).unwrap(), 1, form);
+        let adapter = cpu.create_adapter(&spec(8)).unwrap();
+        let work = |n, longest| Work::Forward {
+            adapter,
+            n,
+            longest,
+        };
+        let estimated = cpu.memory_for(work(1, 320));
+        let shorter = cpu.memory_for(work(1, 160));
+        assert_eq!(cpu.memory_for(work(9, 320)), estimated, "one after another");
+
+        let tokens: Vec<u32> = (0..320).map(|i| i % 300).collect();
+        cpu.forward(Some(adapter), &[sequence(&tokens)]).unwrap();
+
+        check(estimated, cpu.workspaces[0].len() * size_of::<f32>());
+        assert!(
+            (1..estimated).contains(&shorter),
+            "{shorter} of {estimated}"
+        );
+        assert_eq!(cpu.memory_for(work(1, 320)), 0, "it is held already");
     }
 
     #[test]

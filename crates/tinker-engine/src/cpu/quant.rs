@@ -108,8 +108,8 @@ impl Quantized {
         self.k.div_ceil(self.block())
     }
 
-    /// Widens rows `from..` of a panel to `out`, `[rows][32]`.
-    fn widen_rows(&self, panel: usize, from: usize, out: &mut [f32]) {
+    /// Widens rows `from..` of a panel of 32 columns to `out`, `[rows][32]`.
+    pub(crate) fn widen(&self, panel: usize, from: usize, out: &mut [f32]) {
         let (block, n_blocks) = (self.block(), self.n_blocks());
         let rows = out.len() / PANEL;
         let mut row = from;
@@ -131,18 +131,14 @@ impl Quantized {
         }
     }
 
-    /// Widens a panel of 32 columns to `out`, `[k][32]`.
-    pub(crate) fn widen(&self, panel: usize, out: &mut [f32]) {
-        self.widen_rows(panel, 0, &mut out[..self.k * PANEL]);
-    }
-
-    /// Widens a panel of 32 columns of the transposed factor to `out`, `[n][32]`.
-    pub(crate) fn widen_turned(&self, panel: usize, out: &mut [f32]) {
+    /// Widens rows `from..`, a multiple of 32, of a panel of 32 columns of the transposed factor to `out`,
+    /// `[rows][32]`.
+    pub(crate) fn widen_turned(&self, panel: usize, from: usize, out: &mut [f32]) {
         let mut square = [0.0; PANEL * PANEL];
         let first = panel * PANEL;
         let columns = PANEL.min(self.k - first);
-        for (p, out) in out[..self.n * PANEL].chunks_mut(PANEL * PANEL).enumerate() {
-            self.widen_rows(p, first, &mut square[..columns * PANEL]);
+        for (p, out) in (from / PANEL..).zip(out.chunks_mut(PANEL * PANEL)) {
+            self.widen(p, first, &mut square[..columns * PANEL]);
             let rows = out.len() / PANEL;
             for j in (0..PANEL).step_by(4) {
                 tile::pack_quad(&square[j * PANEL..], PANEL, rows, PANEL, &mut out[j..]);
@@ -154,7 +150,7 @@ impl Quantized {
     pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
         let mut row = [0.0; PANEL];
         for (t, out) in out.iter_mut().enumerate() {
-            self.widen_rows(j / PANEL, t, &mut row);
+            self.widen(j / PANEL, t, &mut row);
             *out = row[j % PANEL];
         }
     }
@@ -346,11 +342,11 @@ mod tests {
             let mut column = vec![0.0; k];
             for j in 0..n {
                 quantized.column(j, &mut column);
-                quantized.widen(j / PANEL, &mut panel);
+                quantized.widen(j / PANEL, 0, &mut panel);
                 let found: Vec<f32> = panel.chunks(PANEL).map(|row| row[j % PANEL]).collect();
                 assert_eq!(found, column);
                 for (t, value) in column.iter().enumerate().step_by(29) {
-                    quantized.widen_turned(t / PANEL, &mut turned);
+                    quantized.widen_turned(t / PANEL, 0, &mut turned);
                     assert_eq!(turned[j * PANEL + t % PANEL], *value);
                 }
             }

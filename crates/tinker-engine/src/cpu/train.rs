@@ -16,6 +16,7 @@ use super::linear::{Batch, Run};
 use super::lora::Adapter;
 use super::model::Model;
 use super::pool::{Pool, SharedMut};
+use crate::arch::Arch;
 use crate::backend::SequenceOutput;
 use crate::error::{Error, Result};
 use crate::loss::TrainSequence;
@@ -55,6 +56,14 @@ impl Workspace {
         let streams = self.xs.iter().map(|x| x.len());
         let acts = self.acts.iter().map(|a| a.len() + a.derived.len());
         streams.chain(acts).sum::<usize>() + self.derived.len()
+    }
+
+    /// Of these, the floats that a pass without gradient uses.
+    pub(crate) fn len_forward(&self) -> usize {
+        let streams = self.xs.iter().take(2).map(|x| x.len());
+        let acts = self.acts.first().map_or(0, |a| a.len());
+        let own = self.acts.first().map_or(0, |a| a.derived.len());
+        streams.sum::<usize>() + acts + own.max(self.derived.len())
     }
 
     /// Changes what is kept for backward passes.
@@ -250,34 +259,31 @@ impl Workspace {
 pub(crate) struct Training<'a> {
     pub(crate) model: &'a Model,
     pub(crate) pool: &'a Pool,
+    /// Of positions from 0 on, as many as the longest sequence has at least.
+    pub(crate) angles: &'a Angles,
     pub(crate) sequences: &'a [TrainSequence],
 }
 
+/// Checks a batch against a model.
+pub(crate) fn check(arch: &Arch, sequences: &[TrainSequence]) -> Result<()> {
+    for (i, sequence) in sequences.iter().enumerate() {
+        let outcome = sequence.check(arch.vocab_size, arch.max_context);
+        outcome.map_err(|message| Error::Invalid(format!("sequence {i}: {message}")))?;
+    }
+    Ok(())
+}
+
+/// Rows of the longest of the sequences.
+pub(crate) fn longest(sequences: &[TrainSequence]) -> usize {
+    let rows = sequences.iter().map(|s| s.tokens.len());
+    rows.max().unwrap_or(0)
+}
+
 impl Training<'_> {
-    /// Checks the batch against the model.
-    pub(crate) fn check(&self) -> Result<()> {
-        let arch = &self.model.arch;
-        for (i, sequence) in self.sequences.iter().enumerate() {
-            let outcome = sequence.check(arch.vocab_size, arch.max_context);
-            outcome.map_err(|message| Error::Invalid(format!("sequence {i}: {message}")))?;
-        }
-        Ok(())
-    }
-
-    /// Rows of the longest sequence.
-    fn longest(&self) -> usize {
-        let rows = self.sequences.iter().map(|s| s.tokens.len());
-        rows.max().unwrap_or(0)
-    }
-
-    fn angles(&self) -> Angles {
-        Angles::new(&self.model.arch, 0..self.longest())
-    }
-
     /// What fits `bytes` of each sequence: the same of all, as of the longest.
     pub(crate) fn keeping(&self, adapter: &Adapter, bytes: usize) -> Keeping {
         let rank = adapter.padded_rank();
-        Keeping::within(bytes, &self.model.arch, self.longest(), rank)
+        Keeping::within(bytes, &self.model.arch, longest(self.sequences), rank)
     }
 
     /// Log-probabilities and losses, in the order of the batch.
@@ -286,13 +292,12 @@ impl Training<'_> {
         adapter: Option<&Adapter>,
         workspaces: &mut [Workspace],
     ) -> Result<Vec<SequenceOutput>> {
-        let angles = self.angles();
         let outputs = Slots::new(self.sequences.len());
         self.each_sequence(workspaces, &|workspace, i| {
             let sequence = &self.sequences[i];
             outputs.set(
                 i,
-                workspace.run(self.model, adapter, &angles, sequence, None),
+                workspace.run(self.model, adapter, self.angles, sequence, None),
             );
             true
         });
@@ -308,7 +313,6 @@ impl Training<'_> {
         gradient: &mut Buffer,
         spare: &mut Vec<Buffer>,
     ) -> Result<Vec<SequenceOutput>> {
-        let angles = self.angles();
         let outputs = Slots::new(self.sequences.len());
         let len = adapter.gradient_len();
         spare.iter_mut().for_each(|buffer| buffer.resize(len));
@@ -327,8 +331,13 @@ impl Training<'_> {
             own.fill(0.0);
             workspace.keep(keeping);
             let sequence = &self.sequences[i];
-            let output =
-                workspace.run(self.model, Some(adapter), &angles, sequence, Some(&mut own));
+            let output = workspace.run(
+                self.model,
+                Some(adapter),
+                self.angles,
+                sequence,
+                Some(&mut own),
+            );
             let outcome = check_output(i, sequence.k, output)
                 .and_then(|output| check_gradient(i, &own).map(|()| output));
             let failed = outcome.is_err();
@@ -562,6 +571,7 @@ mod tests {
         let training = Training {
             model: &model,
             pool: &Pool::new(2),
+            angles: &Angles::new(&model.arch, 0..20),
             sequences: &targets.map(sequence),
         };
         let mut workspaces = [Workspace::new(), Workspace::new()];
@@ -612,6 +622,7 @@ mod tests {
         let training = Training {
             model,
             pool: &pool,
+            angles: &Angles::new(&model.arch, 0..45),
             sequences: &[45, 20, 33].map(sequence),
         };
         let mut results = Vec::new();
@@ -621,7 +632,7 @@ mod tests {
             results.extend(outputs.unwrap().into_iter().map(|o| o.logprobs));
             results.push(gradient.to_vec());
             adapter.gradient = gradient.clone();
-            adapter.optim_step(&optimizer, &pool).unwrap();
+            adapter.optim_step(&optimizer, &pool, spare).unwrap();
         }
         results
     }

@@ -160,7 +160,7 @@ impl Adapter {
             return Ok(report);
         }
         let mut host = self.to_host(arch)?;
-        let report = host.optim_step(optimizer, &Pool::new(0))?;
+        let report = host.optim_step(optimizer, &Pool::new(0), &mut Vec::new())?;
         *self = Self::of(&ops.device, &host)?;
         Ok(report)
     }

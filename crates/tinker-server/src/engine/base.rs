@@ -14,9 +14,10 @@ use super::Worker;
 use super::samples::Sampling;
 use crate::bundle::{self, Manifest};
 use crate::clock::Clock;
+use crate::device::Loader;
 use crate::disk::Disk;
 use crate::error::{Error, Result, is_passing_io};
-use crate::memory::Memory;
+use crate::memory::{Ask, Promise, Purpose};
 
 /// Memory of sampler weights that stay loaded, the last ones apart: a loop that samples from every
 /// step's weights would otherwise fill the memory.
@@ -34,8 +35,9 @@ pub(super) struct Base {
     weights: HashMap<PathBuf, SamplerWeights>,
     /// Deleted while samples were drawn from them.
     orphans: Vec<SamplerWeights>,
+    /// Weights that are about to be sampled from.
+    pub(super) reserved: Option<AdapterId>,
     clock: Clock,
-    memory: Memory,
 }
 
 #[derive(Debug)]
@@ -57,11 +59,10 @@ impl Worker {
             .ok_or_else(|| Error::NotFound(format!("base model {name} is not loaded")))
     }
 
-    fn load_base(&self, name: &str) -> Result<Base> {
+    fn load_base(&mut self, name: &str) -> Result<Base> {
         let model = self.core.models.resolve(name)?;
-        self.check_memory_for(name, &model.dir)?;
         let started = Instant::now();
-        let backend = self.load_backend(&model.dir)?;
+        let backend = self.load_backend(name, &model.dir)?;
         let tokenizer = load_tokenizer(&model.dir)?;
         if let Some(tokenizer) = &tokenizer {
             check_vocabulary(&model.dir, tokenizer)?;
@@ -79,26 +80,37 @@ impl Worker {
             tokenizer,
             weights: HashMap::new(),
             orphans: Vec::new(),
+            reserved: None,
             clock: self.core.clock.clone(),
-            memory: self.core.memory.clone(),
         })
     }
 
-    /// Refuses to load a model that there is no memory for.
-    fn check_memory_for(&self, name: &str, dir: &Path) -> Result<()> {
-        // What is wrong with the files is for the loading to say.
-        let needed = (self.core.estimate_load)(dir).unwrap_or(0);
-        self.core.memory.check(
-            needed,
-            &format!("base model {name}"),
-            "take a smaller one, end other programs, or restart the server with fewer bits (--weights int8 or nf4)",
-        )
+    /// Loads a model onto the device that takes it, which need not be the first.
+    fn load_backend(&mut self, name: &str, dir: &Path) -> Result<Box<dyn Backend>> {
+        let core = Arc::clone(&self.core);
+        let loaded = self.load_with(&core.loader, name, dir);
+        match (loaded, &core.second_loader) {
+            (Err(Error::Engine(error)), Some(second)) => {
+                tracing::info!(model = name, "computing on the CPU: {error}");
+                self.load_with(second, name, dir)
+            }
+            (loaded, _) => loaded,
+        }
     }
 
+    /// Loads a model that there is memory for.
+    ///
     /// The engine says of a file that it cannot read as of one that is damaged: it cannot use it.
     /// Which of the two it is decides whether it is tried again later, so a look at the files tells.
-    fn load_backend(&self, dir: &Path) -> Result<Box<dyn Backend>> {
-        let load = || (self.core.load)(dir, self.core.threads);
+    fn load_with(&mut self, loader: &Loader, name: &str, dir: &Path) -> Result<Box<dyn Backend>> {
+        let _memory = self.promise(&Ask {
+            purpose: Purpose::Task,
+            // What is wrong with the files is for the loading to say.
+            n_bytes: (loader.estimate)(dir).unwrap_or(0),
+            what: format!("base model {name}"),
+            advice: "take a smaller one, end other programs, or restart the server with fewer bits (--weights int8 or nf4)",
+        })?;
+        let load = || (loader.load)(dir, self.core.threads);
         match load() {
             Err(tinker_engine::Error::Model { .. }) => {
                 check_readable(self.core.disk.as_ref(), dir)?;
@@ -107,6 +119,66 @@ impl Worker {
             }
             loaded => Ok(loaded?),
         }
+    }
+
+    /// Memory for an adapter that is trained, with what its first pass and its first step add to it.
+    pub(super) fn promise_for_adapter(&mut self, model: &str, spec: &LoraSpec) -> Result<Promise> {
+        let n_bytes = self.base(model)?.backend.memory_for(Work::Adapter(spec));
+        self.promise(&Ask {
+            purpose: Purpose::Adapter,
+            n_bytes,
+            what: format!("an adapter of rank {} with its optimizer", spec.rank),
+            advice: "take a lower rank or train fewer modules, end training runs (unload_model), or restart the server with fewer bits (--weights int8 or nf4)",
+        })
+    }
+
+    /// Loads a saved adapter, if it was trained on this revision of the base model.
+    pub(super) fn import_adapter(
+        &mut self,
+        model: &str,
+        manifest: &Manifest,
+        state: &AdapterState,
+    ) -> Result<(AdapterId, Promise)> {
+        self.base(model)?.check_revision(manifest)?;
+        let memory = self.promise_for_adapter(model, &state.spec)?;
+        let adapter = self.base(model)?.backend.import_adapter(state)?;
+        Ok((adapter, memory))
+    }
+
+    /// The adapter of saved weights, loaded on first use.
+    pub(super) fn weights(&mut self, model: &str, dir: &Path) -> Result<AdapterId> {
+        let base = self.base(model)?;
+        if let Some(known) = base.known_weights(dir) {
+            return Ok(known);
+        }
+        let disk = Arc::clone(&self.core.disk);
+        let manifest = bundle::present_manifest(disk.as_ref(), dir)?;
+        let base = self.base(model)?;
+        base.check_revision(&manifest)?;
+        let ask = ask_for_weights(base, &manifest);
+        let _memory = self.promise(&ask)?;
+        let (_, state) = bundle::read(disk.as_ref(), dir, false)?;
+        let base = self.base(model)?;
+        let adapter = base.backend.import_adapter(&state)?;
+        base.keep_weights(dir.to_owned(), adapter);
+        Ok(adapter)
+    }
+}
+
+/// Memory for weights that are sampled from, and to read them.
+fn ask_for_weights(base: &Base, manifest: &Manifest) -> Ask<'static> {
+    let spec = LoraSpec {
+        rank: manifest.lora.rank as usize,
+        seed: manifest.seed,
+        train_attn: manifest.lora.train_attn,
+        train_mlp: manifest.lora.train_mlp,
+        train_unembed: manifest.lora.train_unembed,
+    };
+    Ask {
+        purpose: Purpose::Task,
+        n_bytes: base.backend.memory_for(Work::Weights(&spec)),
+        what: format!("sampling from weights of rank {}", spec.rank),
+        advice: "end training runs (unload_model), or restart the server with fewer bits (--weights int8 or nf4)",
     }
 }
 
@@ -238,25 +310,6 @@ impl Base {
         self.sampling.is_active()
     }
 
-    /// Refuses an adapter that there is no memory for.
-    pub(super) fn check_memory_for_adapter(&self, spec: &LoraSpec) -> Result<()> {
-        let needed = self.backend.memory_for(Work::Adapter(spec));
-        let what = format!("an adapter of rank {} with its optimizer", spec.rank);
-        let advice = "take a lower rank or train fewer modules, end training runs (unload_model), or restart the server with fewer bits (--weights int8 or nf4)";
-        self.memory.check(needed, &what, advice)
-    }
-
-    /// Loads a saved adapter, if it was trained on this revision of the base model.
-    pub(super) fn import(
-        &mut self,
-        manifest: &Manifest,
-        state: &AdapterState,
-    ) -> Result<AdapterId> {
-        self.check_revision(manifest)?;
-        self.check_memory_for_adapter(&state.spec)?;
-        Ok(self.backend.import_adapter(state)?)
-    }
-
     fn check_revision(&self, manifest: &Manifest) -> Result<()> {
         if manifest.base_revision == self.revision {
             return Ok(());
@@ -264,53 +317,47 @@ impl Base {
         Err(Error::Invalid(other_base(manifest, &self.revision)))
     }
 
-    /// The adapter of saved weights, loaded on first use.
-    pub(super) fn weights(&mut self, disk: &dyn Disk, dir: &Path) -> Result<AdapterId> {
-        if let Some(known) = self.weights.get_mut(dir) {
-            known.last_used = self.clock.instant();
-            return Ok(known.adapter);
-        }
-        let manifest = bundle::present_manifest(disk, dir)?;
-        self.check_revision(&manifest)?;
-        self.make_room_for_weights(&manifest)?;
-        let (_, state) = bundle::read(disk, dir, false)?;
-        let adapter = self.backend.import_adapter(&state)?;
-        self.keep_weights(dir.to_owned(), adapter);
-        Ok(adapter)
+    /// The adapter of saved weights, if it is loaded.
+    fn known_weights(&mut self, dir: &Path) -> Option<AdapterId> {
+        let known = self.weights.get_mut(dir)?;
+        known.last_used = self.clock.instant();
+        Some(known.adapter)
     }
 
-    /// Refuses weights to sample from that there is no memory for, even without those that nobody samples from.
-    fn make_room_for_weights(&mut self, manifest: &Manifest) -> Result<()> {
-        let spec = LoraSpec {
-            rank: manifest.lora.rank as usize,
-            seed: manifest.seed,
-            train_attn: manifest.lora.train_attn,
-            train_mlp: manifest.lora.train_mlp,
-            train_unembed: manifest.lora.train_unembed,
-        };
-        let needed = self.backend.memory_for(Work::Weights(&spec));
-        let memory = self.memory.clone();
-        let check = |needed| {
-            let what = format!("sampling from weights of rank {}", spec.rank);
-            let advice = "end training runs (unload_model), or restart the server with fewer bits (--weights int8 or nf4)";
-            memory.check(needed, &what, advice)
-        };
-        if check(needed).is_ok() {
-            return Ok(());
-        }
-        // What is freed now may not be seen at once.
-        let n_freed = self.drop_unused_weights();
-        check(needed.saturating_sub(n_freed as u64))
+    /// Bytes that samples under way hold.
+    pub(super) fn sample_bytes(&self) -> usize {
+        self.sampling.held_bytes(self.backend.as_ref())
+    }
+
+    /// Bytes that [`Self::free_kept`] frees.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let weights = self
+            .weights
+            .values()
+            .filter(|weights| self.is_unused(weights));
+        let of_weights: usize = weights.map(|weights| weights.bytes).sum();
+        of_weights + self.sampling.kept_bytes()
+    }
+
+    /// Whether no samples are, or are about to be, drawn from weights.
+    fn is_unused(&self, weights: &SamplerWeights) -> bool {
+        self.reserved != Some(weights.adapter) && !self.sampling.uses(weights.adapter)
+    }
+
+    /// Frees what would only save time later; returns how many bytes that were.
+    pub(super) fn free_kept(&mut self) -> usize {
+        let of_prompts = self.sampling.free_kept(self.backend.as_mut());
+        of_prompts + self.drop_unused_weights()
     }
 
     /// Frees the sampler weights that no samples are being drawn from, and says how many bytes these were.
     fn drop_unused_weights(&mut self) -> usize {
-        let sampling = &self.sampling;
-        let is_unused = |_: &PathBuf, weights: &mut SamplerWeights| !sampling.uses(weights.adapter);
-        let unused: Vec<_> = self.weights.extract_if(is_unused).collect();
-        let n_bytes = unused.iter().map(|(_, weights)| weights.bytes).sum();
-        self.orphans
-            .extend(unused.into_iter().map(|(_, weights)| weights));
+        let weights = std::mem::take(&mut self.weights).into_iter();
+        let (unused, used): (HashMap<_, _>, _) =
+            weights.partition(|(_, weights)| self.is_unused(weights));
+        self.weights = used;
+        let n_bytes = unused.values().map(|weights| weights.bytes).sum();
+        self.orphans.extend(unused.into_values());
         self.drop_orphans();
         n_bytes
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tinker_types::RequestId;
 
-use super::{Worker, engine_failed};
+use super::Worker;
 use crate::error::Error;
 use crate::scheduler::pause_after;
 
@@ -80,13 +80,12 @@ impl Worker {
     /// Takes the held samples up again whose pause is over.
     pub(super) fn retry_samples(&mut self, now: Instant) {
         for id in self.held_samples.take_due(now) {
-            let admitted = self.guarded(|worker| worker.admit(&id));
-            if admitted.is_none() {
-                self.core.finish_sample(&id, engine_failed());
-            }
-            // One that is held again is the last that was added.
-            if self.held_samples.ids.last() != Some(&id) {
-                self.core.held_samples().remove(&id);
+            match self.guarded(|worker| worker.admit(&id)) {
+                Some(true) => {}
+                Some(false) => {
+                    self.core.held_samples().remove(&id);
+                }
+                None => self.fail_sample(&id),
             }
         }
         self.held_samples.reset_if_empty();

@@ -14,6 +14,7 @@ use crate::catalog::Run;
 use crate::core::{snapshot_dir, snapshots};
 use crate::disk::remove_dir;
 use crate::error::{Error, Result};
+use crate::memory::Promise;
 use crate::operation::{Operation, Outcome};
 
 impl Worker {
@@ -25,12 +26,18 @@ impl Worker {
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let spec = lora_spec(run, &row.lora);
-        let base = self.base(&row.base_model)?;
-        let created = base
-            .check_memory_for_adapter(&spec)
-            .and_then(|()| Ok(base.backend.create_adapter(&spec)?));
-        let adapter = created.inspect_err(|error| self.note_unusable(run, error, turn))?;
-        self.insert(run, &row, adapter, spec, 0);
+        self.base(&row.base_model)?;
+        let created = self.promise_for_adapter(&row.base_model, &spec);
+        let created = created.and_then(|memory| {
+            let adapter = self.base(&row.base_model)?.backend.create_adapter(&spec)?;
+            Ok((adapter, memory))
+        });
+        let created = created.inspect_err(|error| {
+            if !error.is_passing() {
+                self.note_unusable(run, error, turn);
+            }
+        })?;
+        self.insert(run, &row, created, spec, 0);
         tracing::info!(run.id = %run, base_model = request.base_model, rank = spec.rank, "created a training run");
         Ok(created_run(run))
     }
@@ -54,12 +61,12 @@ impl Worker {
     ) -> Result<Outcome> {
         let row = self.usable(run)?;
         let loaded = self.import(&row, request);
-        let (adapter, spec) = loaded.inspect_err(|error| {
+        let (loaded, spec) = loaded.inspect_err(|error| {
             if !(error.is_passing() || matches!(error, Error::Newer { .. })) {
                 self.note_unusable(run, error, turn);
             }
         })?;
-        self.insert(run, &row, adapter, spec, 0);
+        self.insert(run, &row, loaded, spec, 0);
         Ok(loaded_weights(run, request))
     }
 
@@ -70,15 +77,20 @@ impl Worker {
     ) -> Result<Outcome> {
         self.active(run)?;
         let row = self.usable(run)?;
-        let (adapter, spec) = self.import(&row, request)?;
+        let ((adapter, memory), spec) = self.import(&row, request)?;
         let (base, active) = self.active(run)?;
         base.backend.drop_adapter(active.adapter);
         active.adapter = adapter;
+        active._memory = memory;
         active.spec = spec;
         Ok(loaded_weights(run, request))
     }
 
-    fn import(&mut self, row: &Run, request: &LoadWeightsRequest) -> Result<(AdapterId, LoraSpec)> {
+    fn import(
+        &mut self,
+        row: &Run,
+        request: &LoadWeightsRequest,
+    ) -> Result<((AdapterId, Promise), LoraSpec)> {
         let core = &self.core;
         // The request named a path that nobody has looked at yet.
         let checkpoint = core.on_behalf_of(&row.session_id, || {
@@ -104,8 +116,8 @@ impl Worker {
                 row.optimizer.family
             )));
         }
-        let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
-        Ok((adapter, state.spec))
+        let loaded = self.import_adapter(&row.base_model, &manifest, &state)?;
+        Ok((loaded, state.spec))
     }
 
     /// Executes an operation that reads a checkpoint, and saves what it read before anybody is told:

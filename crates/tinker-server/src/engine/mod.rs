@@ -8,6 +8,7 @@ mod loading;
 mod optimizers;
 mod prompt_scores;
 mod rebuild;
+mod room;
 mod runs;
 mod samples;
 mod saves;
@@ -35,6 +36,7 @@ use base::Base;
 use held::HeldSamples;
 pub(crate) use loading::check_optimizer;
 pub(crate) use optimizers::family;
+use room::{Claims, WaitingSamples};
 use runs::ActiveRun;
 pub(crate) use saves::expiry;
 
@@ -127,6 +129,8 @@ impl EngineThread {
             bases: HashMap::new(),
             runs: HashMap::new(),
             held_samples: HeldSamples::default(),
+            waiting: WaitingSamples::default(),
+            claims: Claims::default(),
             working: Arc::clone(&working),
         };
         let thread = std::thread::Builder::new()
@@ -195,6 +199,8 @@ struct Worker {
     bases: HashMap<String, Base>,
     runs: HashMap<TrainingRunId, ActiveRun>,
     held_samples: HeldSamples,
+    waiting: WaitingSamples,
+    claims: Claims,
     working: Arc<AtomicBool>,
 }
 
@@ -227,6 +233,7 @@ impl Worker {
         let started = Instant::now();
         self.queue.wake(started);
         self.retry_samples(started);
+        self.retry_waiting(started);
         if let Some((run, seq, queued)) = self.queue.pop() {
             self.operate(&run, seq, queued);
         }
@@ -265,7 +272,11 @@ impl Worker {
     /// Reads all commands that are there, waiting for one if there is nothing to do.
     fn take_commands(&mut self) -> Next {
         let busy = self.queue.has_ready() || self.bases.values().any(Base::is_sampling);
-        let wake = [self.queue.next_wake(), self.held_samples.next_wake()];
+        let wake = [
+            self.queue.next_wake(),
+            self.held_samples.next_wake(),
+            self.waiting.next_wake(),
+        ];
         let wake = wake.into_iter().flatten().min();
         // What is held back is still to be done.
         self.working
@@ -311,7 +322,7 @@ impl Worker {
             Command::Sample { request_id } => {
                 let admitted = self.guarded(|worker| worker.admit(&request_id));
                 if admitted.is_none() {
-                    self.core.finish_sample(&request_id, engine_failed());
+                    self.fail_sample(&request_id);
                 }
             }
             Command::Cancel(request_id) => self.cancel(&request_id),
@@ -340,12 +351,16 @@ impl Worker {
     /// Executes an operation and publishes its result. A panic in the engine fails the operation
     /// and throws the engine's state away; runs are rebuilt from snapshot and log.
     fn operate(&mut self, run: &TrainingRunId, seq: u64, queued: Queued) {
+        self.unclaim(run);
         let guarded = std::panic::AssertUnwindSafe(|| self.attempt(run, seq, &queued));
         let executed = std::panic::catch_unwind(guarded);
         let panicked = executed.is_err();
         let outcome = match executed {
             Ok(Attempt::Done(outcome)) => outcome,
-            Ok(Attempt::Held(fault)) => return self.hold_back(run, seq, queued, &fault),
+            Ok(Attempt::Held(fault)) => {
+                self.claim(run, &fault);
+                return self.hold_back(run, seq, queued, &fault);
+            }
             Err(_) => engine_failed(),
         };
         self.core.let_go(run);

@@ -36,8 +36,8 @@ impl Worker {
         let journal = self.core.journal(run)?;
         let first = match snapshot {
             Some((manifest, state)) => {
-                let adapter = self.base(&row.base_model)?.import(&manifest, &state)?;
-                self.insert(run, row, adapter, state.spec, manifest.seq_id);
+                let loaded = self.import_adapter(&row.base_model, &manifest, &state)?;
+                self.insert(run, row, loaded, state.spec, manifest.seq_id);
                 manifest.seq_id + 1
             }
             None => 0,

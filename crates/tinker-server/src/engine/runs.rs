@@ -11,6 +11,7 @@ use super::{Attempt, Queued, Worker};
 use crate::catalog::Run;
 use crate::core::lock;
 use crate::error::{Error, Result};
+use crate::memory::Promise;
 use crate::operation::{Operation, Outcome};
 use crate::segment_log::MAX_BODY;
 
@@ -19,6 +20,8 @@ use crate::segment_log::MAX_BODY;
 pub(super) struct ActiveRun {
     pub(super) base: String,
     pub(super) adapter: AdapterId,
+    /// For the adapter as it will be.
+    pub(super) _memory: Promise,
     pub(super) spec: LoraSpec,
     pub(super) family: Family,
     /// The last operation that is part of the adapter.
@@ -82,6 +85,7 @@ impl Worker {
                 self.count(run, operation, &outcome);
                 Attempt::Done(outcome)
             }
+            Err(error @ Error::AwaitsMemory { .. }) => Attempt::Held(error),
             // The fault is the operation's own, a save on a full disk, say.
             Err(error) if self.runs.contains_key(run) => Attempt::Done(error.into()),
             // The run did not come into memory, so nothing was done.
@@ -169,13 +173,14 @@ impl Worker {
         &mut self,
         run: &TrainingRunId,
         row: &Run,
-        adapter: AdapterId,
+        (adapter, memory): (AdapterId, Promise),
         spec: LoraSpec,
         applied: u64,
     ) {
         let active = ActiveRun {
             base: row.base_model.clone(),
             adapter,
+            _memory: memory,
             spec,
             // Checked when the run was entered.
             family: family(&row.optimizer).unwrap_or(Family::AdamW),

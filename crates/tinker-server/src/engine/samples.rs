@@ -17,14 +17,15 @@ use tinker_types::{
     StopReason, TensorData, proto,
 };
 
-use super::Worker;
 use super::base::Base;
 use super::counting::count_sample;
 use super::prompt_scores;
 use super::runs::derived_seed;
+use super::{Worker, engine_failed};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::loss_inputs::checked_tokens;
+use crate::memory::{Ask, Promise, Purpose};
 use crate::operation::{Form, Outcome, decode_sample};
 use crate::watchers::DrawnToken;
 
@@ -50,6 +51,8 @@ struct Running {
     n_prompt: usize,
     /// Tokens that the prompt is to be scored with; the answer has its layout.
     targets: Option<TensorData>,
+    /// For keys and values.
+    _memory: Promise,
 }
 
 impl Sampling {
@@ -75,6 +78,21 @@ impl Sampling {
         self.generator.forget_adapter(backend, adapter);
     }
 
+    /// Bytes that samples under way hold.
+    pub(super) fn held_bytes(&self, backend: &dyn Backend) -> usize {
+        self.generator.held_bytes(backend)
+    }
+
+    /// Bytes that are kept of finished samples.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.generator.cached_bytes()
+    }
+
+    /// Frees what is kept of finished samples; returns how many bytes that were.
+    pub(super) fn free_kept(&mut self, backend: &mut dyn Backend) -> usize {
+        self.generator.clear_cache(backend)
+    }
+
     /// The requests under way.
     pub(super) fn requests(&self) -> Vec<RequestId> {
         self.running
@@ -85,19 +103,42 @@ impl Sampling {
 }
 
 impl Worker {
-    /// Takes up a logged sample.
-    pub(super) fn admit(&mut self, id: &RequestId) {
-        let body = self.core.samples().body(id);
-        let admitted = body.and_then(|body| {
-            let request = decode_sample(&body).map_err(|e| Error::Invalid(e.to_string()))?;
-            self.start(id, &request)
-        });
-        match admitted {
-            Ok(()) => {}
-            // Nothing was drawn yet.
-            Err(error) if error.is_passing() => self.hold_sample(id, &error),
-            Err(error) => self.core.finish_sample(id, error.into()),
+    /// Takes up a logged sample, behind those that wait for memory. True: it is tried again later.
+    pub(super) fn admit(&mut self, id: &RequestId) -> bool {
+        if !self.waiting.is_empty() {
+            let why = "samples that came before wait for memory, and go first";
+            self.line_up(id, why.into());
+            return true;
         }
+        let outcome = self.try_sample(id);
+        self.settle(id, outcome)
+    }
+
+    /// Starts a logged sample.
+    pub(super) fn try_sample(&mut self, id: &RequestId) -> Result<()> {
+        let body = self.core.samples().body(id)?;
+        let request = decode_sample(&body).map_err(|e| Error::Invalid(e.to_string()))?;
+        self.start(id, &request)
+    }
+
+    /// What comes of a sample that was tried, and of which nothing was drawn yet. True: it is tried again later.
+    pub(super) fn settle(&mut self, id: &RequestId, outcome: Result<()>) -> bool {
+        match outcome {
+            Ok(()) => return false,
+            Err(Error::AwaitsMemory { message, .. }) => self.line_up(id, message),
+            Err(error) if error.is_passing() => self.hold_sample(id, &error),
+            Err(error) => {
+                self.core.finish_sample(id, error.into());
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends a sample that the engine failed at.
+    pub(super) fn fail_sample(&self, id: &RequestId) {
+        self.core.held_samples().remove(id);
+        self.core.finish_sample(id, engine_failed());
     }
 
     fn start(&mut self, id: &RequestId, request: &SampleRequest) -> Result<()> {
@@ -111,35 +152,39 @@ impl Worker {
                 self.core.limits.keep_unnamed_samplers
             )));
         }
-        let core = Arc::clone(&self.core);
-        let disk = Arc::clone(&core.disk);
         let owner = self.core.catalog.owner_of(sampler.session_id.as_str());
-        let base = self.base(&sampler.base_model)?;
-        let read = dir.map(|dir| base.weights(disk.as_ref(), &dir));
+        let model = &sampler.base_model;
+        let read = dir.map(|dir| self.weights(model, &dir));
         let adapter = read.transpose().or_else(|error| {
             // A checkpoint that was deleted while it was read is a deleted one, not a damaged one.
-            let _settled = core.change_checkpoints();
-            core.live_sampler(sampler_id)?;
+            let _settled = self.core.change_checkpoints();
+            self.core.live_sampler(sampler_id)?;
             Err(error)
         })?;
+        let base = self.base(model)?;
         let mut generation = generate_request(base, adapter, request, id)?;
         generation.owner = owner.map(|key| key.as_str().into());
-        let n_prompt = generation.prompt.len();
-        check_memory(&core, base, &generation)?;
-        let group = group_of(sampler.session_id.as_str());
-        let number = base.sampling.generator.admit_of(group, generation)?;
+        let ask = ask_for(base, &generation);
+        // Weights that nobody samples from may have to go.
+        base.reserved = adapter;
+        let memory = self.promise(&ask);
+        let base = self.base(model)?;
+        base.reserved = None;
         let running = Running {
             request_id: id.clone(),
-            n_prompt,
+            n_prompt: generation.prompt.len(),
             targets: request.target_prompt_logprobs.clone(),
+            _memory: memory?,
         };
+        let group = group_of(sampler.session_id.as_str());
+        let number = base.sampling.generator.admit_of(group, generation)?;
         base.sampling.running.insert(number, running);
         Ok(())
     }
 
     /// Gives up a sample, if it is under way.
     pub(super) fn cancel(&mut self, id: &RequestId) {
-        if self.let_go_of_sample(id) {
+        if self.let_go_of_sample(id) || self.give_up_waiting(id) {
             self.core.finish_sample(id, cancelled());
         }
         for base in self.bases.values_mut() {
@@ -162,18 +207,16 @@ impl Worker {
         let started = Instant::now();
         let core = Arc::clone(&self.core);
         let mut broken = Vec::new();
-        for (name, base) in self.bases.iter_mut().filter(|(_, base)| base.is_sampling()) {
-            loop {
-                let guarded = std::panic::AssertUnwindSafe(|| step(&core, base));
-                if std::panic::catch_unwind(guarded).is_err() {
-                    broken.push(name.clone());
-                    break;
-                }
-                if !base.is_sampling() || started.elapsed() >= share {
-                    break;
-                }
+        let bases = self.bases.iter_mut().filter(|(_, base)| base.is_sampling());
+        let step = |(name, base): &mut (&String, &mut Base)| {
+            let guarded = std::panic::AssertUnwindSafe(|| step(&core, base));
+            if std::panic::catch_unwind(guarded).is_err() {
+                broken.push((*name).clone());
+                return false;
             }
-        }
+            base.is_sampling()
+        };
+        in_turns(bases.collect(), step, || started.elapsed() >= share);
         for name in broken {
             self.fail_base(&name);
         }
@@ -184,12 +227,19 @@ impl Worker {
         if let Some(base) = self.bases.remove(name) {
             self.runs.retain(|_, active| active.base != name);
             for id in base.sampling.requests() {
-                let outcome = Outcome::failed(
-                    ErrorCategory::Server,
-                    "the engine failed; see the server's log",
-                );
-                self.core.finish_sample(&id, outcome);
+                self.core.finish_sample(&id, engine_failed());
             }
+        }
+    }
+}
+
+/// Lets each of `all` take a step and another one after that, for as long as `step` says of it that there is one;
+/// until `is_over`, but one step each in any case.
+fn in_turns<T>(mut all: Vec<T>, mut step: impl FnMut(&mut T) -> bool, is_over: impl Fn() -> bool) {
+    while !all.is_empty() {
+        all.retain_mut(&mut step);
+        if is_over() {
+            return;
         }
     }
 }
@@ -198,17 +248,23 @@ fn cancelled() -> Outcome {
     Outcome::failed(ErrorCategory::User, "the sample was cancelled")
 }
 
-/// Refuses samples whose keys and values there is no memory for. Of those of a request, so many are drawn at
-/// once.
-fn check_memory(core: &Core, base: &Base, generation: &GenerateRequest) -> Result<()> {
+/// The keys and values of a request's samples: so many are drawn at once. Of more, the prompt is kept beside them, and
+/// the first one.
+fn ask_for(base: &Base, generation: &GenerateRequest) -> Ask<'static> {
     let n = generation.seeds.len().min(MAX_ROWS);
+    let n_kept = if generation.seeds.len() > n { 2 } else { 0 };
     let n_prompt = generation.prompt.len();
     let n_drawn = generation.max_tokens.unwrap_or(0);
-    let capacity = n_prompt.saturating_add(n_drawn);
-    let needed = base.backend.memory_for(Work::Slots { n, capacity });
-    let what = format!("{n} samples of {n_drawn} tokens after a prompt of {n_prompt}");
-    let advice = "ask for fewer samples or tokens at once, or restart the server with fewer bits (--weights int8 or nf4)";
-    core.memory.check(needed, &what, advice)
+    let work = Work::Slots {
+        n: n + n_kept,
+        capacity: n_prompt.saturating_add(n_drawn),
+    };
+    Ask {
+        purpose: Purpose::Samples,
+        n_bytes: base.backend.memory_for(work),
+        what: format!("{n} samples of {n_drawn} tokens after a prompt of {n_prompt}"),
+        advice: "ask for fewer samples or tokens at once, or restart the server with fewer bits (--weights int8 or nf4)",
+    }
 }
 
 /// One step of a base model's generator, publishing what it finished.
@@ -494,6 +550,25 @@ fn sequence(sample: Sample) -> SampledSequence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_take_turns_while_there_is_time_and_one_step_in_any_case() {
+        let taken = |most: usize| {
+            let log = std::cell::RefCell::new(String::new());
+            let step = |(name, left): &mut (char, u32)| {
+                log.borrow_mut().push(*name);
+                *left -= 1;
+                *left > 0
+            };
+            let is_over = || log.borrow().len() >= most;
+            in_turns(vec![('a', 3), ('b', 9), ('c', 1)], step, is_over);
+            log.into_inner()
+        };
+
+        assert_eq!(taken(0), "abc");
+        assert_eq!(taken(5), "abcab");
+        assert_eq!(taken(99), "abcababbbbbbb");
+    }
 
     fn request(json: &str) -> SampleRequest {
         let body =

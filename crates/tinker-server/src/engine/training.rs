@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use tinker_engine::{Optimizer, Work};
+use tinker_engine::{AdapterId, Optimizer, TrainSequence, Work};
 use tinker_types::{
     ForwardBackwardRequest, GradientStats, GradientStatsResponse, OptimStepRequest,
     OptimStepResponse, TrainingRunId, ZeroGradResponse, proto,
 };
 
 use super::Worker;
+use super::base::Base;
 use super::optimizers::optimizer;
 use super::runs::Turn;
 use crate::error::Result;
 use crate::loss_inputs;
+use crate::memory::{Ask, Purpose};
 use crate::operation::{Form, Outcome};
 
 impl Worker {
@@ -28,24 +30,13 @@ impl Worker {
         let find = |id: &str| core.custom_losses.get(&session, id);
         let (base, active) = self.active(run)?;
         let sequences = loss_inputs::sequences(request, base.backend.info(), &find)?;
+        let ask = ask_for(base, active.adapter, &sequences, request.forward_only);
         // What was done before is done again: refused, it would keep its run away for ever.
-        if !request.forward_only && turn == Turn::First {
-            let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-            let needed = base.backend.memory_for(Work::Pass {
-                adapter: active.adapter,
-                n: sequences.len(),
-                longest,
-            });
-            let what = format!(
-                "a pass over {} sequences, the longest of {longest} tokens,",
-                sequences.len()
-            );
-            core.memory.check(
-                needed,
-                &what,
-                "send shorter sequences, or restart the server with less for training (--training-memory) or fewer bits (--weights int8 or nf4)",
-            )?;
-        }
+        let _memory = match turn {
+            Turn::First => Some(self.promise(&ask)?),
+            Turn::Again => None,
+        };
+        let (base, active) = self.active(run)?;
         let outputs = if request.forward_only {
             base.backend.forward(Some(active.adapter), &sequences)?
         } else {
@@ -103,6 +94,41 @@ impl Worker {
             tensors: tensors.collect(),
             tag: Default::default(),
         }))
+    }
+}
+
+/// The activations of a pass, and the gradients of its sequences.
+fn ask_for(
+    base: &Base,
+    adapter: AdapterId,
+    sequences: &[TrainSequence],
+    forward_only: bool,
+) -> Ask<'static> {
+    let n = sequences.len();
+    let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+    let (work, advice) = if forward_only {
+        let work = Work::Forward {
+            adapter,
+            n,
+            longest,
+        };
+        let advice =
+            "send shorter sequences, or restart the server with fewer bits (--weights int8 or nf4)";
+        (work, advice)
+    } else {
+        let work = Work::Pass {
+            adapter,
+            n,
+            longest,
+        };
+        let advice = "send shorter sequences, or restart the server with less for training (--training-memory) or fewer bits (--weights int8 or nf4)";
+        (work, advice)
+    };
+    Ask {
+        purpose: Purpose::Task,
+        n_bytes: base.backend.memory_for(work),
+        what: format!("a pass over {n} sequences, the longest of {longest} tokens,"),
+        advice,
     }
 }
 

@@ -117,7 +117,7 @@ impl App {
     }
 
     /// The sampler of the hidden session for some weights, made on first use.
-    fn inference_sampler(
+    pub(crate) fn inference_sampler(
         &self,
         base_model: &str,
         model_path: Option<TinkerPath>,
@@ -164,8 +164,7 @@ impl App {
     /// # Errors
     /// As for a sample.
     pub(crate) fn draw(self: &Arc<Self>, model: &Model, ask: Ask) -> ApiResult<Drawing> {
-        // 63 random bits: the journal remembers too many requests for a counter to start anew.
-        let seq = (uuid::Uuid::new_v4().as_u128() >> 65) as u64;
+        let seq = random_number();
         let bad = |e: tinker_types::TypeError| ApiError::bad_request(e.to_string());
         let id = sample_request_id(&model.sampler, seq).map_err(bad)?;
         let request = sample_request(model, seq, ask);
@@ -182,6 +181,12 @@ impl App {
             .inspect_err(|_| self.core.watchers.end(&id))?;
         Ok(drawing)
     }
+}
+
+/// A number for a sample of the hidden session: 63 random bits, as the journal remembers too many requests for a
+/// counter to start anew.
+pub(crate) fn random_number() -> u64 {
+    (uuid::Uuid::new_v4().as_u128() >> 65) as u64
 }
 
 impl Tokenizers {

@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::body::{Parsed, blocking};
 use crate::catalog::Sampler;
 use crate::clock::now;
+use crate::inference::random_number;
 
 pub(crate) async fn create_session(
     State(app): State<Arc<App>>,
@@ -31,25 +32,10 @@ fn create(
 ) -> ApiResult<CreateSamplingSessionResponse> {
     let catalog = &app.core.catalog;
     catalog.session(&request.session_id)?;
-    let (base_model, model_path) = match (&request.model_path, &request.base_model) {
-        (Some(path), base) => {
-            let path: TinkerPath = path.parse().map_err(bad)?;
-            let checkpoint = catalog.checkpoint(&path, CheckpointKind::Sampler)?;
-            if let Some(base) = base.as_ref().filter(|b| **b != checkpoint.base_model) {
-                return Err(ApiError::bad_request(format!(
-                    "{path} was trained on {}, not on {base}",
-                    checkpoint.base_model
-                )));
-            }
-            (checkpoint.base_model, Some(path))
-        }
-        (None, Some(base)) => (base.clone(), None),
-        (None, None) => {
-            return Err(ApiError::bad_request(
-                "create_sampling_session takes a base_model or a model_path",
-            ));
-        }
-    };
+    let named = [&request.base_model, &request.model_path].map(Option::as_deref);
+    let (base_model, model_path) = weights_of(app, named)?.ok_or_else(|| {
+        ApiError::bad_request("create_sampling_session takes a base_model or a model_path")
+    })?;
     let model = app.core.models.resolve(&base_model)?;
     let number = request.sampling_session_seq_id;
     let id = SamplingSessionId::of_session(&request.session_id, number);
@@ -70,6 +56,26 @@ fn create(
         sampling_session_id: id,
         tag: Default::default(),
     })
+}
+
+/// The base model and the checkpoint that a request names, one of them or both.
+fn weights_of(
+    app: &App,
+    [base_model, model_path]: [Option<&str>; 2],
+) -> ApiResult<Option<(String, Option<TinkerPath>)>> {
+    let Some(path) = model_path else {
+        return Ok(base_model.map(|base| (base.to_owned(), None)));
+    };
+    let path: TinkerPath = path.parse().map_err(bad)?;
+    let catalog = &app.core.catalog;
+    let checkpoint = catalog.checkpoint(&path, CheckpointKind::Sampler)?;
+    if let Some(base) = base_model.filter(|base| *base != checkpoint.base_model) {
+        return Err(ApiError::bad_request(format!(
+            "{path} was trained on {}, not on {base}",
+            checkpoint.base_model
+        )));
+    }
+    Ok(Some((checkpoint.base_model, Some(path))))
 }
 
 /// Gives one more client of a sampler numbers of its own for its samples.
@@ -105,9 +111,36 @@ pub(crate) async fn sample(
     State(app): State<Arc<App>>,
     request: Parsed<SampleRequest>,
 ) -> ApiResult<Json<UntypedFuture>> {
-    blocking(&app, move |app| app.sample(&request.value, &request.bytes))
-        .await
-        .map(Json)
+    blocking(&app, move |app| match by_weights(app, &request.value)? {
+        None => app.sample(&request.value, &request.bytes),
+        Some(request) => {
+            let body = serde_json::to_vec(&request)
+                .map_err(|e| ApiError::internal("cannot log the request", e.to_string()))?;
+            app.sample(&request, &body)
+        }
+    })
+    .await
+    .map(Json)
+}
+
+/// A request without a sampler that names weights instead, as one of the hidden session's sampler of these. It has
+/// no number that it could be repeated under.
+fn by_weights(app: &App, request: &SampleRequest) -> ApiResult<Option<SampleRequest>> {
+    if request.sampling_session_id.is_some() {
+        return Ok(None);
+    }
+    let named = [&request.base_model, &request.model_path].map(Option::as_deref);
+    let Some((base_model, model_path)) = weights_of(app, named)? else {
+        return Ok(None);
+    };
+    let base = app.core.models.resolve(&base_model)?;
+    Ok(Some(SampleRequest {
+        sampling_session_id: Some(app.inference_sampler(&base.name, model_path)?),
+        seq_id: Some(random_number()),
+        base_model: None,
+        model_path: None,
+        ..request.clone()
+    }))
 }
 
 fn bad(error: TypeError) -> ApiError {

@@ -14,6 +14,7 @@ use tinker_types::{
 use crate::api_error::ApiResult;
 use crate::app::App;
 use crate::body::{Body, blocking};
+use crate::metrics::Present;
 
 /// What this server does beyond the API.
 const EXTENSIONS: [&str; 2] = ["zero_grad", "gradient_stats"];
@@ -30,9 +31,12 @@ pub(crate) async fn healthz(State(app): State<Arc<App>>) -> ApiResult<Json<Healt
 /// The counters in the text format of Prometheus.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let core = &app.core;
-    let page = core
-        .metrics
-        .render(&core.version, &core.queue(), core.futures.len());
+    let present = Present {
+        queue: &core.queue(),
+        n_futures: core.futures.len(),
+        promised: core.memory.promised(),
+    };
+    let page = core.metrics.render(&core.version, &present);
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], page).into_response()
 }
@@ -54,6 +58,8 @@ pub(crate) async fn capabilities(
         supported_models,
         extensions: EXTENSIONS.map(str::to_owned).to_vec(),
         weights: app.core.models.weights().map(|w| w.name().to_owned()),
+        precision: Some(app.core.models.precision().name().to_owned()),
+        device: Some(app.core.device.name().to_owned()),
     }))
 }
 

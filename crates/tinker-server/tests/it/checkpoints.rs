@@ -1,10 +1,12 @@
 //! Saving, loading, listing and deleting checkpoints.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tinker_server::{AppOptions, Clock};
 
-use crate::harness::Harness;
+use crate::harness::{Harness, options};
 
 fn save(run: &str, seq: u64, name: &str) -> Value {
     json!({"model_id": run, "seq_id": seq, "path": name})
@@ -382,4 +384,48 @@ async fn a_damaged_checkpoint_is_named_when_it_is_loaded() {
         failure.contains("adapter_model.safetensors is damaged"),
         "{failure}"
     );
+}
+
+#[tokio::test]
+async fn a_checkpoint_whose_time_is_up_is_gone_at_once_and_then_removed() {
+    let (home, clock) = (tempfile::tempdir().unwrap(), Clock::default());
+    let server = Harness::with(AppOptions {
+        clock: clock.clone(),
+        ..options(home.path())
+    });
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let path = saved(&server, &run, 1, "kept").await;
+    let body = json!({"model_id": run, "seq_id": 2, "path": "short", "ttl_seconds": 3600});
+    let id = server.submit("/save_weights", body).await;
+    let short = server.result(&id).await.json()["path"].clone();
+    let names = async || {
+        let listed = server.get("/checkpoints").await.json();
+        let rows = listed["checkpoints"].as_array().unwrap().clone();
+        rows.into_iter()
+            .map(|row| row["tinker_path"].clone())
+            .collect::<Vec<_>>()
+    };
+    clock.put_forward(Duration::from_secs(3590));
+    server.app.tidy_up();
+    assert_eq!(names().await, [short.clone(), json!(path)]);
+
+    clock.put_forward(Duration::from_secs(20));
+    assert_eq!(names().await, [json!(path)]);
+    let load = |number: u64, path: &Value| {
+        let body =
+            json!({"session_id": session, "model_seq_id": number, "path": path, "optimizer": true});
+        server.post("/load_weights", body)
+    };
+    assert_eq!(load(1, &short).await.status, 404);
+    assert!(dir_of(home.path(), &run, "weights/short").exists());
+    server.app.tidy_up();
+
+    assert!(!dir_of(home.path(), &run, "weights/short").exists());
+    assert!(dir_of(home.path(), &run, "weights/kept").exists());
+    let log = server.get("/audit?event_type=checkpoints").await.json();
+    let entries = log["entries"].as_array().unwrap();
+    let expired = entries.iter().find(|e| e["event"] == "checkpoint_expired");
+    assert_eq!(expired.unwrap()["event_details"]["tinker_path"], short);
+    assert_eq!(load(2, &json!(path)).await.status, 200);
 }

@@ -23,11 +23,7 @@ fn open(home: &Path, clock: &Clock) -> Harness {
 /// Adapters in memory for training and for sampling, after the engine has tidied up.
 pub(crate) async fn loaded(server: &Harness) -> (u64, u64) {
     server.app.tidy_up();
-    let request = Request::get("/metrics")
-        .header("host", "127.0.0.1")
-        .header("x-api-key", crate::harness::TOKEN)
-        .body(Body::empty());
-    let page = String::from_utf8(server.send(request.unwrap()).await.body).unwrap();
+    let page = server.metrics().await;
     let of = |kind: &str| {
         let start = format!("tinker_adapters{{use=\"{kind}\"}} ");
         let mut lines = page.lines();

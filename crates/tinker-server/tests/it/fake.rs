@@ -10,7 +10,7 @@ use tinker_engine::{
     AdapterId, AdapterState, Backend, BaseInfo, Error, HostTensor, LoraSpec, OptimReport,
     Optimizer, Prefill, Result, SequenceOutput, SlotId, TrainSequence, Work,
 };
-use tinker_server::LoadBackend;
+use tinker_server::Loader;
 
 const NAME: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 pub(crate) const VOCAB: usize = 32;
@@ -32,15 +32,21 @@ pub(crate) struct Faults {
     pub(crate) adapter_bytes: usize,
     /// What work is said to take: an adapter, a pass, samples.
     pub(crate) work_bytes: [u64; 3],
+    /// What a pass without gradient is said to take.
+    pub(crate) forward_bytes: u64,
+    /// What each cached sequence is said to hold, if not what it does.
+    pub(crate) slot_bytes: Option<usize>,
+    /// The context, if another than [`CONTEXT`].
+    pub(crate) context: Option<usize>,
 }
 
 /// Loads a backend with faults for any directory.
-pub(crate) fn load_with(faults: Faults) -> LoadBackend {
-    Arc::new(move |_dir, _threads| {
-        Ok(Box::new(FakeBackend {
-            faults: faults.clone(),
-            ..FakeBackend::new()
-        }))
+pub(crate) fn load_with(faults: Faults) -> Loader {
+    Loader::new(move |_dir, _threads| {
+        let mut backend = FakeBackend::new();
+        backend.info.max_context = faults.context.unwrap_or(CONTEXT);
+        backend.faults = faults.clone();
+        Ok(Box::new(backend))
     })
 }
 
@@ -147,6 +153,7 @@ impl Backend for FakeBackend {
             Work::Adapter(_) => adapter,
             Work::Weights(_) => adapter * 2 / 5,
             Work::Pass { .. } => pass,
+            Work::Forward { .. } => self.faults.forward_bytes,
             Work::Slots { .. } => slots,
         }
     }
@@ -311,7 +318,8 @@ impl Backend for FakeBackend {
     }
 
     fn slot_bytes(&self, slot: SlotId) -> usize {
-        self.slots[&slot.0].tokens.len() * size_of::<u32>()
+        let held = self.slots[&slot.0].tokens.len() * size_of::<u32>();
+        self.faults.slot_bytes.unwrap_or(held)
     }
 
     fn close_slot(&mut self, slot: SlotId) {

@@ -8,7 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request};
 use prost::Message as _;
 use serde_json::{Value, json};
-use tinker_server::{ApiToken, App, AppOptions, Limits, router};
+use tinker_server::{ApiToken, App, AppOptions, Limits, Loader, router};
 use tinker_types::{
     Datum, ForwardBackwardOutput, ForwardBackwardRequest, LossConfig, LossFn, ModelInput,
     SampleResponse, TensorData, proto,
@@ -52,7 +52,7 @@ pub(crate) struct Harness {
 /// Options over the fake backend, with short polls.
 pub(crate) fn options(home: &Path) -> AppOptions {
     AppOptions {
-        load: Arc::new(crate::fake::load),
+        loader: Loader::new(crate::fake::load),
         limits: Limits {
             poll_hold: std::time::Duration::from_secs(20),
             snapshot_every: 4,
@@ -112,6 +112,19 @@ impl Harness {
                 .unwrap(),
         )
         .await
+    }
+
+    /// The page of counters.
+    pub(crate) async fn metrics(&self) -> String {
+        let request = Request::get("/metrics")
+            .header("host", "127.0.0.1")
+            .header("x-api-key", TOKEN)
+            .body(Body::empty());
+        let answer = self.send(request.unwrap()).await;
+        assert_eq!(answer.status, 200);
+        let text = "text/plain; version=0.0.4; charset=utf-8";
+        assert_eq!(answer.content_type, text);
+        String::from_utf8(answer.body).unwrap()
     }
 
     /// Follows an address that the server gave, with other headers and without a key.

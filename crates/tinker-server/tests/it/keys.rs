@@ -5,7 +5,8 @@ use std::path::Path;
 use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
-use tinker_server::{ApiToken, KeyLimits, KeyName, Scope, add_key, remove_key};
+use tempfile::TempDir;
+use tinker_server::{KeyLimits, KeyName, Scope, add_key, remove_key};
 
 use crate::harness::{Answer, Harness, TOKEN, create_body, optim};
 
@@ -83,22 +84,44 @@ fn name(text: &str) -> KeyName {
     text.parse().unwrap()
 }
 
-fn key(home: &Path, who: &str, scopes: &[Scope], limits: KeyLimits) -> ApiToken {
-    add_key(home, name(who), scopes.iter().copied().collect(), limits).unwrap()
+/// A server that has no other keys yet.
+fn open() -> (TempDir, Harness) {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    (home, server)
 }
 
-fn with_key<'a>(server: &'a Harness, home: &Path, who: &str, scopes: &[Scope]) -> As<'a> {
-    let key = key(home, who, scopes, KeyLimits::default());
+fn new_key<'a>(
+    server: &'a Harness,
+    home: &Path,
+    who: &str,
+    scopes: &[Scope],
+    limits: KeyLimits,
+) -> As<'a> {
+    let scopes = scopes.iter().copied().collect();
+    let key = add_key(home, name(who), scopes, limits).unwrap();
     As {
         server,
         key: key.expose().to_owned(),
     }
 }
 
+fn with_key<'a>(server: &'a Harness, home: &Path, who: &str, scopes: &[Scope]) -> As<'a> {
+    new_key(server, home, who, scopes, KeyLimits::default())
+}
+
+fn with_limits<'a>(server: &'a Harness, home: &Path, limits: KeyLimits) -> As<'a> {
+    new_key(server, home, "ann", &WORK, limits)
+}
+
+/// Two who may work and have nothing to do with each other.
+fn people<'a>(server: &'a Harness, home: &Path) -> [As<'a>; 2] {
+    ["ann", "ben"].map(|who| with_key(server, home, who, &WORK))
+}
+
 #[tokio::test]
 async fn a_key_works_until_it_is_removed_and_so_does_its_token() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let ann = with_key(&server, home.path(), "ann", &WORK);
 
     let jwt = ann.post("/auth/token", json!({})).await.json()["jwt"].clone();
@@ -127,8 +150,7 @@ async fn a_key_works_until_it_is_removed_and_so_does_its_token() {
 
 #[tokio::test]
 async fn each_scope_opens_its_routes_and_no_others() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let sample = ("/create_sampling_session", json!({}), Scope::Sample);
     let chat = ("/oai/api/v1/chat/completions", json!({}), Scope::Sample);
     let train = ("/optim_step", json!({}), Scope::Train);
@@ -161,10 +183,8 @@ async fn each_scope_opens_its_routes_and_no_others() {
 
 #[tokio::test]
 async fn what_belongs_to_a_key_does_not_exist_for_another() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
-    let ann = with_key(&server, home.path(), "ann", &WORK);
-    let ben = with_key(&server, home.path(), "ben", &WORK);
+    let (home, server) = open();
+    let [ann, ben] = people(&server, home.path());
     let session = ann.session().await;
     let run = ann.run(&session).await;
     let path = ann.save(&run).await;
@@ -337,10 +357,8 @@ impl As<'_> {
 
 #[tokio::test]
 async fn every_route_that_names_a_thing_denies_it_to_a_foreign_key() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
-    let ann = with_key(&server, home.path(), "ann", &WORK);
-    let ben = with_key(&server, home.path(), "ben", &WORK);
+    let (home, server) = open();
+    let [ann, ben] = people(&server, home.path());
     let (anns, bens) = (ann.named().await, ben.named().await);
 
     for (method, path, body) in naming(&anns, &bens.path) {
@@ -357,10 +375,8 @@ async fn every_route_that_names_a_thing_denies_it_to_a_foreign_key() {
 
 #[tokio::test]
 async fn searches_do_not_find_what_belongs_to_another_key() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
-    let ann = with_key(&server, home.path(), "ann", &WORK);
-    let ben = with_key(&server, home.path(), "ben", &WORK);
+    let (home, server) = open();
+    let [ann, ben] = people(&server, home.path());
     let named = ann.named().await;
 
     for owner in [
@@ -384,10 +400,8 @@ async fn searches_do_not_find_what_belongs_to_another_key() {
 
 #[tokio::test]
 async fn a_published_checkpoint_can_be_loaded_with_every_key_and_changed_with_one() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
-    let ann = with_key(&server, home.path(), "ann", &WORK);
-    let ben = with_key(&server, home.path(), "ben", &WORK);
+    let (home, server) = open();
+    let [ann, ben] = people(&server, home.path());
     let run = ann.run(&ann.session().await).await;
     let path = ann.save(&run).await;
     let checkpoint = format!("/training_runs/{run}/checkpoints/weights/x");
@@ -429,8 +443,7 @@ async fn a_published_checkpoint_can_be_loaded_with_every_key_and_changed_with_on
 
 #[tokio::test]
 async fn whose_things_are_outlives_a_restart_and_the_key() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let ann = with_key(&server, home.path(), "ann", &WORK);
     let run = ann.run(&ann.session().await).await;
     drop(server);
@@ -448,9 +461,8 @@ async fn whose_things_are_outlives_a_restart_and_the_key() {
 
 #[tokio::test]
 async fn how_much_of_a_prompt_is_cached_tells_nothing_of_another_keys_prompts() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
-    let [ann, ben] = ["ann", "ben"].map(|who| with_key(&server, home.path(), who, &WORK));
+    let (home, server) = open();
+    let [ann, ben] = people(&server, home.path());
     let tokens: Vec<u32> = (0..30).map(|i| 3 + i % 7).collect();
     let mut hits = Vec::new();
 
@@ -470,8 +482,7 @@ async fn how_much_of_a_prompt_is_cached_tells_nothing_of_another_keys_prompts() 
 
 #[tokio::test]
 async fn the_audit_log_names_the_key() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let ann = with_key(&server, home.path(), "ann", &WORK);
     let run = ann.run(&ann.session().await).await;
     ann.save(&run).await;
@@ -489,17 +500,12 @@ async fn the_audit_log_names_the_key() {
 
 #[tokio::test]
 async fn what_a_key_queues_beyond_its_limit_is_taken_later() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let limits = KeyLimits {
         operations: 2,
         ..KeyLimits::default()
     };
-    let token = key(home.path(), "ann", &WORK, limits);
-    let ann = As {
-        server: &server,
-        key: token.expose().to_owned(),
-    };
+    let ann = with_limits(&server, home.path(), limits);
     let run = ann.run(&ann.session().await).await;
     // They wait for operation 1.
     for seq in [2, 3] {
@@ -529,17 +535,12 @@ async fn what_a_key_queues_beyond_its_limit_is_taken_later() {
 
 #[tokio::test]
 async fn the_bytes_of_a_key_are_bounded() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let limits = KeyLimits {
         bytes: 10,
         ..KeyLimits::default()
     };
-    let token = key(home.path(), "ann", &WORK, limits);
-    let ann = As {
-        server: &server,
-        key: token.expose().to_owned(),
-    };
+    let ann = with_limits(&server, home.path(), limits);
     // One above the limit is taken where there is nothing else.
     let run = ann.run(&ann.session().await).await;
     assert_eq!(ann.post("/optim_step", optim(&run, 2)).await.status, 200);
@@ -556,18 +557,13 @@ async fn the_bytes_of_a_key_are_bounded() {
 
 #[tokio::test]
 async fn sessions_and_adapters_of_a_key_are_bounded() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Harness::open(home.path());
+    let (home, server) = open();
     let limits = KeyLimits {
         sessions: 2,
         adapters: 1,
         ..KeyLimits::default()
     };
-    let token = key(home.path(), "ann", &WORK, limits);
-    let ann = As {
-        server: &server,
-        key: token.expose().to_owned(),
-    };
+    let ann = with_limits(&server, home.path(), limits);
     let session = ann.session().await;
     let second = ann.session().await;
     let body = json!({"tags": [], "user_metadata": {}, "sdk_version": "t"});

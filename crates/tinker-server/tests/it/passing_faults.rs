@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tinker_server::{AppOptions, Disk, Limits, OsDisk};
+use tinker_server::{AppOptions, Disk, Limits, Loader, OsDisk};
 
 use crate::durability::{image, weights};
 use crate::harness::{Harness, create_body, is_turn, optim, options};
@@ -233,7 +233,7 @@ async fn a_run_is_created_once_its_base_model_can_be_read() {
     let disk = Arc::new(Unreadable::default());
     let engine_disk = Arc::clone(&disk);
     let server = Harness::with(AppOptions {
-        load: Arc::new(move |dir, threads| {
+        loader: Loader::new(move |dir, threads| {
             let path = dir.join("model.safetensors");
             match engine_disk.open(&path) {
                 Ok(_) => crate::fake::load(dir, threads),

@@ -1,11 +1,10 @@
 //! The same promises over the real engine and a tiny model.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::json;
 use tinker_engine::{CpuOptions, Precision, Quantization, load_cpu_with};
-use tinker_server::{ApiToken, AppOptions};
+use tinker_server::{ApiToken, AppOptions, Loader};
 use tinker_types::{LossFn, TensorData};
 
 use crate::harness::{Harness, TOKEN, datum, fb, raw_datum};
@@ -222,7 +221,7 @@ fn open_with(home: &Path, weights: Option<Quantization>, precision: Precision) -
         threads: 2,
         weights,
         precision,
-        load: Arc::new(load),
+        loader: Loader::new(load),
         ..AppOptions::new(home.to_owned(), ApiToken::new(TOKEN).unwrap())
     })
 }
@@ -247,6 +246,8 @@ async fn what_was_trained_on_other_bits_says_with_what_to_restart() {
         let server = open_with(home.path(), there.0, there.1);
         let said = server.get("/get_server_capabilities").await.json();
         assert_eq!(said.get("weights"), there.0.map(|_| json!("nf4")).as_ref());
+        assert_eq!(said["precision"], there.1.name());
+        assert_eq!(said["device"], "cpu");
         let session = server.session().await;
         let run = create(&server, &session, 0).await;
         step(&server, &run, 1).await;

@@ -12,7 +12,7 @@ use crate::harness::{Harness, options};
 
 fn with_faults(home: &Path, faults: &Faults) -> Harness {
     Harness::with(AppOptions {
-        load: load_with(faults.clone()),
+        loader: load_with(faults.clone()),
         ..options(home)
     })
 }

@@ -453,6 +453,52 @@ async fn a_deleted_checkpoint_can_no_longer_be_sampled() {
 }
 
 #[tokio::test]
+async fn a_sample_may_name_weights_instead_of_a_sampler() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Harness::open(home.path());
+    let session = server.session().await;
+    let run = server.run(&session, 0).await;
+    let pass = server.forward_backward(&run, 1, &[1, 2, 3]).await;
+    server.output(&pass).await;
+    server.optim_step(&run, 2).await;
+    let body = json!({"model_id": run, "seq_id": 3, "path": "a"});
+    let id = server.submit("/save_weights_for_sampler", body).await;
+    let path = server.result(&id).await.json()["path"].clone();
+    let of_base = json!({"base_model": "tinker/nano"});
+    let of_path = json!({"model_path": path});
+    let of_both = json!({"model_path": path, "base_model": "tinker/nano"});
+    let params = json!({"max_tokens": 8, "stop": [], "seed": 5});
+    let by_weights = |weights: &Value| {
+        let mut body = request("", 0, params.clone());
+        let fields = body.as_object_mut().unwrap();
+        fields.remove("sampling_session_id");
+        fields.remove("seq_id");
+        fields.extend(weights.as_object().unwrap().clone());
+        body
+    };
+
+    let mut drawn = Vec::new();
+    for (number, weights) in [&of_base, &of_path, &of_both].into_iter().enumerate() {
+        let name = sampler(&server, &session, number as u64, weights.clone()).await;
+        let expected = sampled(&server, &name, 0, params.clone()).await;
+        let id = server.submit("/asample", by_weights(weights)).await;
+        assert_eq!(server.samples(&id).await.sequences, expected.sequences);
+        drawn.push(expected.sequences);
+    }
+
+    assert!(drawn[0] != drawn[1] && drawn[1] == drawn[2]);
+    let neither = server.post("/asample", by_weights(&json!({}))).await;
+    assert_eq!(neither.status, 400);
+    assert!(
+        neither.detail().contains("base_model"),
+        "{}",
+        neither.detail()
+    );
+    let unknown = by_weights(&json!({"base_model": "no/such"}));
+    assert_eq!(server.post("/asample", unknown).await.status, 404);
+}
+
+#[tokio::test]
 async fn bad_sampling_requests_name_parameter_and_value() {
     let home = tempfile::tempdir().unwrap();
     let server = Harness::open(home.path());

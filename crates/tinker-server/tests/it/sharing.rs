@@ -230,6 +230,13 @@ async fn an_archive_is_a_tar_of_the_files_behind_a_redirect() {
     let config = std::fs::read(dir.join("sampler_weights/a/adapter_config.json")).unwrap();
     assert_eq!(archive.body[512..512 + config.len()], config);
     assert_eq!(archive.body.len() % 512, 0);
+    // A download that broke off goes on where it was.
+    let range = [("range", "bytes=512-599")];
+    let part = server.follow(redirect.header("location"), &range).await;
+    assert_eq!(
+        (part.status, &part.body[..]),
+        (206, &archive.body[512..600])
+    );
     let missing = of_checkpoint(&path.replace("/a", "/b"), "archive");
     assert_eq!(server.get(&missing).await.status, 404);
 }

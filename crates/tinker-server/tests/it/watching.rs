@@ -7,25 +7,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
-use tinker_server::{ACCESS_LOG, AppOptions, KeyLimits, Limits, Scope, add_key};
+use tinker_server::{ACCESS_LOG, AppOptions, KeyLimits, Limits, Loader, Scope, add_key};
 use tracing_subscriber::EnvFilter;
 
 use crate::fake::{Faults, load_with};
 use crate::harness::{Harness, TOKEN, create_body, options};
-
-async fn metrics(server: &Harness) -> String {
-    let request = Request::get("/metrics")
-        .header("host", "127.0.0.1")
-        .header("authorization", format!("Bearer {TOKEN}"))
-        .body(Body::empty());
-    let answer = server.send(request.unwrap()).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(
-        answer.content_type,
-        "text/plain; version=0.0.4; charset=utf-8"
-    );
-    String::from_utf8(answer.body).unwrap()
-}
 
 /// Trains on three tokens, fails once, and draws two samples of two tokens from five.
 async fn used(server: &Harness) -> String {
@@ -56,7 +42,7 @@ async fn weights_of_samplers_stay_loaded_by_the_memory_they_take() {
         ..Faults::default()
     };
     let server = Harness::with(AppOptions {
-        load: load_with(large),
+        loader: load_with(large),
         ..options(home.path())
     });
     let session = server.session().await;
@@ -67,7 +53,7 @@ async fn weights_of_samplers_stay_loaded_by_the_memory_they_take() {
         server.result(&id).await;
     }
 
-    let page = metrics(&server).await;
+    let page = server.metrics().await;
 
     let line = "tinker_adapters{use=\"sampling\"} 1";
     assert!(page.lines().any(|l| l == line), "{page}");
@@ -79,7 +65,7 @@ async fn what_was_done_is_counted() {
     let server = Harness::open(home.path());
     used(&server).await;
 
-    let page = metrics(&server).await;
+    let page = server.metrics().await;
 
     for line in [
         "tinker_tokens_total{kind=\"trained\"} 3",
@@ -109,7 +95,7 @@ async fn what_waits_is_a_queue() {
     // Operation 1 is missing.
     server.optim_step(&run, 2).await;
 
-    let page = metrics(&server).await;
+    let page = server.metrics().await;
     let line = "tinker_queue_length{type=\"optim_step\",state=\"waiting\"} 1";
     assert!(page.contains(line), "{page}");
     let summary = server.app.observer().summary();
@@ -125,7 +111,7 @@ async fn counters_have_no_labels_that_requests_choose() {
         server.get(path).await;
     }
 
-    let page = metrics(&server).await;
+    let page = server.metrics().await;
 
     for text in ["nothing-here", "s-unknown", TOKEN, &session] {
         assert!(!page.contains(text), "{text}");
@@ -143,7 +129,7 @@ async fn counters_need_the_key() {
 
     assert_eq!(refused.status, 401);
     let line = "tinker_http_requests_total{route=\"/metrics\",status=\"401\"} 1";
-    assert!(metrics(&server).await.contains(line));
+    assert!(server.metrics().await.contains(line));
 }
 
 #[tokio::test]
@@ -175,7 +161,7 @@ async fn what_waits_for_its_turn_is_told_so() {
             ..usual.limits
         },
         // Nothing is done until the base model is there.
-        load: Arc::new(move |dir, threads| {
+        loader: Loader::new(move |dir, threads| {
             // An error opens it too: the test has ended.
             let _ = gate.lock().unwrap().recv();
             crate::fake::load(dir, threads)

@@ -6,12 +6,13 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cvtne2ps_pbh, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps,
-    _mm512_permutex2var_epi16, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_srli_epi32,
-    _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_epi16,
+    _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16, _mm512_permutexvar_epi16, _mm512_set1_epi32,
+    _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_si512, _mm512_sub_ps,
 };
 
 use super::{DEPTH, PARTS, SIDE, TILE};
+use crate::cpu::gemm::PANEL;
 
 /// The next part of each value, in the upper halves, and what it leaves; both are exact.
 #[inline]
@@ -84,6 +85,36 @@ pub(super) fn round_rows(a: &[f32], stride: usize, rows: usize, k: usize, out: &
     }
 }
 
+/// Rounds `[32][32]` numbers, as [`round_rows`] does, into the tiles of the first 16 columns and of the others.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn round_square(square: &[f32; DEPTH * PANEL], out: [&mut [f32; TILE]; 2]) {
+    let order = alternating();
+    for (group, tile) in out.into_iter().enumerate() {
+        let (pairs, _) = square.as_chunks::<{ 2 * PANEL }>();
+        let (lines, _) = tile.as_chunks_mut::<SIDE>();
+        for (line, pair) in lines.iter_mut().zip(pairs) {
+            // SAFETY: both rows of the pair have 16 columns from that of the group on, and the line has 64
+            // bytes.
+            unsafe {
+                let even = _mm512_loadu_ps(pair[group * SIDE..].as_ptr());
+                let odd = _mm512_loadu_ps(pair[PANEL + group * SIDE..].as_ptr());
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+                let both = _mm512_permutexvar_epi16(order, both);
+                _mm512_storeu_si512(line.as_mut_ptr().cast(), both);
+            }
+        }
+    }
+}
+
+/// Picks the numbers of two rows in turns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn alternating() -> __m512i {
+    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: 32 words are 64 bytes.
+    unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
+}
+
 /// Part of a right factor of `f32`: 16 or 32 columns, and rows `first..` of `k` that lie `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Strip {
@@ -102,10 +133,7 @@ impl Strip {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) unsafe fn round(&self, depth: usize, out: &mut [f32]) {
         assert!(self.columns * depth * TILE <= SIDE * out.len());
-        // Of the numbers of two rows in turns.
-        let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
-        // SAFETY: 32 words are 64 bytes.
-        let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+        let order = alternating();
         for pair in 0..depth * DEPTH / 2 {
             for group in 0..self.columns / SIDE {
                 let tile = (group * depth + pair / SIDE) * TILE + pair % SIDE * SIDE;

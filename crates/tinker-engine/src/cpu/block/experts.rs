@@ -55,11 +55,18 @@ impl Routing {
         }
     }
 
+    /// Floats that `rows` rows take of probabilities and outputs, the large ones.
+    pub(super) fn room(arch: &Arch, moe: &Moe, rows: usize) -> [usize; 2] {
+        let assignments = rows * moe.per_token;
+        [rows * moe.n_experts, assignments * arch.hidden_size]
+    }
+
     /// Makes room for `rows` rows.
     pub(super) fn reserve(&mut self, arch: &Arch, moe: &Moe, rows: usize) {
         let assignments = rows * moe.per_token;
-        self.probabilities.reserve(rows * moe.n_experts);
-        self.y.reserve(assignments * arch.hidden_size);
+        let [probabilities, y] = Self::room(arch, moe, rows);
+        self.probabilities.reserve(probabilities);
+        self.y.reserve(y);
         self.rows.resize(assignments, 0);
         self.weights.resize(assignments, 0.0);
     }

@@ -157,7 +157,7 @@ fn transposing_panels_twice_gives_them_back() {
 
     let back = panels.transposed().transposed();
 
-    assert_eq!(back.data[..], panels.data[..]);
+    assert_eq!(back.cols().data(), panels.cols().data());
     let mut column = vec![0.0; k];
     back.column(69, &mut column);
     assert_eq!(column, b[69 * k..]);
@@ -188,6 +188,7 @@ fn rounded_rows_give_the_bits_of_rows_that_were_rounded() {
 mod tiles {
     use super::*;
     use crate::cpu::amx::{self, Tiles};
+    use crate::cpu::tile::TileUnit;
 
     /// A right factor in each form that a unit reads.
     struct Factors {

@@ -13,8 +13,13 @@ use crate::optim::{AdamW, Dimuon, Direction, Family, OptimReport, Optimizer, cli
 const CHUNK: usize = 1 << 14;
 
 impl Adapter {
-    /// One step; see [`crate::Backend::optim_step`].
-    pub(crate) fn optim_step(&mut self, optimizer: &Optimizer, pool: &Pool) -> Result<OptimReport> {
+    /// One step; see [`crate::Backend::optim_step`]. What held the gradient goes to `spare`.
+    pub(crate) fn optim_step(
+        &mut self,
+        optimizer: &Optimizer,
+        pool: &Pool,
+        spare: &mut Vec<Buffer>,
+    ) -> Result<OptimReport> {
         optimizer.check()?;
         self.check_family(optimizer.family())?;
         let grad_norm = norm(&self.gradient, pool);
@@ -22,7 +27,7 @@ impl Adapter {
             Optimizer::AdamW(params) => self.adamw(params, grad_norm, pool)?,
             Optimizer::Dimuon(params) => self.dimuon(params, grad_norm, pool)?,
         }
-        self.gradient = Buffer::zeros(0);
+        spare.push(std::mem::replace(&mut self.gradient, Buffer::zeros(0)));
         self.step += 1;
         self.turn();
         Ok(OptimReport {
@@ -54,7 +59,8 @@ impl Adapter {
     }
 
     fn adamw(&mut self, params: &AdamW, grad_norm: f64, pool: &Pool) -> Result<()> {
-        let zeros = Buffer::zeros(self.layout.len);
+        let is_complete = self.step > 0 && !self.gradient.is_empty();
+        let zeros = Buffer::zeros(if is_complete { 0 } else { self.layout.len });
         let gradient = if self.gradient.is_empty() {
             &zeros
         } else {
@@ -74,8 +80,8 @@ impl Adapter {
         };
         self.check_update(step, [gradient, first, second], pool)?;
         if self.step == 0 {
-            self.first_moment = Buffer::zeros(zeros.len());
-            self.second_moment = Buffer::zeros(zeros.len());
+            self.first_moment = zeros.clone();
+            self.second_moment = zeros.clone();
         }
         if self.gradient.is_empty() {
             self.gradient = zeros;

@@ -3,11 +3,13 @@
 //! An operation is in the log before it is acknowledged, and its result is put there too. After a
 //! crash [`Journal::open`] knows what was promised and what is done already.
 
+mod entries;
+mod pruning;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tinker_types::RequestId;
 
 use crate::clock::{Millis, now};
@@ -15,54 +17,12 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::future_store::{FutureStore, Scope};
 use crate::operation::{Form, OpKind, Outcome};
-use crate::segment_log::{Location, MAX_BODY, SegmentLog, Syncer};
+use crate::segment_log::{MAX_BODY, SegmentLog, Syncer};
+use entries::{Entry, Finished, Header, apply};
 
-/// A result nobody asked for is kept this long.
-const KEEP_UNDELIVERED: Millis = 24 * 60 * 60 * 1000;
 /// An operation this far from the next one is refused: nobody has as many under way, and each number in
 /// between would be noted one by one when it is given up.
 const FARTHEST: u64 = 16_384;
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "record", rename_all = "snake_case")]
-enum Header {
-    Accepted {
-        request_id: RequestId,
-        kind: OpKind,
-        seq: u64,
-        /// BLAKE3 of the body, hexadecimal.
-        hash: String,
-        at: Millis,
-        /// Copied from an older segment without its body.
-        #[serde(default)]
-        carried: bool,
-    },
-    Finished {
-        request_id: RequestId,
-        form: Form,
-        at: Millis,
-    },
-}
-
-#[derive(Debug)]
-struct Entry {
-    kind: OpKind,
-    seq: u64,
-    hash: String,
-    accepted: Location,
-    at: Millis,
-    carried: bool,
-    finished: Option<Finished>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Finished {
-    form: Form,
-    /// `None` if the disk refused the record; the operation is repeated after a crash.
-    location: Option<Location>,
-    at: Millis,
-}
-
 /// What became of a request to accept an operation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Accepted {
@@ -400,128 +360,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts a new segment; everything before it can go once it is no longer needed.
-    ///
-    /// Results that the disk refused before are logged first: a snapshot must not contain an
-    /// operation whose result a restart would not know.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub(crate) fn rotate(&mut self) -> Result<u64> {
-        self.log_results()?;
-        self.log.rotate()
-    }
-
-    /// Whether the segment that is written to has more than `max_bytes`, or more than `max_entries`
-    /// operations are known, and more of them are new than were carried over: what nobody fetches is
-    /// not to be copied again for every record.
-    pub(crate) fn is_long(&self, max_bytes: u64, max_entries: usize) -> bool {
-        self.log.segment_bytes() > max_bytes.max(self.n_carried_bytes.saturating_mul(2))
-            || self.entries.len() > max_entries.max(self.n_carried.saturating_mul(2))
-    }
-
-    /// Starts a new segment, and forgets all samples that nobody will ask for.
-    ///
-    /// # Errors
-    /// If the disk refuses; nothing is lost then.
-    pub(crate) fn shorten(&mut self) -> Result<()> {
-        self.rotate()?;
-        let pruned = self.prune(0);
-        self.n_carried_bytes = self.log.segment_bytes();
-        self.n_carried = self.entries.len();
-        pruned
-    }
-
     /// Makes the log durable.
     ///
     /// # Errors
     /// If the disk refuses.
     pub(crate) fn sync(&self) -> Result<()> {
         self.log.sync()
-    }
-
-    /// Forgets operations up to `done` that nobody will ask for, and removes their segments.
-    ///
-    /// Results that were not handed out yet are carried over to the current segment.
-    ///
-    /// # Errors
-    /// If the disk refuses; nothing is lost then.
-    pub(crate) fn prune(&mut self, done: u64) -> Result<()> {
-        let needed = |e: &Entry| e.finished.is_none() || (self.floor.is_some() && e.seq > done);
-        let keep_from = self
-            .entries
-            .values()
-            .filter(|e| needed(e))
-            .map(|e| e.accepted.segment)
-            .fold(self.log.segment(), u64::min);
-        let doomed: Vec<RequestId> = self
-            .entries
-            .iter()
-            .filter(|(_, e)| !needed(e) && e.first_segment() < keep_from)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in doomed {
-            if self.is_awaited(&id) {
-                self.carry(&id)?;
-            } else {
-                self.entries.remove(&id);
-                self.futures.forget(&id);
-            }
-        }
-        self.log.sync()?;
-        self.log.remove_before(keep_from)
-    }
-
-    fn is_awaited(&self, id: &RequestId) -> bool {
-        let young = self
-            .entries
-            .get(id)
-            .and_then(|e| e.finished)
-            .is_some_and(|f| f.location.is_some() && now() - f.at < KEEP_UNDELIVERED);
-        young && !self.futures.was_delivered(id)
-    }
-
-    /// Copies an entry's records to the current segment, the request without its body.
-    fn carry(&mut self, id: &RequestId) -> Result<()> {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return Ok(());
-        };
-        let Some((finished, from)) = entry.finished.and_then(|f| Some((f, f.location?))) else {
-            return Ok(());
-        };
-        let body = self.log.read_body(from)?;
-        let accepted = Header::Accepted {
-            request_id: id.clone(),
-            kind: entry.kind,
-            seq: entry.seq,
-            hash: entry.hash.clone(),
-            at: entry.at,
-            carried: true,
-        };
-        entry.accepted = self.log.append(&accepted, &[])?;
-        entry.carried = true;
-        let header = Header::Finished {
-            request_id: id.clone(),
-            form: finished.form,
-            at: finished.at,
-        };
-        let to = self.log.append(&header, &body)?;
-        entry.finished = Some(Finished {
-            location: Some(to),
-            ..finished
-        });
-        self.futures.moved(id, to);
-        Ok(())
-    }
-}
-
-impl Entry {
-    /// The older of the segments of request and result.
-    fn first_segment(&self) -> u64 {
-        let result = self.finished.and_then(|f| f.location);
-        result.map_or(self.accepted.segment, |l| {
-            l.segment.min(self.accepted.segment)
-        })
     }
 }
 
@@ -546,141 +390,18 @@ fn with_advice(error: Error, scope: &Scope, dir: &Path) -> Error {
     }
 }
 
-fn apply(entries: &mut HashMap<RequestId, Entry>, header: Header, location: Location) {
-    match header {
-        Header::Accepted {
-            request_id,
-            kind,
-            seq,
-            hash,
-            at,
-            carried,
-        } => {
-            // A copy whose result may not have followed it: the original is still there.
-            if carried && entries.contains_key(&request_id) {
-                return;
-            }
-            let entry = Entry {
-                kind,
-                seq,
-                hash,
-                accepted: location,
-                at,
-                carried,
-                finished: None,
-            };
-            entries.insert(request_id, entry);
-        }
-        Header::Finished {
-            request_id,
-            form,
-            at,
-        } => {
-            if let Some(entry) = entries.get_mut(&request_id) {
-                entry.finished = Some(Finished {
-                    form,
-                    location: Some(location),
-                    at,
-                });
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
     use crate::disk::OsDisk;
     use crate::future_store::Lookup;
-    use tokio::sync::Notify;
 
     async fn looked_up(futures: &FutureStore, id: &RequestId) -> Lookup {
         futures
             .wait(id, std::time::Duration::ZERO, &Notify::new())
             .await
-    }
-
-    #[test]
-    fn a_result_is_found_where_pruning_put_it_and_forgotten_once_it_was_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let futures: Arc<FutureStore> = Arc::default();
-        let mut journal = Journal::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            Scope::Samples,
-            Arc::clone(&futures),
-        )
-        .unwrap();
-        let id: RequestId = "s:op:1".parse().unwrap();
-        journal.accept(&id, OpKind::Sample, 1, b"{}", 1).unwrap();
-        journal.finish(&id, Outcome::json(&1));
-        let before = futures.location(&id);
-
-        journal.shorten().unwrap();
-        assert_ne!(futures.location(&id), before, "it was carried over");
-        let again = journal.accept(&id, OpKind::Sample, 1, b"{ }", 1).unwrap();
-        assert_eq!(again, Accepted::Known);
-        assert_eq!(journal.result(&id).unwrap().as_deref(), Some(&b"1"[..]));
-
-        journal.shorten().unwrap();
-        assert_eq!(journal.result(&id).unwrap(), None);
-    }
-
-    #[test]
-    fn results_that_nobody_fetches_are_not_copied_for_every_new_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            Scope::Samples,
-            Arc::default(),
-        )
-        .unwrap();
-
-        let mut n_shortened = 0;
-        for seq in 0..200 {
-            let id: RequestId = format!("s:op:{seq}").parse().unwrap();
-            journal.accept(&id, OpKind::Sample, seq, b"{}", 1).unwrap();
-            journal.finish(&id, Outcome::json(&"result"));
-            if journal.is_long(1000, usize::MAX) {
-                journal.shorten().unwrap();
-                n_shortened += 1;
-            }
-        }
-
-        assert!((3..=10).contains(&n_shortened), "{n_shortened} times");
-        assert_eq!(journal.found().len(), 200);
-    }
-
-    #[test]
-    fn samples_that_were_fetched_are_forgotten_by_number_however_short_their_records_are() {
-        let dir = tempfile::tempdir().unwrap();
-        let futures: Arc<FutureStore> = Arc::default();
-        let mut journal = Journal::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            Scope::Samples,
-            Arc::clone(&futures),
-        )
-        .unwrap();
-
-        let mut most = 0;
-        for seq in 0..200 {
-            let id: RequestId = format!("s:op:{seq}").parse().unwrap();
-            journal.accept(&id, OpKind::Sample, seq, b"{}", 1).unwrap();
-            journal.finish(&id, Outcome::json(&1));
-            journal.result(&id).unwrap();
-            most = most.max(futures.len());
-            if journal.is_long(u64::MAX, 20) {
-                journal.shorten().unwrap();
-            }
-        }
-
-        assert_eq!(most, 21);
-        assert!(journal.found().len() <= 21);
     }
 
     #[tokio::test]
