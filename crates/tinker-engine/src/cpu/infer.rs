@@ -313,7 +313,7 @@ impl Inference<'_> {
                 layers,
             });
         }
-        let runs = runs_of(owners.iter().copied());
+        let runs = runs_of(owners);
         let batch = Batch {
             rows: tokens.len(),
             runs: &runs,
