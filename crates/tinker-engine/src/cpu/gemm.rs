@@ -19,6 +19,8 @@ use std::marker::PhantomData;
 
 pub(crate) use self::factors::{Cols, Panels, Rounding, Rows};
 pub(crate) use self::plan::Plan;
+use smallvec::SmallVec;
+
 use super::buffer::{Buffer, round_up};
 use super::elementwise;
 use super::pool::{Pool, SharedMut};
@@ -100,7 +102,13 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Where a thread keeps packed factors between calls, so that a product allocates next to nothing.
+/// Products with one left factor: the layers of a group, and what an adapter adds to them.
+pub(crate) type Products<'a> = SmallVec<[Product<'a>; 4]>;
+
+/// What the tiles are to do of them.
+type Jobs = SmallVec<[Job; 4]>;
+
+/// Where a thread keeps packed factors between calls, so that a product allocates nothing.
 #[derive(Debug)]
 struct Scratch {
     rows: Buffer,
@@ -186,13 +194,13 @@ pub(crate) fn is_tall(m: usize, pool: &Pool) -> bool {
 ///
 /// # Safety
 /// As for [`tile::run`], and the machine has the unit of each job; `a` holds `[m, k]`.
-unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Vec<Job>, scratch: &mut Scratch) {
+unsafe fn run(isa: Isa, m: usize, k: usize, a: Rows<'_>, jobs: Jobs, scratch: &mut Scratch) {
     for (job, wide) in jobs.iter().filter_map(|job| Some((job, job.wide?))) {
         // SAFETY: passed on to the caller.
         unsafe { wide::run(isa, m, k, a, job, wide, scratch) };
     }
     let jobs = jobs.into_iter().filter(|job| job.wide.is_none());
-    let (jobs, others): (Vec<Job>, _) = jobs.partition(|job| job.unit == Unit::Vector);
+    let (jobs, others): (Jobs, _) = jobs.partition(|job| job.unit == Unit::Vector);
     // SAFETY: passed on to the caller; packing goes through checked slices.
     unsafe {
         if !others.is_empty() {
@@ -262,7 +270,7 @@ unsafe fn run_blocks(
     m: usize,
     k: usize,
     a: Rows<'_>,
-    mut jobs: Vec<Job>,
+    mut jobs: Jobs,
     packed: &mut [f32],
 ) {
     let (data, stride) = match a {
@@ -270,7 +278,7 @@ unsafe fn run_blocks(
         | Rows::Rounded { data, stride }
         | Rows::Transposed { data, stride } => (data, stride),
     };
-    let add: Vec<bool> = jobs.iter().map(|job| job.add).collect();
+    let add: SmallVec<[bool; 4]> = jobs.iter().map(|job| job.add).collect();
     for row in (0..m).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(m - row);
         for inner in (0..k).step_by(INNER_BLOCK) {
@@ -340,16 +348,10 @@ fn check_left(m: usize, k: usize, a: Rows<'_>) {
 ///
 /// A row-major right factor whose last panel is not full would be read past its end, so that panel
 /// is copied to `tails` and becomes a job of its own.
-fn jobs(
-    m: usize,
-    k: usize,
-    a: Rows<'_>,
-    products: &mut [Product<'_>],
-    tails: &mut Buffer,
-) -> Vec<Job> {
+fn jobs(m: usize, k: usize, a: Rows<'_>, products: &mut [Product<'_>], tails: &mut Buffer) -> Jobs {
     tails.reserve(products.iter().filter(|p| p.b.has_tail()).count() * k * PANEL);
     let mut tails = tails.chunks_exact_mut(k * PANEL);
-    let mut jobs = Vec::with_capacity(products.len() + 1);
+    let mut jobs = Jobs::new();
     let is_row_major = !matches!(a, Rows::Transposed { .. });
     for product in products.iter_mut().filter(|p| p.b.n > 0) {
         let b = product.b;

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 pub(crate) use self::shared::Layers;
 use super::elementwise;
-use super::gemm::{Cols, Product, Rounding, Rows, Store, is_tall, matmul, matmul_on};
+use super::gemm::{Cols, Product, Products, Rounding, Rows, Store, is_tall, matmul, matmul_on};
 use super::lora::{Adapter, Group, Lora};
 use super::model::{Linear, Units};
 use super::pool::Pool;
@@ -140,7 +140,7 @@ impl Batch<'_> {
 
     /// `y = W x + b`, and with one adapter for all rows also `u = A x`, which shares the packing of `x`.
     fn base(&self, of: &mut Forward<'_>, outputs: &mut [Output<'_>]) {
-        let mut products = Vec::with_capacity(outputs.len() + 1);
+        let mut products = Products::new();
         let units = self.units(outputs);
         let x = input(outputs, of.x, of.width);
         for output in outputs.iter_mut() {
@@ -153,6 +153,7 @@ impl Batch<'_> {
             products.push(lora.down_product(units, of.width, &mut *of.u));
         }
         self.matmul(self.rows, of.width, x, &mut products);
+        drop(products);
         for output in outputs {
             if let Some(bias) = &output.linear.bias {
                 elementwise::add_bias(bias, output.y);
@@ -260,7 +261,7 @@ impl Backward<'_> {
         for (i, (linear, dy)) in self.layers.iter().enumerate() {
             let weights = linear.backward();
             let out = weights.k();
-            let mut products = Vec::with_capacity(2);
+            let mut products = Products::new();
             if let Some(dx) = &mut dx {
                 let store = if i == 0 { Store::Replace } else { Store::Add };
                 products.push(Product::new(weights, dx, weights.n(), store));

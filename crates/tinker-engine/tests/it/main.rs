@@ -6,6 +6,7 @@
     reason = "helpers of tests fail the test that calls them"
 )]
 
+mod allocations;
 mod architectures;
 mod bad_input;
 mod common;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{PANEL, Product, Rows, SCRATCH, SHARED_WORK, check_left, jobs, run};
+use super::{Jobs, PANEL, Product, Rows, SCRATCH, SHARED_WORK, check_left, jobs, run};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
@@ -13,7 +13,7 @@ pub(crate) struct Plan<'a> {
     m: usize,
     k: usize,
     a: Rows<'a>,
-    jobs: Vec<Job>,
+    jobs: Jobs,
     /// Keeps the copies that jobs point to.
     _tails: Buffer,
 }
@@ -96,9 +96,9 @@ impl<'a> Plan<'a> {
         self.jobs.iter().map(|job| job.n.div_ceil(PANEL)).sum()
     }
 
-    fn panels(&self, wanted: Range<usize>) -> Vec<Job> {
+    fn panels(&self, wanted: Range<usize>) -> Jobs {
         let mut before = 0;
-        let mut jobs = Vec::with_capacity(self.jobs.len());
+        let mut jobs = Jobs::new();
         for job in &self.jobs {
             let panels = job.n.div_ceil(PANEL);
             let start = wanted.start.saturating_sub(before).min(panels);

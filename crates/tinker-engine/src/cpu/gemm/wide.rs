@@ -3,6 +3,8 @@
 //! Units that multiply rounded numbers take them as tiles of bf16, into which they are widened 32 rows at a
 //! time; everything else takes panels of `f32`.
 
+use smallvec::smallvec;
+
 use super::{PANEL, Rows, Scratch, elementwise};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::amx;
@@ -48,7 +50,7 @@ pub(super) unsafe fn run(
             ..*job
         };
         // SAFETY: passed on to the caller; the buffer holds the panels of the part.
-        unsafe { super::run(isa, m, k, a, vec![part], scratch) };
+        unsafe { super::run(isa, m, k, a, smallvec![part], scratch) };
     }
     scratch.wide = buffer;
 }

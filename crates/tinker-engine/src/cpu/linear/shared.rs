@@ -7,9 +7,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use smallvec::SmallVec;
+
 use super::{Batch, Forward, Output, Site};
 use crate::cpu::elementwise;
-use crate::cpu::gemm::{Cols, PANEL, Plan, Product, Rows, Store, matmul};
+use crate::cpu::gemm::{Cols, PANEL, Plan, Product, Products, Rows, Store, matmul};
 use crate::cpu::model::Units;
 use crate::cpu::pool::{Pool, SharedMut};
 use crate::cpu::steps::{Step, wait_until};
@@ -71,7 +73,7 @@ pub(crate) struct Layers<'a> {
     u: SharedMut<f32>,
     /// Whether `u` is complete.
     ready: AtomicBool,
-    outputs: Vec<Columns<'a>>,
+    outputs: SmallVec<[Columns<'a>; 4]>,
     plan: Plan<'a>,
 }
 
@@ -103,7 +105,7 @@ impl<'a> Layers<'a> {
         debug_assert!(!batch.trains, "training shares out sequences, not columns");
         let u = SharedMut::new(of.u);
         let mut x = Rows::row_major(of.x, of.width);
-        let (mut shared, mut products) = (Vec::with_capacity(3), Vec::with_capacity(3));
+        let (mut shared, mut products) = (SmallVec::new(), Products::new());
         for output in outputs {
             // The same for all layers, as one input is split or rounded for all.
             x = output.linear.rows(of.x, of.width);
