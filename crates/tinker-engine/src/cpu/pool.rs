@@ -1,6 +1,6 @@
 //! A few threads that share the work of one call at a time.
 //!
-//! Decoding hands out work for every token, many times a millisecond where a model is small, so idle workers
+//! Decoding hands out work for every token, several times a millisecond where a model is small, so idle workers
 //! first spin and only then sleep.
 //! Tasks are taken in order from a counter; who computes which never matters to a result.
 
