@@ -1,6 +1,7 @@
 //! A few threads that share the work of one call at a time.
 //!
-//! Decoding hands out work every few microseconds, so idle workers first spin and only then sleep.
+//! Decoding hands out work for every token, several times a millisecond where a model is small, so idle workers
+//! first spin and only then sleep.
 //! Tasks are taken in order from a counter; who computes which never matters to a result.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

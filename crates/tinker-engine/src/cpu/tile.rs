@@ -30,6 +30,10 @@ pub(super) struct Job {
     pub(super) add: bool,
     pub(super) unit: Unit,
     /// What multiplies tiles, where `unit` says that something does.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "no other architecture has them")
+    )]
     pub(super) tiles: TileUnit,
     /// Where `b` comes from, if it is still to be widened.
     pub(super) wide: Option<Wide>,
