@@ -21,6 +21,10 @@ const VOCABULARY: u32 = 4096;
 const FIRST: u32 = 10;
 const SINGLE: u32 = 100;
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the benchmark hands the key over as to any program"
+)]
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

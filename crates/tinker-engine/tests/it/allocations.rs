@@ -43,6 +43,10 @@ unsafe impl GlobalAlloc for Counting {
 const ALONE: &str = "TINKER_TEST_ALONE";
 
 /// Runs `measure` in a process in which nothing else runs: `test` is the caller's own path.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test tells itself apart from the process that it starts"
+)]
 fn alone(test: &str, measure: fn()) {
     if std::env::var_os(ALONE).is_some() {
         return measure();

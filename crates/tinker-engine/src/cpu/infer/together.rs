@@ -51,6 +51,10 @@ pub(super) struct Together<'a> {
 }
 
 /// What the threads share.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives at a time, and a box would be an allocation in each step"
+)]
 pub(super) enum Shared<'a> {
     Layers(Layers<'a>),
     Attention(Attention<'a>),
