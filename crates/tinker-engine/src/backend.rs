@@ -73,6 +73,19 @@ pub trait Backend: Send + fmt::Debug {
         0
     }
 
+    /// Whether what it holds is memory of the host.
+    fn is_on_host(&self) -> bool {
+        true
+    }
+
+    /// Bytes that [`Backend::free_kept`] frees.
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+
+    /// Frees what only saves time in later calls.
+    fn free_kept(&mut self) {}
+
     /// Creates an adapter: `A` drawn from `spec.seed`, `B` zero, no gradient, step 0.
     ///
     /// # Errors

@@ -33,8 +33,10 @@ struct Ledger {
 struct State {
     /// What the machine had left, and when.
     known: Option<(Instant, Option<u64>)>,
-    /// Of work that ends by itself.
-    passing: Sum,
+    /// Of samples.
+    samples: Sum,
+    /// Of whatever else ends by itself. How much of it is taken nobody says.
+    tasks: Sum,
     /// Of adapters that are trained: they stay until they are unloaded.
     lasting: Sum,
     /// What is given up for work that has no room without it.
@@ -113,9 +115,15 @@ impl Drop for Freed {
 impl State {
     const fn sum(&mut self, purpose: Purpose) -> &mut Sum {
         match purpose {
-            Purpose::Samples | Purpose::Task => &mut self.passing,
+            Purpose::Samples => &mut self.samples,
+            Purpose::Task => &mut self.tasks,
             Purpose::Adapter => &mut self.lasting,
         }
+    }
+
+    /// Bytes that are promised to work that ends by itself.
+    const fn for_now(&self) -> u64 {
+        self.samples.promised.saturating_add(self.tasks.promised)
     }
 
     /// Of `free` bytes, what is neither taken nor promised, and what were if nothing was under way or kept for later.
@@ -125,8 +133,11 @@ impl State {
             Purpose::Samples => self.claimed,
             Purpose::Adapter | Purpose::Task => 0,
         };
-        let now = free.saturating_sub(lasting.saturating_add(self.passing.open()));
-        let alone = free.saturating_add(self.passing.held.saturating_add(self.kept));
+        let open = self.samples.open().saturating_add(self.tasks.open());
+        let now = free.saturating_sub(lasting.saturating_add(open));
+        // Of tasks all, taken or not: what waits in vain is refused once they have ended.
+        let ending = self.samples.held.saturating_add(self.tasks.promised);
+        let alone = free.saturating_add(ending.saturating_add(self.kept));
         (now.saturating_sub(claimed), alone.saturating_sub(lasting))
     }
 }
@@ -214,7 +225,9 @@ impl Memory {
     pub(crate) fn note_held(&self, samples: u64, adapters: u64, kept: u64) {
         let mut state = lock(&self.0.state);
         state.kept = kept;
-        state.passing.held = samples.min(state.passing.promised);
+        state.samples.held = samples.min(state.samples.promised);
+        // What was taken since is not in what was known.
+        state.known = None;
         state.lasting.held = adapters.min(state.lasting.promised);
     }
 
@@ -225,16 +238,13 @@ impl Memory {
 
     /// Bytes that are promised to work that ends by itself.
     pub(crate) fn promised_for_now(&self) -> u64 {
-        lock(&self.0.state).passing.promised
+        lock(&self.0.state).for_now()
     }
 
     /// Bytes that are promised to anybody.
     pub(crate) fn promised(&self) -> u64 {
         let state = lock(&self.0.state);
-        state
-            .passing
-            .promised
-            .saturating_add(state.lasting.promised)
+        state.for_now().saturating_add(state.lasting.promised)
     }
 
     /// Frees memory, and counts what that was as free even if the machine does not say so at once.

@@ -129,6 +129,9 @@ impl Buffer {
 
     /// Grows or shrinks to `len`; new elements are zero, old ones keep their place.
     pub(crate) fn resize(&mut self, len: usize) {
+        if len == self.len {
+            return;
+        }
         match &mut self.memory {
             Memory::Lines(lines) => {
                 lines.resize(len.div_ceil(LINE), Line([0.0; LINE]));

@@ -65,7 +65,9 @@ impl Cpu {
         // A sum beside the one that there is, and those of sequences that wait for their turn to be added.
         let n_sums = usize::from(!adapter.gradient.is_empty());
         let n_gradients = n_sums + n.min(2 * n_threads);
-        let gradients = n_gradients.saturating_sub(self.spare.len()) * adapter.gradient_len();
+        let len = adapter.gradient_len();
+        let n_spare = self.spare.iter().filter(|spare| spare.len() == len).count();
+        let gradients = n_gradients.saturating_sub(n_spare) * len;
         activations + gradients * size_of::<f32>() + self.model.bytes_to_turn()
     }
 

@@ -161,6 +161,15 @@ impl Backend for Cpu {
         self.memory_of(work) as u64
     }
 
+    fn kept_bytes(&self) -> usize {
+        let floats: usize = self.spare.iter().map(|spare| spare.len()).sum();
+        floats * size_of::<f32>()
+    }
+
+    fn free_kept(&mut self) {
+        self.spare = Vec::new();
+    }
+
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {
         let adapter = Adapter::new(&self.model.arch, spec)?;
         Ok(self.held.add_adapter(adapter))

@@ -8,7 +8,7 @@
 //! others with the part that it has, and not with later ones.
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::pool::Pool;
 
@@ -32,14 +32,9 @@ pub(crate) trait Step: Send + Sync {
 }
 
 /// Goes through a chain with the threads of `pool`. A panic of a step reaches the caller.
-pub(crate) fn run<C: Chain>(pool: &Pool, mut chain: C) {
-    let Some(first) = chain.next() else { return };
-    let walk = Walk {
-        parts: pool.threads(),
-        count: Line(AtomicU64::new(0)),
-        prepared: Line(AtomicU64::new(1)),
-        state: UnsafeCell::new((chain, Some(first))),
-    };
+pub(crate) fn run<C: Chain>(pool: &Pool, chain: C) {
+    let walk = Walk::new(pool.threads(), chain);
+    walk.prepare(1);
     pool.run(walk.parts, &|_| walk.go());
 }
 
@@ -60,7 +55,10 @@ struct Walk<C: Chain> {
     count: Line,
     /// Steps prepared so far, or `END`.
     prepared: Line,
-    state: UnsafeCell<(C, Option<C::Step>)>,
+    /// Whether a thread panicked: no more steps are prepared.
+    failed: AtomicBool,
+    /// The step that is under way, which may point to what the chain does, and so goes before it.
+    state: UnsafeCell<(Option<C::Step>, C)>,
 }
 
 // SAFETY: the state is read by those who hold a part of the step that is under way, and written by the
@@ -68,14 +66,25 @@ struct Walk<C: Chain> {
 unsafe impl<C: Chain> Sync for Walk<C> {}
 
 impl<C: Chain> Walk<C> {
+    /// Nothing is prepared yet.
+    fn new(parts: usize, chain: C) -> Self {
+        Self {
+            parts,
+            count: Line(AtomicU64::new(0)),
+            prepared: Line(AtomicU64::new(0)),
+            failed: AtomicBool::new(false),
+            state: UnsafeCell::new((None, chain)),
+        }
+    }
+
     /// Computes parts until there are no more.
     fn go(&self) {
-        let _guard = EndOnPanic(&self.prepared.0);
+        let _guard = FailOnPanic(&self.failed);
         let parts = self.parts as u64;
         let mut drawn = self.count.0.fetch_add(1, Ordering::AcqRel) % DONE;
         while self.wait_for(drawn / parts) {
             // SAFETY: this thread holds a part of the step, so nobody changes it.
-            if let Some(step) = unsafe { &(*self.state.get()).1 } {
+            if let Some(step) = unsafe { &(*self.state.get()).0 } {
                 step.run((drawn % parts) as usize, self.parts);
             }
             let before = self.count.0.fetch_add(DONE + 1, Ordering::AcqRel);
@@ -90,18 +99,19 @@ impl<C: Chain> Walk<C> {
     /// Prepares the next step, so that `n` are prepared.
     fn prepare(&self, n: u64) {
         // SAFETY: all parts of the step are handed in, and nobody looks at the next before it is prepared.
-        let (chain, step) = unsafe { &mut *self.state.get() };
+        let (step, chain) = unsafe { &mut *self.state.get() };
         *step = None;
         *step = chain.next();
         let prepared = if step.is_some() { n } else { END };
         self.prepared.0.store(prepared, Ordering::Release);
     }
 
-    /// Waits until step `i` is prepared; false if there are no more.
+    /// Waits until step `i` is prepared; false if there are no more. A part of a step that is prepared is
+    /// computed also when another failed: the rest of its step may wait for it.
     fn wait_for(&self, i: u64) -> bool {
         let prepared = || self.prepared.0.load(Ordering::Acquire);
-        wait_until(|| prepared() > i);
-        prepared() != END
+        wait_until(|| prepared() > i || self.failed.load(Ordering::Acquire));
+        prepared() != END && prepared() > i
     }
 }
 
@@ -119,12 +129,12 @@ pub(crate) fn wait_until(is_done: impl Fn() -> bool) {
 }
 
 /// Lets the other threads go if this one panics.
-struct EndOnPanic<'a>(&'a AtomicU64);
+struct FailOnPanic<'a>(&'a AtomicBool);
 
-impl Drop for EndOnPanic<'_> {
+impl Drop for FailOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.store(END, Ordering::Release);
+            self.0.store(true, Ordering::Release);
         }
     }
 }
@@ -223,6 +233,26 @@ mod tests {
         fn run(&self, part: usize, _: usize) {
             assert!(part > 0 || !self.0, "as it should");
         }
+    }
+
+    #[test]
+    fn a_part_that_others_may_wait_for_is_computed_after_a_panic() {
+        let (parts, at_steps) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let chain = Counting {
+            left: 9,
+            parts: &parts,
+            at_steps: &at_steps,
+        };
+        let walk = Walk::new(2, chain);
+        walk.prepare(1);
+        // Another thread drew a part, and panics in it before this one comes to its own.
+        walk.count.0.fetch_add(1, Ordering::AcqRel);
+        walk.failed.store(true, Ordering::Release);
+
+        walk.go();
+
+        assert_eq!(parts.into_inner(), 1);
+        assert_eq!(at_steps.into_inner().unwrap(), [0], "no step follows");
     }
 
     #[test]

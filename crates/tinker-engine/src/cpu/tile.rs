@@ -32,7 +32,7 @@ pub(super) struct Job {
     /// What multiplies tiles, where `unit` says that something does.
     #[cfg_attr(
         not(target_arch = "x86_64"),
-        allow(dead_code, reason = "no other architecture has them")
+        expect(dead_code, reason = "no other architecture has them")
     )]
     pub(super) tiles: TileUnit,
     /// Where `b` comes from, if it is still to be widened.

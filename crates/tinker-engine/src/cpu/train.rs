@@ -315,7 +315,8 @@ impl Training<'_> {
     ) -> Result<Vec<SequenceOutput>> {
         let outputs = Slots::new(self.sequences.len());
         let len = adapter.gradient_len();
-        spare.iter_mut().for_each(|buffer| buffer.resize(len));
+        // Those of an adapter of another size would only be in the way.
+        spare.retain(|buffer| buffer.len() == len);
         let mut total = spare.pop().unwrap_or_else(|| Buffer::zeros(len));
         if gradient.is_empty() {
             total.fill(0.0);

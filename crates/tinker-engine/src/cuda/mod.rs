@@ -156,6 +156,10 @@ impl Backend for Gpu {
         &self.info
     }
 
+    fn is_on_host(&self) -> bool {
+        false
+    }
+
     fn create_adapter(&mut self, spec: &LoraSpec) -> Result<AdapterId> {
         let new = |gpu: &mut Self| Adapter::new(&gpu.ops.device, &gpu.model.arch, spec);
         let adapter = self.with_room(new)?;

@@ -324,19 +324,33 @@ impl Base {
         Some(known.adapter)
     }
 
-    /// Bytes that samples under way hold.
+    /// Bytes of the host that samples under way hold.
     pub(super) fn sample_bytes(&self) -> usize {
-        self.sampling.held_bytes(self.backend.as_ref())
+        self.on_host(self.sampling.held_bytes(self.backend.as_ref()))
     }
 
-    /// Bytes that [`Self::free_kept`] frees.
+    /// Bytes of the host that an adapter takes.
+    pub(super) fn adapter_bytes(&self, adapter: AdapterId) -> usize {
+        self.on_host(self.backend.adapter_bytes(adapter))
+    }
+
+    /// What a device has of its own is not promised.
+    fn on_host(&self, n_bytes: usize) -> usize {
+        if self.backend.is_on_host() {
+            n_bytes
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of the host that [`Self::free_kept`] frees.
     pub(super) fn kept_bytes(&self) -> usize {
         let weights = self
             .weights
             .values()
             .filter(|weights| self.is_unused(weights));
         let of_weights: usize = weights.map(|weights| weights.bytes).sum();
-        of_weights + self.sampling.kept_bytes()
+        self.on_host(of_weights + self.sampling.kept_bytes() + self.backend.kept_bytes())
     }
 
     /// Whether no samples are, or are about to be, drawn from weights.
@@ -344,10 +358,15 @@ impl Base {
         self.reserved != Some(weights.adapter) && !self.sampling.uses(weights.adapter)
     }
 
-    /// Frees what would only save time later; returns how many bytes that were.
+    /// Frees what would only save time later; returns how many bytes of the host that were.
     pub(super) fn free_kept(&mut self) -> usize {
+        if !self.backend.is_on_host() {
+            return 0;
+        }
+        let of_passes = self.backend.kept_bytes();
+        self.backend.free_kept();
         let of_prompts = self.sampling.free_kept(self.backend.as_mut());
-        of_prompts + self.drop_unused_weights()
+        of_passes + of_prompts + self.drop_unused_weights()
     }
 
     /// Frees the sampler weights that no samples are being drawn from, and says how many bytes these were.

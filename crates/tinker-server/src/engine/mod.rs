@@ -421,7 +421,10 @@ impl Worker {
         };
         self.runs.retain(|_, active| active.base != row.base_model);
         if let Some(base) = self.bases.remove(&row.base_model) {
-            for id in base.sampling.requests() {
+            let samples = base.sampling.requests();
+            // Its memory is for the one that takes its place.
+            drop(base);
+            for id in samples {
                 self.admit(&id);
             }
         }
@@ -431,6 +434,7 @@ impl Worker {
     fn sweep(&mut self) {
         self.end_waits();
         self.free_idle();
+        self.note_held();
         self.core.take_up_left_out();
         self.core.futures.leave_to_log(RESULTS_IN_MEMORY);
         self.core.completions.drop_idle(COMPLETIONS_IN_MEMORY);

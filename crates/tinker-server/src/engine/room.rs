@@ -88,11 +88,11 @@ impl Worker {
     }
 
     /// Says how much of what was promised is taken.
-    fn note_held(&self) {
+    pub(super) fn note_held(&self) {
         let samples: usize = self.bases.values().map(Base::sample_bytes).sum();
         let adapters = self.runs.values().filter_map(|active| {
             let base = self.bases.get(&active.base)?;
-            Some(base.backend.adapter_bytes(active.adapter))
+            Some(base.adapter_bytes(active.adapter))
         });
         let adapters: usize = adapters.sum();
         let kept: usize = self.bases.values().map(Base::kept_bytes).sum();

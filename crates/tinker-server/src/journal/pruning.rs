@@ -90,10 +90,13 @@ impl Journal {
     /// there always are some, and they would hold back the segments that they are in.
     fn carry_pending(&mut self) -> Result<()> {
         let mut room = CARRIED_AT_ONCE;
-        for (id, entry) in &mut self.entries {
-            if entry.finished.is_some() || entry.accepted.segment == self.log.segment() {
-                continue;
-            }
+        let current = self.log.segment();
+        let held_back = |e: &Entry| e.finished.is_none() && e.accepted.segment < current;
+        let entries = self.entries.iter_mut();
+        let mut pending: Vec<_> = entries.filter(|(_, entry)| held_back(entry)).collect();
+        // The oldest first, so that at least the oldest segments can go.
+        pending.sort_by_key(|(_, entry)| entry.accepted);
+        for (id, entry) in pending {
             let body = self.log.read_body(entry.accepted)?;
             let Some(left) = room.checked_sub(body.len()) else {
                 return Ok(());

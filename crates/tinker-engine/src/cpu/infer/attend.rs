@@ -123,7 +123,9 @@ impl<'a> Attention<'a> {
 
 impl Step for Attention<'_> {
     fn run(&self, part: usize, parts: usize) {
-        let n = self.n_tasks();
-        (n * part / parts..n * (part + 1) / parts).for_each(|i| self.attend(i));
+        // In turns: the heads of a long sequence are not one thread's alone.
+        (part..self.n_tasks())
+            .step_by(parts)
+            .for_each(|i| self.attend(i));
     }
 }

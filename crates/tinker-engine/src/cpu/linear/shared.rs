@@ -89,7 +89,7 @@ impl Step for Layers<'_> {
         }
         // SAFETY: parts are different panels, and the outputs are borrowed for as long as this lives.
         unsafe { self.plan.run_panels(panels.clone()) };
-        // Part 0 was begun before this one, so somebody is at it.
+        // Part 0 was drawn before this one, so somebody is at it or will be, also if another part fails.
         wait_until(|| self.ready.load(Ordering::Acquire));
         self.finish(panels);
     }
