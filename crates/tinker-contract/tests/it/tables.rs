@@ -171,10 +171,11 @@ open files.
 | date | commit | minutes | requests | wrong answers | open files | memory |
 |---|---|---|---|---|---|---|
 | 2026-11-21 | 5420461 | 120 | 260,944 | 0 | 46 to 56, flat | 95 to 345 MB; **grew** by 88 MB over the last 90 minutes, of 24 allowed |
+| 2026-11-22 | 7f8f1ce | 120 | 278,292 | 0 | 39 to 59, flat | 424 to 459 MB; flat: 20 MB over the last 90 minutes, of 31 allowed |
 
-What grew was the cache of prompts, which that run did not fill before, and what is known of each future: those of runs
-whose logs were closed stayed. They are let go since. In its last ten minutes that run gained 2 MB. No run of two hours
-has shown the mended server flat yet.
+What grew in the first run was the cache of prompts, which it did not fill before, and what is known of each future: those
+of runs whose logs were closed stayed. They are let go since. The second run gained 26 MB until its log of samples had
+40,000 entries, which it forgot then, and 9 MB in the 70 minutes after that. Since then that log forgets at 20,000.
 ";
 
 /// What `cargo xtask fuzz` found so far.
