@@ -153,6 +153,7 @@ start within a second.
 | date | commit | seeds | kills | of them in start-up | operations | failed | start-up |
 |---|---|---|---|---|---|---|---|
 | 2026-11-21 | 07a7585 | 101 to 148 | 500 | 97 | 24,048 | 0 | 760 ms |
+| 2026-11-22 | 526f40d | 1 to 48 | 500 | 102 | 24,048 | 0 | 165 ms |
 ";
 
 /// What `cargo xtask soak` found so far.
