@@ -330,6 +330,24 @@ mod tests {
     }
 
     #[test]
+    fn what_has_room_once_a_task_of_another_thread_has_ended_waits_for_it() {
+        let free = Arc::new(AtomicU64::new(8 * GB));
+        let told = Arc::clone(&free);
+        let memory = Memory::told_by(move || Some(told.load(Ordering::Relaxed)));
+        let upload = memory.promise(&ask(Purpose::Task, 4 * GB)).unwrap();
+        // It has taken what it was promised, and nobody noted that.
+        free.store(4 * GB, Ordering::Relaxed);
+        memory.note_held(0, 0, 0);
+
+        let waits = memory.promise(&ask(Purpose::Task, 5 * GB)).unwrap_err();
+        drop(upload);
+        let refused = memory.promise(&ask(Purpose::Task, 5 * GB)).unwrap_err();
+
+        assert!(matches!(waits, Error::AwaitsMemory { .. }), "{waits}");
+        assert!(matches!(refused, Error::NoMemory(_)), "{refused}");
+    }
+
+    #[test]
     fn promises_add_up_until_they_are_given_back() {
         let memory = Memory::told_by(|| Some(3 * GB));
 

@@ -204,6 +204,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_small_adapter_left_is_nothing_to_a_large_one() {
+        let mut backend = crate::load_cpu(&fixture(), 1).unwrap();
+        let [small, large] = [1, 32].map(|rank| backend.create_adapter(&spec(rank)).unwrap());
+        let pass = |adapter| Work::Pass {
+            adapter,
+            n: 4,
+            longest: 3,
+        };
+        let batch = [1, 2, 3, 4].map(|token| sequence(&[token; 3]));
+        // Rows and ranks that workspaces have room for, so that gradients are all that differs.
+        backend.forward_backward(large, &batch).unwrap();
+        backend.free_kept();
+        let estimated = backend.memory_for(pass(large));
+
+        backend.forward_backward(small, &batch).unwrap();
+
+        assert!(backend.kept_bytes() > 0);
+        assert_eq!(backend.memory_for(pass(large)), estimated);
+    }
+
+    #[test]
     fn a_pass_without_gradient_takes_what_it_is_said_to_and_nothing_twice() {
         let form = Form::of_file(units(&CpuOptions::default()));
         let mut cpu = Cpu::new(Model::load_as(&fixture(), form).unwrap(), 1, form);
