@@ -300,7 +300,7 @@ impl Core {
     /// Ends a session and removes the weights that lived with it.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or the database refuses.
+    /// [`crate::error::Error::NotFound`], or the database refuses.
     pub(crate) fn finish_session(&self, id: &SessionId, how: FinishSessionRequest) -> Result<()> {
         self.catalog.finish_session(id, how)?;
         let (_, samplers) = self.catalog.of_session(id);

@@ -17,7 +17,7 @@ impl Core {
     /// The sampler of an id.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; also if its checkpoint was deleted.
+    /// [`crate::error::Error::NotFound`]; also if its checkpoint was deleted.
     pub(crate) fn live_sampler(&self, id: &SamplingSessionId) -> Result<Sampler> {
         let sampler = self.catalog.sampler(id)?;
         if let Some(path) = &sampler.model_path
