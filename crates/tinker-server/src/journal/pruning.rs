@@ -151,6 +151,7 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::super::Accepted;
@@ -160,18 +161,16 @@ mod tests {
     use crate::operation::{OpKind, Outcome};
     use crate::segment_log::Syncer;
 
+    fn open(dir: &Path, futures: &Arc<FutureStore>) -> Journal {
+        let (disk, syncer) = (Arc::new(OsDisk), Syncer::start());
+        Journal::open(disk, syncer, dir, Scope::Samples, Arc::clone(futures)).unwrap()
+    }
+
     #[test]
     fn a_result_is_found_where_pruning_put_it_and_forgotten_once_it_was_read() {
         let dir = tempfile::tempdir().unwrap();
         let futures: Arc<FutureStore> = Arc::default();
-        let mut journal = Journal::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            Scope::Samples,
-            Arc::clone(&futures),
-        )
-        .unwrap();
+        let mut journal = open(dir.path(), &futures);
         let id: RequestId = "s:op:1".parse().unwrap();
         journal.accept(&id, OpKind::Sample, 1, b"{}", 1).unwrap();
         journal.finish(&id, Outcome::json(&1));
@@ -190,14 +189,7 @@ mod tests {
     #[test]
     fn results_that_nobody_fetches_are_not_copied_for_every_new_one() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            Scope::Samples,
-            Arc::default(),
-        )
-        .unwrap();
+        let mut journal = open(dir.path(), &Arc::default());
 
         let mut n_shortened = 0;
         for seq in 0..200 {
@@ -218,14 +210,7 @@ mod tests {
     fn samples_that_were_fetched_are_forgotten_by_number_however_short_their_records_are() {
         let dir = tempfile::tempdir().unwrap();
         let futures: Arc<FutureStore> = Arc::default();
-        let mut journal = Journal::open(
-            Arc::new(OsDisk),
-            Syncer::start(),
-            dir.path(),
-            Scope::Samples,
-            Arc::clone(&futures),
-        )
-        .unwrap();
+        let mut journal = open(dir.path(), &futures);
 
         let mut most = 0;
         for seq in 0..200 {
@@ -247,12 +232,7 @@ mod tests {
     fn a_sample_that_is_under_way_holds_back_nothing_and_is_found_with_its_request() {
         let dir = tempfile::tempdir().unwrap();
         let futures: Arc<FutureStore> = Arc::default();
-        let open = |futures: &Arc<FutureStore>| {
-            let (disk, syncer) = (Arc::new(OsDisk), Syncer::start());
-            let futures = Arc::clone(futures);
-            Journal::open(disk, syncer, dir.path(), Scope::Samples, futures).unwrap()
-        };
-        let mut journal = open(&futures);
+        let mut journal = open(dir.path(), &futures);
         let [slow, done]: [RequestId; 2] = ["slow", "done"].map(|id| id.parse().unwrap());
         for id in [&slow, &done] {
             journal
@@ -268,7 +248,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(journal.body(&slow).unwrap(), b"slow");
         drop(journal);
-        let mut again = open(&Arc::default());
+        let mut again = open(dir.path(), &Arc::default());
         assert_eq!(again.body(&slow).unwrap(), b"slow");
         let repeated = again.accept(&slow, OpKind::Sample, 1, b"slow", 9).unwrap();
         assert_eq!(repeated, Accepted::Known);
