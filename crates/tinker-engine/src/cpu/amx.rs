@@ -25,7 +25,9 @@ mod turn;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-use self::block::{Ahead, Block, NextTiles, configure, release};
+use smallvec::SmallVec;
+
+use self::block::{Block, configure, release};
 use self::parts::Strip;
 pub(crate) use self::tiles::{Tiles, is_bf16};
 use self::turn::Turned;
@@ -46,23 +48,25 @@ const TILE: usize = 256;
 /// Parts of an activation.
 const PARTS: usize = 3;
 
-/// Rows that are split into parts at a time.
-const ROW_BLOCK: usize = 256;
+/// Rows whose parts stay in the first-level cache while columns pass by.
+const ROWS: usize = 2 * SIDE;
 
-/// Tiles of inner dimension that they are split for: up to 1 MiB, which stays in the second-level cache.
+/// Tiles of inner dimension for which they do, up to 48 KiB. Fewer would cost more passes over the output,
+/// which take longer than what the second-level cache has to give again.
 const fn inner_tiles(parts: usize) -> usize {
+    if parts == 1 { 12 } else { 8 }
+}
+
+/// As [`inner_tiles`] for less rows than a tile has: then weights pass by once, in the order they lie in.
+const fn inner_tiles_of_few(parts: usize) -> usize {
     if parts == 1 { 32 } else { 22 }
 }
 
-/// Tiles of inner dimension of 32 rows or columns of some parts that stay in the first-level cache,
-/// 24 KiB of them, while those of the other factor pass by.
-const fn inner_block(parts: usize) -> usize {
-    if parts == 1 { 12 } else { 4 }
+/// Floats of the columns that pass by, 1 MiB or half of it: they stay in the second-level cache until all
+/// rows have been multiplied with them. Rows of one part have less to do between being read again.
+const fn columns(parts: usize) -> usize {
+    if parts == 1 { 1 << 18 } else { 1 << 17 }
 }
-
-/// Rows from which on the columns stay in the first-level cache, not the rows, where both are one part:
-/// then weights are read once for all rows, instead of once for each 32.
-const MANY_ROWS: usize = 96;
 
 /// Whether this machine multiplies pairs of bf16 numbers on its vectors.
 pub(crate) fn has_dots() -> bool {
@@ -243,6 +247,10 @@ impl Scratch {
 /// Computes each job, `A [m, k]` row-major with rows `stride` apart, of which `L` parts are taken: 3 are
 /// the number, 1 is the number rounded to bf16.
 ///
+/// So many columns as stay in the second-level cache are made tiles of, where they are none yet. Then 32
+/// rows at a time are split into the first-level cache and multiplied with all of these columns (Goto and
+/// van de Geijn 2008, with the factors in each other's place).
+///
 /// # Safety
 /// The machine has the unit that all jobs name; `a` holds the rows; each job's `b` holds [`Tiles`] or panels
 /// of `[k, n]`, and its `c` is valid for writes of `[m, n]` and aliases nothing else.
@@ -266,249 +274,280 @@ pub(super) unsafe fn run<const L: usize>(
         "dots take factors of one part"
     );
     let tiles = k.div_ceil(DEPTH);
-    let inner_tiles = const { inner_tiles(L) };
-    let room = round_up(ROW_BLOCK.min(m), SIDE) * inner_tiles.min(tiles);
-    scratch.rows.reserve(room * DEPTH / 2 * L);
+    let most = if m < SIDE {
+        const { inner_tiles_of_few(L) }
+    } else {
+        const { inner_tiles(L) }
+    };
+    let depth = tiles.div_ceil(tiles.div_ceil(most));
+    let cached = if m > ROWS { const { columns(L) } } else { 0 };
+    scratch.rows.reserve(2 * depth * L * TILE);
     scratch
         .columns
-        .reserve(2 * TILE * inner_block(1).max(inner_block(PARTS) * PARTS));
-    for row in (0..m).step_by(ROW_BLOCK) {
-        let rows = ROW_BLOCK.min(m - row);
-        for first in (0..tiles).step_by(inner_tiles) {
-            let depth = inner_tiles.min(tiles - first);
-            let columns = first * DEPTH..k.min((first + depth) * DEPTH);
-            for (i, group) in (0..rows).step_by(SIDE).enumerate() {
-                let source = &a[(row + group) * stride + columns.start..];
-                let target = &mut scratch.rows[i * depth * L * TILE..];
-                let rows = SIDE.min(rows - group);
-                // SAFETY: passed on to the caller; sizes are checked inside.
-                unsafe { unit.split_rows::<L>(source, stride, rows, columns.len(), target) };
+        .reserve(cached.max(2 * depth * PARTS * TILE));
+    for first in (0..tiles).step_by(depth) {
+        let stretch = Stretch {
+            unit,
+            first,
+            depth: depth.min(tiles - first),
+            k,
+        };
+        let mut rest = Rest {
+            jobs,
+            column: 0,
+            stretch,
+            cached,
+        };
+        let mut held = None;
+        loop {
+            // SAFETY: passed on to the caller.
+            let pieces = unsafe { rest.next(&mut scratch.columns) };
+            if pieces.is_empty() {
+                break;
             }
-            let left = Left::<L> {
-                unit,
-                data: scratch.rows.as_ptr(),
-                rows,
-                depth,
-                first,
-                k,
-            };
-            for job in jobs {
-                let c = job.c.wrapping_add(row * job.stride);
-                let job = Job {
-                    c,
-                    add: job.add || first > 0,
-                    ..*job
-                };
-                // SAFETY: passed on to the caller.
-                unsafe { left.multiply(&job, &mut scratch.columns) };
+            for row in (0..m).step_by(ROWS) {
+                let rows = ROWS.min(m - row);
+                let a = &a[row * stride + first * DEPTH..];
+                // SAFETY: passed on to the caller; sizes are checked inside.
+                unsafe {
+                    if held != Some(row) {
+                        held = Some(row);
+                        stretch.split_rows::<L>(a, stride, rows, &mut scratch.rows);
+                    }
+                    stretch.multiply::<L>(&scratch.rows, row, rows, &pieces);
+                }
             }
         }
+        // SAFETY: passed on to the caller.
+        unsafe { unit.release() };
     }
 }
 
-/// A block of the left factor, in `L` parts.
-#[derive(Clone, Copy)]
-struct Left<const L: usize> {
+/// A stretch of the inner dimension, and what multiplies it.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
     unit: TileUnit,
-    data: *const f32,
-    rows: usize,
-    /// Tiles of inner dimension, and the first of them in the whole factor.
-    depth: usize,
+    /// Its first tile, and how many it has.
     first: usize,
-    /// Inner dimension of the whole factor.
+    depth: usize,
+    /// All of the inner dimension, in numbers.
     k: usize,
 }
 
-impl<const L: usize> Left<L> {
-    /// Multiplies with one right factor, two groups of columns at a time.
+impl Stretch {
+    /// Splits up to 32 rows, which begin at the stretch: `[rows / 16][depth][parts]`.
+    ///
+    /// # Safety
+    /// The machine has the unit.
+    unsafe fn split_rows<const L: usize>(
+        &self,
+        a: &[f32],
+        stride: usize,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        let k = (self.k - self.first * DEPTH).min(self.depth * DEPTH);
+        for (i, group) in (0..rows).step_by(SIDE).enumerate() {
+            let (a, rows) = (&a[group * stride..], SIDE.min(rows - group));
+            let out = &mut out[i * self.depth * L * TILE..];
+            // SAFETY: passed on to the caller; sizes are checked inside.
+            unsafe { self.unit.split_rows::<L>(a, stride, rows, k, out) };
+        }
+    }
+
+    /// Multiplies up to 32 rows, from `row` on, whose parts `a` has.
     ///
     /// # Safety
     /// As for [`run`].
-    unsafe fn multiply(&self, job: &Job, scratch: &mut [f32]) {
-        // SAFETY: passed on to the caller.
-        unsafe {
-            match job.unit {
-                Unit::MatrixSplit => self.multiply_split::<PARTS>(job, scratch),
-                Unit::MatrixRounded => self.multiply_split::<1>(job, scratch),
-                Unit::MatrixTurned => self.multiply_turned(job, scratch),
-                Unit::Matrix | Unit::Vector if L == 1 && self.rows >= MANY_ROWS => {
-                    self.multiply_strips(job);
-                }
-                Unit::Matrix | Unit::Vector => self.multiply_tiles(job),
-            }
-            self.unit.release();
-        }
-    }
-
-    /// Rows that a configuration of the registers serves: pairs of groups, then what is left.
-    fn groups(&self) -> impl Iterator<Item = (usize, usize)> {
-        let whole = self.rows / SIDE * SIDE;
-        let pairs = (0..whole).step_by(2 * SIDE);
-        let rest = (whole < self.rows).then_some((whole, self.rows - whole));
-        pairs
-            .map(move |row| (row, (2 * SIDE).min(whole - row)))
-            .chain(rest)
-    }
-
-    /// The product from inner tile `from` on, `depth` of them, for the columns from `column` on.
-    fn block(&self, job: &Job, column: usize, from: usize, depth: usize) -> Block {
-        Block {
-            unit: self.unit,
-            depth,
-            a: self.data.wrapping_add(from * L * TILE),
-            a_stride: self.depth * L * TILE,
-            b: std::ptr::null(),
-            b_stride: 0,
-            c: job.c.wrapping_add(column),
-            stride: job.stride,
-            add: job.add || from > 0,
-            ahead: Ahead::Nothing,
-        }
-    }
-
-    /// As [`Left::block`], of a factor that is kept as tiles.
-    fn block_of_tiles(&self, job: &Job, column: usize, from: usize, depth: usize) -> Block {
-        let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
-        Block {
-            b: panel.wrapping_add((self.first + from) * TILE),
-            b_stride: self.k.div_ceil(DEPTH) * TILE,
-            ahead: Ahead::Columns(job.panel_stride),
-            ..self.block(job, column, from, depth)
-        }
-    }
-
-    /// The left parts of 32 rows stay in the first-level cache while all columns pass by.
-    unsafe fn multiply_tiles(&self, job: &Job) {
-        for (row, rows) in self.groups() {
-            // SAFETY: passed on to the caller.
-            unsafe { self.unit.configure(rows.min(SIDE)) };
-            // Few rows are a small left factor: then tiles pass by in the order they lie in.
-            let step = if rows < SIDE {
-                self.depth
-            } else {
-                const { inner_block(L) }
-            };
-            for from in (0..self.depth).step_by(step) {
-                let depth = step.min(self.depth - from);
-                for column in (0..job.n).step_by(PANEL) {
-                    let block = self.block_of_tiles(job, column, from, depth);
-                    let columns = PANEL.min(job.n - column);
-                    // SAFETY: passed on to the caller.
-                    unsafe { block.at_row(row).run::<L, 1>(rows, columns) };
-                }
-            }
-        }
-    }
-
-    /// 32 columns stay in the first-level cache while all rows pass by.
-    unsafe fn multiply_strips(&self, job: &Job) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.unit.configure(self.rows.min(SIDE)) };
-        for column in (0..job.n).step_by(PANEL) {
-            let step = const { inner_block(1) };
-            for from in (0..self.depth).step_by(step) {
-                let depth = step.min(self.depth - from);
-                let next = if from + depth < self.depth {
-                    self.block_of_tiles(job, column, from + depth, 0)
-                } else {
-                    self.block_of_tiles(job, column + PANEL, 0, 0)
-                };
-                let next = NextTiles {
-                    data: next.b,
-                    row: 0,
-                    rows: self.rows,
-                };
-                let block = Block {
-                    ahead: Ahead::Strip(next),
-                    ..self.block_of_tiles(job, column, from, depth)
-                };
-                // SAFETY: passed on to the caller.
-                unsafe { self.all_rows::<1>(block, PANEL.min(job.n - column)) };
-            }
-        }
-    }
-
-    /// The `P` right parts of 32 columns stay in the first-level cache while all rows pass by.
-    unsafe fn multiply_split<const P: usize>(&self, job: &Job, scratch: &mut [f32]) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.unit.configure(self.rows.min(SIDE)) };
-        let step = const { inner_block(P) };
-        for column in (0..job.n).step_by(PANEL) {
-            let panel = job.b.wrapping_add(column / PANEL * job.panel_stride);
-            let columns = PANEL.min(job.n - column);
-            for from in (0..self.depth).step_by(step) {
-                let depth = step.min(self.depth - from);
-                let strip = Strip {
-                    data: panel,
-                    stride: job.row_stride,
-                    columns: round_up(columns, SIDE),
-                    first: (self.first + from) * DEPTH,
-                    k: self.k,
-                };
-                // SAFETY: the job's panels hold `k` rows.
-                unsafe { self.unit.split::<P>(strip, depth, scratch) };
-                let last = from + depth == self.depth;
-                let next = if last {
-                    panel.wrapping_add(job.panel_stride + self.first * DEPTH * job.row_stride)
-                } else {
-                    panel.wrapping_add((self.first + from + depth) * DEPTH * job.row_stride)
-                };
-                let block = Block {
-                    b: scratch.as_ptr(),
-                    b_stride: depth * P * TILE,
-                    ahead: if job.row_stride == PANEL {
-                        Ahead::Rows(next, self.rows)
-                    } else {
-                        Ahead::Nothing
-                    },
-                    ..self.block(job, column, from, depth)
-                };
-                // SAFETY: passed on to the caller.
-                unsafe { self.all_rows::<P>(block, columns) };
-            }
-        }
-    }
-
-    /// As [`Left::multiply_split`], with columns that are turned instead of split.
-    unsafe fn multiply_turned(&self, job: &Job, scratch: &mut [f32]) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.unit.configure(self.rows.min(SIDE)) };
-        let step = const { inner_block(1) };
-        for column in (0..job.n).step_by(PANEL) {
-            let turned = Turned {
-                data: job.b.wrapping_add(column / PANEL * job.panel_stride),
-                stride: job.row_stride,
-            };
-            for from in (0..self.depth).step_by(step) {
-                let depth = step.min(self.depth - from);
-                // SAFETY: the job's tiles hold `k` rows of the whole factor.
-                unsafe { self.unit.turn(turned, self.first + from, depth, scratch) };
-                let block = Block {
-                    b: scratch.as_ptr(),
-                    b_stride: depth * TILE,
-                    ..self.block(job, column, from, depth)
-                };
-                // SAFETY: passed on to the caller.
-                unsafe { self.all_rows::<1>(block, PANEL.min(job.n - column)) };
-            }
-        }
-    }
-
-    /// Multiplies all rows with up to 32 columns of `P` parts. The registers are configured for the first
-    /// rows, before and after.
-    unsafe fn all_rows<const P: usize>(&self, block: Block, columns: usize) {
-        for (row, rows) in self.groups() {
-            let partial = row > 0 && rows < SIDE;
+    unsafe fn multiply<const L: usize>(
+        &self,
+        a: &[f32],
+        row: usize,
+        rows: usize,
+        pieces: &[Piece<'_>],
+    ) {
+        // The registers take groups of 16 rows, or what is left.
+        let whole = rows / SIDE * SIDE;
+        let groups = [(0, whole), (whole, rows - whole)];
+        for (from, rows) in groups.into_iter().filter(|(_, rows)| *rows > 0) {
+            let a = &a[from / SIDE * self.depth * L * TILE..];
             // SAFETY: passed on to the caller.
             unsafe {
-                if partial {
-                    self.unit.configure(rows);
-                }
-                block.at_row(row).run::<L, P>(rows, columns);
-                if partial {
-                    self.unit.configure(SIDE);
+                self.unit.configure(rows.min(SIDE));
+                for piece in pieces {
+                    piece.multiply::<L>(self, a, row + from, rows);
                 }
             }
         }
+    }
+
+    /// Makes tiles of up to 32 columns of a factor that is none, which begin at `source`:
+    /// `[columns / 16][depth][parts]`.
+    ///
+    /// # Safety
+    /// As for [`run`].
+    unsafe fn make_tiles(&self, job: &Job, source: *const f32, columns: usize, out: &mut [f32]) {
+        let strip = Strip {
+            data: source,
+            stride: job.row_stride,
+            columns: round_up(columns, SIDE),
+            first: self.first * DEPTH,
+            k: self.k,
+        };
+        let turned = Turned {
+            data: source,
+            stride: job.row_stride,
+        };
+        // SAFETY: passed on to the caller: the factor has `k` rows.
+        unsafe {
+            match job.unit {
+                Unit::MatrixSplit => self.unit.split::<PARTS>(strip, self.depth, out),
+                Unit::MatrixRounded => self.unit.split::<1>(strip, self.depth, out),
+                Unit::MatrixTurned => self.unit.turn(turned, self.first, self.depth, out),
+                Unit::Matrix | Unit::Vector => {}
+            }
+        }
+    }
+}
+
+/// Columns of a job whose tiles of a stretch are there.
+#[derive(Debug, Clone, Copy)]
+struct Piece<'a> {
+    job: &'a Job,
+    from: usize,
+    to: usize,
+    parts: usize,
+    /// Tiles of the first 16 columns.
+    b: *const f32,
+    /// Floats to those of the next 16, and of the next 32.
+    b_stride: usize,
+    panel_stride: usize,
+    /// Floats to those to ask memory for meanwhile, or 0.
+    ahead: usize,
+}
+
+impl Piece<'_> {
+    /// Multiplies rows from `row` on, whose parts `a` has.
+    ///
+    /// # Safety
+    /// As for [`run`], with the registers configured for the rows.
+    unsafe fn multiply<const L: usize>(
+        &self,
+        stretch: &Stretch,
+        a: &[f32],
+        row: usize,
+        rows: usize,
+    ) {
+        let Stretch {
+            unit, first, depth, ..
+        } = *stretch;
+        let stride = self.job.stride;
+        let c = self.job.c.wrapping_add(row * stride);
+        for (i, column) in (self.from..self.to).step_by(PANEL).enumerate() {
+            let block = Block {
+                unit,
+                depth,
+                a: a.as_ptr(),
+                a_stride: depth * L * TILE,
+                b: self.b.wrapping_add(i * self.panel_stride),
+                b_stride: self.b_stride,
+                c: c.wrapping_add(column),
+                stride,
+                add: self.job.add || first > 0,
+                // Later rows find them in the cache.
+                ahead: if row == 0 { self.ahead } else { 0 },
+            };
+            let columns = PANEL.min(self.to - column);
+            // SAFETY: passed on to the caller.
+            unsafe {
+                match self.parts {
+                    PARTS => block.run::<L, PARTS>(rows, columns),
+                    _ => block.run::<L, 1>(rows, columns),
+                }
+            }
+        }
+    }
+}
+
+/// What is still to be multiplied of a stretch.
+struct Rest<'a> {
+    jobs: &'a [Job],
+    /// Column of the first of these.
+    column: usize,
+    stretch: Stretch,
+    /// Floats of tiles that stay in the cache until other rows need them; 0 if none will.
+    cached: usize,
+}
+
+impl<'a> Rest<'a> {
+    /// The next columns, as many as are cached together, or none if all are done. Tiles that are made of
+    /// them are in `scratch`.
+    ///
+    /// # Safety
+    /// As for [`run`].
+    unsafe fn next(&mut self, mut scratch: &mut [f32]) -> SmallVec<[Piece<'a>; 4]> {
+        let Stretch {
+            first, depth, k, ..
+        } = self.stretch;
+        let mut pieces = SmallVec::new();
+        let mut used = 0;
+        while let [job, others @ ..] = self.jobs {
+            let parts = if job.unit == Unit::MatrixSplit {
+                PARTS
+            } else {
+                1
+            };
+            let panel = depth * parts * 2 * TILE;
+            let are_tiles = matches!(job.unit, Unit::Matrix | Unit::Vector);
+            let left = (job.n - self.column).div_ceil(PANEL);
+            let panels = if are_tiles && self.cached == 0 {
+                left
+            } else {
+                let room = self.cached.saturating_sub(used) / panel;
+                room.max(usize::from(used == 0)).min(left)
+            };
+            if panels == 0 {
+                break;
+            }
+            let to = job.n.min(self.column + panels * PANEL);
+            let panel_at = |i: usize| {
+                job.b
+                    .wrapping_add((self.column / PANEL + i) * job.panel_stride)
+            };
+            let mut piece = Piece {
+                job,
+                from: self.column,
+                to,
+                parts,
+                b: panel_at(0).wrapping_add(first * TILE),
+                b_stride: k.div_ceil(DEPTH) * TILE,
+                panel_stride: job.panel_stride,
+                ahead: job.panel_stride,
+            };
+            if !are_tiles {
+                let (made, free) = scratch.split_at_mut(panels * panel);
+                scratch = free;
+                piece = Piece {
+                    b: made.as_ptr(),
+                    b_stride: panel / 2,
+                    panel_stride: panel,
+                    ahead: 0,
+                    ..piece
+                };
+                for (i, made) in made.chunks_exact_mut(panel).enumerate() {
+                    let columns = PANEL.min(to - self.column - i * PANEL);
+                    // SAFETY: passed on to the caller.
+                    unsafe { self.stretch.make_tiles(job, panel_at(i), columns, made) };
+                }
+            }
+            pieces.push(piece);
+            used += panels * panel;
+            (self.jobs, self.column) = if to == job.n {
+                (others, 0)
+            } else {
+                (self.jobs, to)
+            };
+        }
+        pieces
     }
 }

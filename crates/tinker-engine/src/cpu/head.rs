@@ -16,7 +16,7 @@ const LOGITS: usize = 1 << 20;
 
 /// Fewest and most rows of a chunk: the head's weights are read once per chunk.
 const MIN_ROWS: usize = 96;
-const MAX_ROWS: usize = 256;
+const MAX_ROWS: usize = 128;
 
 /// Rows of a chunk.
 pub(crate) fn chunk_rows(vocab: usize) -> usize {

@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-use super::{DEPTH, PARTS, SIDE, TILE};
+use super::{PARTS, SIDE, TILE};
 use crate::cpu::buffer::{LINE, round_up};
 use crate::cpu::gemm::PANEL;
 use crate::cpu::tile::TileUnit;
@@ -89,7 +89,8 @@ pub(super) struct Block {
     pub(super) c: *mut f32,
     pub(super) stride: usize,
     pub(super) add: bool,
-    pub(super) ahead: Ahead,
+    /// Floats to the tiles to ask memory for meanwhile, or 0.
+    pub(super) ahead: usize,
 }
 
 /// The parts of both factors that are multiplied, in their order. Neighbours share a part, which is then
@@ -103,49 +104,7 @@ pub(super) const fn order(of_a: usize, of_b: usize) -> &'static [(usize, usize)]
     }
 }
 
-/// What to ask memory for while a block is computed.
-#[derive(Clone, Copy)]
-pub(super) enum Ahead {
-    Nothing,
-    /// The tiles of the next columns, so many floats further.
-    Columns(usize),
-    /// The output of the next rows, and a share of the columns to be split next: all of them by the
-    /// time all rows are done.
-    Rows(*const f32, usize),
-    /// The output of the next rows, and a share of the tiles of two groups of columns: all of them by the
-    /// time all rows are done.
-    Strip(NextTiles),
-}
-
-/// Tiles that the rows of a block fetch together.
-#[derive(Clone, Copy)]
-pub(super) struct NextTiles {
-    pub(super) data: *const f32,
-    /// First row of the block, and all rows.
-    pub(super) row: usize,
-    pub(super) rows: usize,
-}
-
 impl Block {
-    /// The block that begins `row` rows below, a multiple of 16.
-    pub(super) fn at_row(self, row: usize) -> Self {
-        let a = self.a.wrapping_add(row / SIDE * self.a_stride);
-        let ahead = match self.ahead {
-            Ahead::Rows(next, rows) => Ahead::Rows(
-                next.wrapping_add(row * self.depth * DEPTH * PANEL / rows),
-                rows,
-            ),
-            Ahead::Strip(next) => Ahead::Strip(NextTiles { row, ..next }),
-            other => other,
-        };
-        Self {
-            a,
-            c: self.c.wrapping_add(row * self.stride),
-            ahead,
-            ..self
-        }
-    }
-
     /// Computes a block with `L` parts of the left and `P` of the right factor, by way of the stack where
     /// the output ends within a tile.
     ///
@@ -216,50 +175,16 @@ impl Block {
         }
     }
 
-    /// Asks for the share of tile `tile`.
+    /// Asks for tile `tile` of the columns ahead.
     #[inline(always)]
     pub(super) fn fetch(&self, tile: usize) {
-        match self.ahead {
-            Ahead::Nothing => {}
-            Ahead::Columns(distance) => {
-                let b = self.b.wrapping_add(distance + tile * TILE);
-                for line in 0..SIDE {
-                    prefetch(b.wrapping_add(line * LINE));
-                    prefetch(b.wrapping_add(self.b_stride + line * LINE));
-                }
-            }
-            Ahead::Rows(next, rows) => {
-                let share = 2 * SIDE * DEPTH * PANEL / rows.max(2 * SIDE);
-                for at in (tile * share..(tile + 1) * share).step_by(LINE) {
-                    prefetch_far(next.wrapping_add(at));
-                }
-                self.fetch_output(tile);
-            }
-            Ahead::Strip(NextTiles { data, row, rows }) => {
-                let lines = 2 * SIDE;
-                for line in lines * row / rows..lines * (row + 2 * SIDE).min(rows) / rows {
-                    let group = data.wrapping_add(line / SIDE * self.b_stride);
-                    prefetch_far(group.wrapping_add(tile * TILE + line % SIDE * LINE));
-                }
-                self.fetch_output(tile);
-            }
-        }
-    }
-
-    /// Asks for the output of the rows below, unless they were written just now, to be added to.
-    #[inline(always)]
-    fn fetch_output(&self, tile: usize) {
-        if self.add {
+        if self.ahead == 0 {
             return;
         }
-        let below = 2 * SIDE;
-        for row in below * tile / self.depth..below * (tile + 1) / self.depth {
-            let c = self
-                .c
-                .cast_const()
-                .wrapping_add((below + row) * self.stride);
-            prefetch_far(c);
-            prefetch_far(c.wrapping_add(SIDE));
+        let b = self.b.wrapping_add(self.ahead + tile * TILE);
+        for line in 0..SIDE {
+            prefetch(b.wrapping_add(line * LINE));
+            prefetch(b.wrapping_add(self.b_stride + line * LINE));
         }
     }
 

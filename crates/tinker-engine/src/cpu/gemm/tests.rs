@@ -409,6 +409,47 @@ mod tiles {
         }
     }
 
+    /// More columns than stay in the cache are multiplied in several turns, of which one may end within a factor
+    /// and begin the next.
+    #[test]
+    fn factors_in_a_row_have_the_bits_of_each_alone() {
+        let (m, k) = (33, 64);
+        let a = values(m * k, 4);
+        let widths = [70, 4200, 1500];
+        let factors = widths.map(|n| Factors::new(k, n, n as u32));
+        for unit in units() {
+            let sets: Vec<Vec<Case<'_>>> = factors.iter().map(|f| f.cases(unit)).collect();
+            for i in 0..sets[0].len() {
+                // Each factor in another form, on the same rows.
+                let forms = (0..sets.len()).map(|set| (i + set) % sets[0].len());
+                let cases: Vec<_> = sets
+                    .iter()
+                    .zip(forms)
+                    .filter_map(|(set, form)| set.get(form))
+                    .filter(|case| case.rounds == sets[0][i].rounds)
+                    .collect();
+                let mut found: Vec<_> = widths.map(|n| vec![0.0; m * n]).to_vec();
+                let mut products: Vec<_> = cases
+                    .iter()
+                    .map(|case| case.right)
+                    .zip(&mut found)
+                    .map(|(right, out)| {
+                        Product::new(right, &mut out[..m * right.n()], right.n(), Store::Replace)
+                    })
+                    .collect();
+                matmul(m, k, sets[0][i].left(&a), &mut products);
+                drop(products);
+                for (case, found) in cases.iter().zip(&found) {
+                    let n = case.right.n();
+                    for row in [0, 31, 32] {
+                        let alone = case.run(1, &a[row * k..][..k], &vec![0.0; n]);
+                        assert!(found[row * n..][..n] == alone, "{}, row {row}", case.name);
+                    }
+                }
+            }
+        }
+    }
+
     /// Numbers of which truncated parts would lose four units in the last place: `1 + 2^-7 - 2^-23`.
     #[test]
     fn a_product_of_three_parts_is_off_by_about_one_rounding() {
