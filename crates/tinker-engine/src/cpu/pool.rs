@@ -236,19 +236,27 @@ impl<T> SharedMut<T> {
     /// # Safety
     /// The range lies in the shared slice, which outlives the result, and no other task touches it.
     pub(crate) unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [T] {
+        self.check(start, len);
         // SAFETY: passed on to the caller.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
-}
 
-impl<T> SharedMut<T> {
     /// The elements from `start` on, to read.
     ///
     /// # Safety
     /// The range lies in the shared slice, which outlives the result, and nobody writes to it.
     pub(crate) unsafe fn read<'a>(&self, start: usize, len: usize) -> &'a [T] {
+        self.check(start, len);
         // SAFETY: passed on to the caller.
         unsafe { std::slice::from_raw_parts(self.start.add(start), len) }
+    }
+
+    fn check(&self, start: usize, len: usize) {
+        debug_assert!(
+            start.checked_add(len).is_some_and(|end| end <= self.len),
+            "{len} elements from {start} of {}",
+            self.len
+        );
     }
 }
 

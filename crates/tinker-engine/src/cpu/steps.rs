@@ -27,8 +27,11 @@ pub(crate) trait Chain: Send {
 
 /// Work that threads share.
 pub(crate) trait Step: Send + Sync {
-    /// Computes part `part` of `parts`. Each is computed once, those of lower numbers begin first.
-    fn run(&self, part: usize, parts: usize);
+    /// Computes part `part` of `parts`.
+    ///
+    /// # Safety
+    /// Every part is computed once, all of as many `parts`, and those of lower numbers begin first.
+    unsafe fn run(&self, part: usize, parts: usize);
 }
 
 /// Goes through a chain with the threads of `pool`. A panic of a step reaches the caller.
@@ -83,9 +86,12 @@ impl<C: Chain> Walk<C> {
         let parts = self.parts as u64;
         let mut drawn = self.count.0.fetch_add(1, Ordering::AcqRel) % DONE;
         while self.wait_for(drawn / parts) {
-            // SAFETY: this thread holds a part of the step, so nobody changes it.
-            if let Some(step) = unsafe { &(*self.state.get()).0 } {
-                step.run((drawn % parts) as usize, self.parts);
+            // SAFETY: this thread holds a part of the step, so nobody changes it; and parts are drawn once, in
+            // their order.
+            unsafe {
+                if let Some(step) = &(*self.state.get()).0 {
+                    step.run((drawn % parts) as usize, self.parts);
+                }
             }
             let before = self.count.0.fetch_add(DONE + 1, Ordering::AcqRel);
             let all = (drawn / parts + 1) * parts;
@@ -168,7 +174,7 @@ mod tests {
     }
 
     impl Step for Counted<'_> {
-        fn run(&self, part: usize, parts: usize) {
+        unsafe fn run(&self, part: usize, parts: usize) {
             assert!(part < parts);
             self.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -230,7 +236,7 @@ mod tests {
     }
 
     impl Step for Fails {
-        fn run(&self, part: usize, _: usize) {
+        unsafe fn run(&self, part: usize, _: usize) {
             assert!(part > 0 || !self.0, "as it should");
         }
     }

@@ -61,10 +61,13 @@ pub(super) enum Shared<'a> {
 }
 
 impl Step for Shared<'_> {
-    fn run(&self, part: usize, parts: usize) {
-        match self {
-            Self::Layers(layers) => layers.run(part, parts),
-            Self::Attention(attention) => attention.run(part, parts),
+    unsafe fn run(&self, part: usize, parts: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Self::Layers(layers) => layers.run(part, parts),
+                Self::Attention(attention) => attention.run(part, parts),
+            }
         }
     }
 }
@@ -104,7 +107,8 @@ impl<'a> Chain for Together<'a> {
                 // the step is dropped, as `Chain::next` says.
                 return Some(unsafe { std::mem::transmute::<Shared<'_>, Shared<'a>>(step) });
             }
-            step.run(0, 1);
+            // SAFETY: it is the only part.
+            unsafe { step.run(0, 1) };
         }
     }
 }

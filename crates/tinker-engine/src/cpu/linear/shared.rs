@@ -28,7 +28,8 @@ pub(super) fn forward(batch: &Batch<'_>, pool: &Pool, of: Forward<'_>, outputs: 
     } else {
         1
     };
-    pool.run(parts, &|part| layers.run(part, parts));
+    // SAFETY: a pool runs each of its tasks once, and begins them in their order.
+    pool.run(parts, &|part| unsafe { layers.run(part, parts) });
 }
 
 /// The share of part `part` in `n` panels of so many bytes, where the first part has `before` bytes to read
@@ -78,7 +79,7 @@ pub(crate) struct Layers<'a> {
 }
 
 impl Step for Layers<'_> {
-    fn run(&self, part: usize, parts: usize) {
+    unsafe fn run(&self, part: usize, parts: usize) {
         if part == 0 {
             let _set = SetOnDrop(&self.ready);
             self.down();
