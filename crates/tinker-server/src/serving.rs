@@ -345,7 +345,9 @@ mod tests {
         send(&mut long, "/long").await;
         received(&mut long, "first\r\n").await;
 
+        let mut silent = Vec::new();
         for _ in 0..9 {
+            silent.push(server.connect().await);
             assert!(asked(&server, "/quick").await.ends_with("quick"));
         }
 
