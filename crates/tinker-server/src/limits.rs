@@ -18,6 +18,8 @@ pub struct Limits {
     pub keep_unnamed_samplers: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
     pub max_disk_bytes: Option<u64>,
+    /// Most connections at a time; `None` for any number.
+    pub max_connections: Option<usize>,
     /// Longest a poll for a result is held; clients give up after 45 s.
     pub poll_hold: Duration,
     /// Operations between two snapshots of a training run.
@@ -43,6 +45,7 @@ impl Default for Limits {
             max_num_samples: 1024,
             keep_unnamed_samplers: 4,
             max_disk_bytes: None,
+            max_connections: None,
             poll_hold: Duration::from_secs(40),
             snapshot_every: 64,
             snapshot_engine_time: Duration::from_secs(30),

@@ -73,6 +73,8 @@ pub(crate) struct Present<'a> {
     pub(crate) n_futures: usize,
     /// Bytes that work was promised, taken or not.
     pub(crate) promised: u64,
+    /// Connections, and the most that there may be.
+    pub(crate) connections: (usize, Option<usize>),
 }
 
 /// The counters. All of them start at 0 with the server.
@@ -158,6 +160,7 @@ impl Metrics {
         let help = "Memory that work was promised, taken or not.";
         page.family(name, "gauge", help);
         page.value(name, &[], present.promised as f64);
+        render_connections(&mut page, present.connections);
         self.render_tokens(&mut page);
         self.render_operations(&mut page);
         self.render_requests(&mut page);
@@ -244,6 +247,19 @@ fn render_queue(page: &mut Page, queue: &BTreeMap<&'static str, Count>) {
     }
 }
 
+fn render_connections(page: &mut Page, (n_open, most): (usize, Option<usize>)) {
+    let name = "tinker_connections";
+    page.family(name, "gauge", "Open connections of clients.");
+    page.value(name, &[], n_open as f64);
+    // Absent where there may be any number.
+    if let Some(most) = most {
+        let name = "tinker_max_connections";
+        let help = "Most connections at a time; beyond it clients wait to be accepted.";
+        page.family(name, "gauge", help);
+        page.value(name, &[], most as f64);
+    }
+}
+
 /// The names that Prometheus' own client libraries use.
 fn render_process(page: &mut Page) {
     let gauges = [
@@ -323,6 +339,7 @@ mod tests {
             queue: &BTreeMap::new(),
             n_futures: 0,
             promised: 5,
+            connections: (3, Some(8)),
         };
         let text = metrics.render("1.2", &present);
         text.lines().map(str::to_owned).collect()

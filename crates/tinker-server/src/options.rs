@@ -52,6 +52,9 @@ pub struct ServeOptions {
     pub threads: usize,
     /// Most bytes of files that the server keeps; `None` for as many as the disk has room for.
     pub max_disk_bytes: Option<u64>,
+    /// Most connections at a time; `None` for as many as this process may have files, less a quarter for
+    /// everything else.
+    pub max_connections: Option<usize>,
     /// Leave after this long without requests, heartbeats or work; `None` stays.
     pub idle_timeout: Option<Duration>,
     /// A Hugging Face hub cache to put the embedded model's tokenizer in, so that
@@ -81,6 +84,7 @@ impl ServeOptions {
             precision: Precision::default(),
             threads: 0,
             max_disk_bytes: None,
+            max_connections: None,
             idle_timeout: None,
             hf_cache: None,
             client_config: default_client_config(),

@@ -68,9 +68,15 @@ pub(crate) fn open_files() -> Option<u64> {
 }
 
 /// Most file descriptors that may be open at a time.
+#[cfg(unix)]
 pub(crate) fn max_open_files() -> Option<u64> {
-    let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    field(&limits, "Max open files")
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// Other systems have no such limit.
+#[cfg(not(unix))]
+pub(crate) fn max_open_files() -> Option<u64> {
+    None
 }
 
 /// The first number after `name`.
@@ -85,11 +91,10 @@ mod tests {
 
     #[test]
     fn numbers_are_found_by_the_beginning_of_their_line() {
-        let text =
-            "VmPeak:\t  9 kB\nVmRSS:\t   1234 kB\nMax open files            1024   4096 files";
+        let text = "VmPeak:\t  9 kB\nVmRSS:\t   1234 kB\nThreads:\t12\n";
 
         assert_eq!(field(text, "VmRSS:"), Some(1234));
-        assert_eq!(field(text, "Max open files"), Some(1024));
+        assert_eq!(field(text, "Threads:"), Some(12));
         assert_eq!(field(text, "VmSwap:"), None);
     }
 

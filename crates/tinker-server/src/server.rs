@@ -1,18 +1,17 @@
 //! The life of a server: lock, bind, answer, stop.
 
-use std::future::{Future, IntoFuture as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::Listener as _;
-use axum::{Extension, Router};
+use axum::Extension;
 use futures_util::FutureExt as _;
 use tinker_engine::CpuOptions;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::app::{App, AppOptions};
+use crate::connections::max_connections;
 use crate::disk::{Disk, OsDisk};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
@@ -21,12 +20,15 @@ use crate::options::ServeOptions;
 use crate::paths::Paths;
 use crate::quota::check_limit;
 use crate::router::router;
+use crate::serving::{Plain, serve as serve_over};
 use crate::summary::Observer;
-use crate::tls::{OverTls, TlsFiles, TlsListener};
+use crate::tls::{Identity, OverTls, TlsFiles, TlsListener};
 use crate::token::ApiToken;
 
 /// How often the idle clock is looked at, at most.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
+/// Clients that may wait to be accepted; the operating system may have a lower limit.
+const BACKLOG: u32 = 4096;
 /// How long open connections are waited for at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -62,12 +64,13 @@ impl Server {
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
         let lock = HomeLock::take(disk.as_ref(), &options.home)?;
         let asked = SocketAddr::new(options.host, options.port);
-        let (mut listener, mut addr) = listen(asked).await?;
+        let (mut listener, mut addr) = listen(asked)?;
         let outside = outside(&options, addr);
-        let mut tls = None;
+        let mut by_tls = None;
         if let Some(files) = options.tls.clone() {
-            tls = Some(TlsListener::start(listener, addr, files)?);
-            (listener, addr) = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+            let identity = Identity::read(files)?;
+            by_tls = Some(((listener, addr), identity));
+            (listener, addr) = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         }
         let token_path = server_dir(&options.home).join("token");
         let token = match options.token.clone() {
@@ -75,6 +78,9 @@ impl Server {
             None => ApiToken::load_or_create(disk.as_ref(), &token_path)?,
         };
         let app = open_app(&options, token.clone()).await?;
+        let tls = by_tls.map(|(listener, identity)| {
+            TlsListener::start(listener, identity, Arc::clone(&app.core.connections))
+        });
         let sign = LockInfo {
             outside,
             ..lock_info(&options, addr, &token)
@@ -99,7 +105,7 @@ impl Server {
     /// Where it listens by TLS, if it does.
     #[must_use]
     pub fn tls_addr(&self) -> Option<SocketAddr> {
-        self.tls.as_ref()?.local_addr().ok()
+        self.tls.as_ref().map(TlsListener::addr)
     }
 
     /// Where a client on this machine reaches it.
@@ -124,7 +130,7 @@ impl Server {
     /// running operation, flushes and takes the lock file's sign down.
     ///
     /// # Errors
-    /// If the listener fails or the last flush does.
+    /// If the last flush fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
         let app = self.app;
         let (asked, was_asked) = tokio::sync::oneshot::channel();
@@ -141,35 +147,25 @@ impl Server {
         };
         let until = until.boxed().shared();
         let routes = router(Arc::clone(&app));
-        let by_tls = serve_by_tls(self.tls, routes.clone(), until.clone());
-        let serving = axum::serve(self.listener, routes).with_graceful_shutdown(until);
-        let served = tokio::select! {
-            served = async { tokio::try_join!(serving.into_future(), by_tls) } => served.map(|_| ()),
-            () = after(was_asked, DRAIN) => Ok(()),
+        let plain = Plain {
+            listener: self.listener,
+            connections: Arc::clone(&app.core.connections),
         };
+        let by_tls = async {
+            if let Some(listener) = self.tls {
+                let routes = routes.clone().layer(Extension(OverTls));
+                serve_over(listener, routes, until.clone()).await;
+            }
+        };
+        let without = serve_over(plain, routes.clone(), until.clone());
+        tokio::select! {
+            _ = async { tokio::join!(without, by_tls) } => {}
+            () = after(was_asked, DRAIN) => {}
+        }
         let stopped = tokio::task::spawn_blocking(move || app.stop()).await;
         self.lock.withdraw();
-        served.map_err(|source| Error::Io {
-            action: "serve",
-            path: self.addr.to_string().into(),
-            source,
-        })?;
         stopped.unwrap_or(Err(Error::Stopping))
     }
-}
-
-async fn serve_by_tls(
-    listener: Option<TlsListener>,
-    routes: Router,
-    until: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let Some(listener) = listener else {
-        return Ok(());
-    };
-    let routes = routes.layer(Extension(OverTls));
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(until)
-        .await
 }
 
 /// Completes `grace` after the signal: a connection that does not end is not waited for.
@@ -206,6 +202,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         version: options.version.clone(),
         limits: Limits {
             max_disk_bytes: options.max_disk_bytes,
+            max_connections: options.max_connections.or_else(max_connections),
             ..Limits::default()
         },
         ..AppOptions::new(options.home.clone(), token)
@@ -226,12 +223,21 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
 }
 
 /// Binds an address; with the port that it got.
-async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
-    let bound = TcpListener::bind(addr).await.and_then(|listener| {
+fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let bound = || {
+        let socket = match addr {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // Else the port stays taken for a while after a server. Elsewhere this would share it.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        let listener = socket.listen(BACKLOG)?;
         let addr = listener.local_addr()?;
         Ok((listener, addr))
-    });
-    bound.map_err(|source| {
+    };
+    bound().map_err(|source: std::io::Error| {
         if source.kind() == std::io::ErrorKind::AddrInUse {
             Error::PortTaken { addr }
         } else {

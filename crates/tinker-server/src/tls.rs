@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::serve::Listener;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -19,9 +18,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
+use crate::connections::{Connection, Connections};
 use crate::core::lock;
 use crate::disk::{Stamp, stamp};
 use crate::error::{Error, Result};
+use crate::serving::Accept;
 
 /// How long a client may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -87,13 +88,17 @@ fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
 
 /// What new connections are shown.
 #[derive(Debug)]
-struct Identity {
+pub(crate) struct Identity {
     files: TlsFiles,
     known: Mutex<([Stamp; 2], Arc<ServerConfig>)>,
 }
 
 impl Identity {
-    fn read(files: TlsFiles) -> Result<Self> {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// If they cannot be used.
+    pub(crate) fn read(files: TlsFiles) -> Result<Self> {
         let known = Mutex::new((files.stamps(), files.read()?));
         Ok(Self { files, known })
     }
@@ -126,33 +131,39 @@ pub(crate) struct OverTls;
 /// Connections whose handshake is over.
 #[derive(Debug)]
 pub(crate) struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    ready: mpsc::Receiver<(TlsStream<TcpStream>, Connection)>,
     addr: SocketAddr,
     accepting: JoinHandle<()>,
 }
 
 impl TlsListener {
-    /// Takes the connections of a listener.
-    ///
-    /// # Errors
-    /// If the files cannot be used.
-    pub(crate) fn start(listener: TcpListener, addr: SocketAddr, files: TlsFiles) -> Result<Self> {
-        Self::start_with(listener, addr, files, BOUNDS)
+    /// Takes the connections of a listener at an address while there are places for them.
+    pub(crate) fn start(
+        (listener, addr): (TcpListener, SocketAddr),
+        identity: Identity,
+        connections: Arc<Connections>,
+    ) -> Self {
+        Self::start_with((listener, addr), identity, connections, BOUNDS)
     }
 
     fn start_with(
-        listener: TcpListener,
-        addr: SocketAddr,
-        files: TlsFiles,
+        (listener, addr): (TcpListener, SocketAddr),
+        identity: Identity,
+        connections: Arc<Connections>,
         bounds: Bounds,
-    ) -> Result<Self> {
-        let identity = Identity::read(files)?;
+    ) -> Self {
         let (sender, ready) = mpsc::channel(1);
-        Ok(Self {
+        let accepting = accept(listener, identity, connections, sender, bounds);
+        Self {
             ready,
             addr,
-            accepting: tokio::spawn(accept(listener, identity, sender, bounds)),
-        })
+            accepting: tokio::spawn(accepting),
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) const fn addr(&self) -> SocketAddr {
+        self.addr
     }
 }
 
@@ -162,20 +173,15 @@ impl Drop for TlsListener {
     }
 }
 
-impl Listener for TlsListener {
+impl Accept for TlsListener {
     type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+    async fn accept(&mut self) -> (Self::Io, Connection) {
         match self.ready.recv().await {
             Some(connection) => connection,
             // Nothing is accepted any more.
             None => std::future::pending().await,
         }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        Ok(self.addr)
     }
 }
 
@@ -183,19 +189,29 @@ impl Listener for TlsListener {
 async fn accept(
     mut listener: TcpListener,
     identity: Identity,
-    ready: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+    connections: Arc<Connections>,
+    ready: mpsc::Sender<(TlsStream<TcpStream>, Connection)>,
     bounds: Bounds,
 ) {
     let mut handshakes = Handshakes::default();
     loop {
+        let place = connections.place().await;
         // This waits out a lack of file descriptors.
-        let (stream, addr) = Listener::accept(&mut listener).await;
+        let (stream, addr) = axum::serve::Listener::accept(&mut listener).await;
+        let connection = place.take_up();
         handshakes.make_room(bounds).await;
         let (acceptor, ready) = (TlsAcceptor::from(identity.now()), ready.clone());
         handshakes.begin(async move {
-            match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            let shaken = tokio::select! {
+                shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+                () = connection.asked_to_leave() => {
+                    tracing::debug!(%addr, "a handshake gave way to others");
+                    return;
+                }
+            };
+            match shaken {
                 // Without a receiver the server has stopped.
-                Ok(Ok(stream)) => drop(ready.send((stream, addr)).await),
+                Ok(Ok(stream)) => drop(ready.send((stream, connection)).await),
                 Ok(Err(error)) => tracing::debug!(%addr, %error, "no handshake"),
                 Err(_) => tracing::debug!(%addr, "a handshake took too long"),
             }
@@ -243,6 +259,7 @@ impl Handshakes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connections::Policy;
     use tokio_rustls::TlsConnector;
     use tokio_rustls::rustls::pki_types::ServerName;
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -265,13 +282,21 @@ mod tests {
 
     /// A listener whose bounds are small.
     async fn listening(bounds: Bounds) -> (TlsListener, SocketAddr) {
+        listening_for(Connections::new(None), bounds).await
+    }
+
+    async fn listening_for(
+        connections: Arc<Connections>,
+        bounds: Bounds,
+    ) -> (TlsListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let files = TlsFiles {
             cert: fixture("first.cert.pem"),
             key: fixture("first.key.pem"),
         };
-        let listening = TlsListener::start_with(listener, addr, files, bounds).unwrap();
+        let identity = Identity::read(files).unwrap();
+        let listening = TlsListener::start_with((listener, addr), identity, connections, bounds);
         (listening, addr)
     }
 
@@ -293,10 +318,37 @@ mod tests {
             silent.push(TcpStream::connect(addr).await.unwrap());
         }
 
-        let (connected, (_, from)) = tokio::join!(connected(addr), listener.accept());
+        let (connected, _) = tokio::join!(connected(addr), listener.accept());
 
         connected.unwrap();
-        assert!(from.ip().is_loopback());
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_give_their_places_to_others() {
+        let policy = Policy {
+            grace: Duration::from_millis(1),
+            ..Policy::default()
+        };
+        let connections = Connections::with_policy(Some(3), policy);
+        let (mut listener, addr) = listening_for(Arc::clone(&connections), BOUNDS).await;
+        let mut silent = Vec::new();
+        for _ in 0..9 {
+            silent.push(TcpStream::connect(addr).await.unwrap());
+        }
+
+        // One that speaks may have to give way, too, before it has said all; it comes again.
+        let speaking = async {
+            loop {
+                drop(connected(addr).await);
+            }
+        };
+        let accepted = tokio::select! {
+            (_, accepted) = listener.accept() => accepted,
+            never = speaking => never,
+        };
+
+        let (n_open, most) = accepted.all().count();
+        assert!(n_open <= 3 && most == Some(3), "{n_open} connections");
     }
 
     #[tokio::test]

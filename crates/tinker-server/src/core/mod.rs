@@ -21,6 +21,7 @@ use crate::caller::{self, Caller};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::completions::Completions;
+use crate::connections::Connections;
 use crate::custom_loss::CustomLosses;
 use crate::db::Db;
 use crate::deletions::finish_deletions;
@@ -56,6 +57,7 @@ pub(crate) struct Core {
     /// The uploads, and files of uploads, that requests are at work on; held while one begins.
     pub(crate) uploads: Mutex<HashSet<PathBuf>>,
     pub(crate) keys: Keys,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) metrics: Metrics,
     pub(crate) futures: Arc<FutureStore>,
     pub(crate) completions: Completions,
@@ -148,6 +150,7 @@ impl Core {
             paths,
             disk: options.disk,
             quota,
+            connections: Connections::new(options.limits.max_connections),
             limits: options.limits,
             clock: options.clock,
             catalog,

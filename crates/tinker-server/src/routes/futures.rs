@@ -39,14 +39,14 @@ pub(crate) async fn retrieve(
         return Err(unknown_future(&id));
     }
     let hold = hold_of(&app, &id);
-    let mut found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
+    let mut found = wait(&app, &id, hold).await;
     if matches!(found, Lookup::Unknown) {
         if let Some(fault) = open_journal_of(&app, &id).await? {
             // Those who are told to try again do so at once.
             tokio::time::sleep(hold.min(HELD_POLL)).await;
             return Ok(try_again(id, Some(Reason::Fault(fault))));
         }
-        found = app.core.futures.wait(&id, hold, app.stop_signal()).await;
+        found = wait(&app, &id, hold).await;
     }
     match found {
         Lookup::Ready(outcome) => answer(&headers, outcome).await,
@@ -60,6 +60,15 @@ pub(crate) async fn retrieve(
             Ok(try_again(id, reason))
         }
         Lookup::Unknown => Err(unknown(&app, &id)),
+    }
+}
+
+/// Waits for a result up to `hold`, or until others need the connection.
+async fn wait(app: &App, id: &RequestId, hold: Duration) -> Lookup {
+    let (futures, stop) = (&app.core.futures, app.stop_signal());
+    tokio::select! {
+        found = futures.wait(id, hold, stop) => found,
+        () = app.core.connections.pressing() => futures.wait(id, Duration::ZERO, stop).await,
     }
 }
 
@@ -250,8 +259,11 @@ pub(crate) async fn retrieve_many(
         Ok(client)
     })
     .await?;
-    let lists = &app.core.completions;
-    let (completions, cursor) = lists.wait(&client, hold, app.stop_signal()).await;
+    let (lists, stop) = (&app.core.completions, app.stop_signal());
+    let (completions, cursor) = tokio::select! {
+        found = lists.wait(&client, hold, stop) => found,
+        () = app.core.connections.pressing() => lists.wait(&client, Duration::ZERO, stop).await,
+    };
     Ok(Json(RetrieveFuturesResponse {
         completions,
         cursor,

@@ -35,6 +35,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
         queue: &core.queue(),
         n_futures: core.futures.len(),
         promised: core.memory.promised(),
+        connections: core.connections.count(),
     };
     let page = core.metrics.render(&core.version, &present);
     let content_type = "text/plain; version=0.0.4; charset=utf-8";

@@ -10,6 +10,7 @@ mod backup;
 mod bad_input;
 mod checkpoints;
 mod completions;
+mod connections;
 mod disk_faults;
 mod durability;
 mod expiry;

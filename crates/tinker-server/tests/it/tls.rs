@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tls");
     dir.join(name)
 }
@@ -72,26 +72,30 @@ impl Running {
 
     /// Sends a request to somebody who must be `name` by the certificate.
     async fn by_tls(&self, trusted: &str, request: &str) -> std::io::Result<String> {
-        let mut roots = RootCertStore::empty();
-        let pem = std::fs::read(fixture(&format!("{trusted}.cert.pem"))).unwrap();
-        roots
-            .add(CertificateDer::from_pem_slice(&pem).unwrap())
-            .unwrap();
-        let config = ClientConfig::builder_with_provider(ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let name = ServerName::try_from(format!("{trusted}.example")).unwrap();
         let stream = TcpStream::connect(self.addr).await?;
-        let connector = TlsConnector::from(Arc::new(config));
-        exchange(connector.connect(name, stream).await?, request).await
+        exchange(trusting(trusted).connect(name, stream).await?, request).await
     }
 
     async fn stop(self) {
         drop(self.stop);
         self.running.await.unwrap().unwrap();
     }
+}
+
+/// A client that believes who has a certificate of the fixtures, and nobody else.
+pub(crate) fn trusting(trusted: &str) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    let pem = std::fs::read(fixture(&format!("{trusted}.cert.pem"))).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(&pem).unwrap())
+        .unwrap();
+    let config = ClientConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(config))
 }
 
 async fn exchange(
