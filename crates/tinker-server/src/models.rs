@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use tinker_engine::{Precision, Quantization};
 
+use crate::core::lock;
 use crate::disk::{Disk, OsDisk, create_dir, remove_dir};
 use crate::error::{Error, Result};
 
@@ -128,6 +130,8 @@ pub(crate) struct ModelRegistry {
     added: Vec<BaseModel>,
     weights: Option<Quantization>,
     precision: Precision,
+    /// Held by the one who unpacks the embedded model.
+    unpacking: Arc<Mutex<()>>,
 }
 
 impl ModelRegistry {
@@ -145,6 +149,7 @@ impl ModelRegistry {
             added,
             weights: None,
             precision: Precision::default(),
+            unpacking: Arc::default(),
         })
     }
 
@@ -231,7 +236,7 @@ impl ModelRegistry {
     fn nano(&self) -> Result<BaseModel> {
         let root = self.home.join("models").join(NANO);
         let dir = root.join(NANO_REVISION);
-        if !dir.is_dir() {
+        make_once(&self.unpacking, &dir, || {
             let temp = root.join(format!("{}.tmp", uuid::Uuid::now_v7()));
             let unpacked = unpack(NANO_FILES.iter().copied(), &temp)
                 .and_then(|()| write(&temp, NANO_WEIGHTS_FILE, &nano_weights()?))
@@ -240,8 +245,8 @@ impl ModelRegistry {
                 // The unpacking error is the one to report.
                 let _ = remove_dir(&temp);
             }
-            unpacked?;
-        }
+            unpacked
+        })?;
         let described = from_dir(&dir)?;
         Ok(BaseModel {
             name: NANO.into(),
@@ -277,6 +282,16 @@ impl ModelRegistry {
             .write_new(&reference, revision.as_bytes())
             .map_err(|e| Error::io("write", &reference, e))
     }
+}
+
+/// Makes a directory that is not there. Of several who want it at once one makes it, and the others wait:
+/// hundreds of clients that start together would else unpack a model each.
+fn make_once(making: &Mutex<()>, dir: &Path, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let _making = lock(making);
+    if dir.is_dir() { Ok(()) } else { make() }
 }
 
 /// The weights of the embedded model as their file has them; `build.rs` says how they are packed.
@@ -358,6 +373,8 @@ fn dir_revision(dir: &Path, config: &[u8]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn the_embedded_model_is_that_of_the_repository_and_its_revision_that_of_the_files() {
@@ -375,6 +392,30 @@ mod tests {
         }
         let revision = hasher.finalize().to_hex();
         assert_eq!(&revision[..40], NANO_REVISION);
+    }
+
+    #[test]
+    fn of_several_who_want_a_directory_at_once_one_makes_it() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("made");
+        let (making, n_made) = (Mutex::default(), AtomicUsize::new(0));
+        let all_there = Barrier::new(4);
+        let want = || {
+            all_there.wait();
+            make_once(&making, &dir, || {
+                n_made.fetch_add(1, Ordering::Relaxed);
+                create_dir(&OsDisk, &dir)
+            })
+        };
+
+        std::thread::scope(|scope| {
+            let wanting = [(); 4].map(|()| scope.spawn(want));
+            for wants in wanting {
+                wants.join().unwrap().unwrap();
+            }
+        });
+
+        assert_eq!(n_made.into_inner(), 1);
     }
 
     #[test]
