@@ -51,21 +51,26 @@ const PARTS: usize = 3;
 /// Rows whose parts stay in the first-level cache while columns pass by.
 const ROWS: usize = 2 * SIDE;
 
-/// Tiles of inner dimension for which they do, up to 48 KiB. Fewer would cost more passes over the output,
-/// which take longer than what the second-level cache has to give again.
+/// Most tiles of inner dimension of these rows: 24 or 48 KiB. With fewer, outputs would be read and written
+/// again more often, which costs more than parts that come from the second-level cache.
 const fn inner_tiles(parts: usize) -> usize {
     if parts == 1 { 12 } else { 8 }
 }
 
-/// As [`inner_tiles`] for less rows than a tile has: then weights pass by once, in the order they lie in.
+/// As [`inner_tiles`], for fewer rows than a tile has: then weights pass by once, in the order they lie in.
 const fn inner_tiles_of_few(parts: usize) -> usize {
     if parts == 1 { 32 } else { 22 }
 }
 
-/// Floats of the columns that pass by, 1 MiB or half of it: they stay in the second-level cache until all
-/// rows have been multiplied with them. Rows of one part have less to do between being read again.
+/// Floats of the tiles of columns that stay in the second-level cache until all rows were multiplied with
+/// them: 1 MiB, or half of it. A row is read and rounded again for each so many columns; one of three parts
+/// has three times as much to do in between. In unit tests small products take several turns, too.
 const fn columns(parts: usize) -> usize {
-    if parts == 1 { 1 << 18 } else { 1 << 17 }
+    match parts {
+        _ if cfg!(test) => 1 << 14,
+        1 => 1 << 18,
+        _ => 1 << 17,
+    }
 }
 
 /// Whether this machine multiplies pairs of bf16 numbers on its vectors.
@@ -253,7 +258,7 @@ impl Scratch {
 ///
 /// # Safety
 /// The machine has the unit that all jobs name; `a` holds the rows; each job's `b` holds [`Tiles`] or panels
-/// of `[k, n]`, and its `c` is valid for writes of `[m, n]` and aliases nothing else.
+/// of `[k, n]`, and its `c` is valid for writes of `[m, n]` and aliases nothing else. No dimension is 0.
 pub(super) unsafe fn run<const L: usize>(
     m: usize,
     k: usize,
@@ -266,8 +271,8 @@ pub(super) unsafe fn run<const L: usize>(
         return;
     };
     debug_assert!(
-        jobs.iter().all(|job| job.tiles == unit),
-        "one unit for all jobs"
+        jobs.iter().all(|job| job.tiles == unit && job.n > 0) && k > 0,
+        "one unit for all jobs, and no dimension is 0"
     );
     debug_assert!(
         L == 1 || unit != TileUnit::Dots,
@@ -381,32 +386,79 @@ impl Stretch {
         }
     }
 
-    /// Makes tiles of up to 32 columns of a factor that is none, which begin at `source`:
-    /// `[columns / 16][depth][parts]`.
+    /// Floats of the tiles of 32 columns.
+    fn panel(&self, job: &Job) -> usize {
+        self.depth * parts_of(job) * 2 * TILE
+    }
+
+    /// Columns `from..to` of a factor that is tiles.
+    fn piece<'a>(&self, job: &'a Job, from: usize, to: usize) -> Piece<'a> {
+        let panel = job.b.wrapping_add(from / PANEL * job.panel_stride);
+        Piece {
+            job,
+            from,
+            to,
+            b: panel.wrapping_add(self.first * TILE),
+            b_stride: self.k.div_ceil(DEPTH) * TILE,
+            panel_stride: job.panel_stride,
+            ahead: Some(job.panel_stride),
+        }
+    }
+
+    /// Columns `from..to` of a factor that is none yet, of which tiles are made in `room`, a panel after the
+    /// other: `[columns / 16][depth][parts]`.
     ///
     /// # Safety
     /// As for [`run`].
-    unsafe fn make_tiles(&self, job: &Job, source: *const f32, columns: usize, out: &mut [f32]) {
-        let strip = Strip {
-            data: source,
-            stride: job.row_stride,
-            columns: round_up(columns, SIDE),
-            first: self.first * DEPTH,
-            k: self.k,
-        };
-        let turned = Turned {
-            data: source,
-            stride: job.row_stride,
-        };
-        // SAFETY: passed on to the caller: the factor has `k` rows.
-        unsafe {
-            match job.unit {
-                Unit::MatrixSplit => self.unit.split::<PARTS>(strip, self.depth, out),
-                Unit::MatrixRounded => self.unit.split::<1>(strip, self.depth, out),
-                Unit::MatrixTurned => self.unit.turn(turned, self.first, self.depth, out),
-                Unit::Matrix | Unit::Vector => {}
+    unsafe fn make_piece<'a>(
+        &self,
+        job: &'a Job,
+        from: usize,
+        to: usize,
+        room: &mut [f32],
+    ) -> Piece<'a> {
+        let panel = self.panel(job);
+        for (column, out) in (from..to).step_by(PANEL).zip(room.chunks_exact_mut(panel)) {
+            let source = job.b.wrapping_add(column / PANEL * job.panel_stride);
+            let strip = Strip {
+                data: source,
+                stride: job.row_stride,
+                columns: round_up(PANEL.min(to - column), SIDE),
+                first: self.first * DEPTH,
+                k: self.k,
+            };
+            let turned = Turned {
+                data: source,
+                stride: job.row_stride,
+            };
+            // SAFETY: passed on to the caller: the factor has `k` rows.
+            unsafe {
+                match job.unit {
+                    Unit::MatrixSplit => self.unit.split::<PARTS>(strip, self.depth, out),
+                    Unit::MatrixRounded => self.unit.split::<1>(strip, self.depth, out),
+                    Unit::MatrixTurned => self.unit.turn(turned, self.first, self.depth, out),
+                    Unit::Matrix | Unit::Vector => {}
+                }
             }
         }
+        Piece {
+            job,
+            from,
+            to,
+            b: room.as_ptr(),
+            b_stride: panel / 2,
+            panel_stride: panel,
+            ahead: None,
+        }
+    }
+}
+
+/// Parts of a job's factor.
+fn parts_of(job: &Job) -> usize {
+    if job.unit == Unit::MatrixSplit {
+        PARTS
+    } else {
+        1
     }
 }
 
@@ -416,14 +468,13 @@ struct Piece<'a> {
     job: &'a Job,
     from: usize,
     to: usize,
-    parts: usize,
     /// Tiles of the first 16 columns.
     b: *const f32,
     /// Floats to those of the next 16, and of the next 32.
     b_stride: usize,
     panel_stride: usize,
-    /// Floats to those to ask memory for meanwhile, or 0.
-    ahead: usize,
+    /// Floats to those to ask memory for meanwhile.
+    ahead: Option<usize>,
 }
 
 impl Piece<'_> {
@@ -455,12 +506,12 @@ impl Piece<'_> {
                 stride,
                 add: self.job.add || first > 0,
                 // Later rows find them in the cache.
-                ahead: if row == 0 { self.ahead } else { 0 },
+                ahead: self.ahead.filter(|_| row == 0),
             };
             let columns = PANEL.min(self.to - column);
             // SAFETY: passed on to the caller.
             unsafe {
-                match self.parts {
+                match parts_of(self.job) {
                     PARTS => block.run::<L, PARTS>(rows, columns),
                     _ => block.run::<L, 1>(rows, columns),
                 }
@@ -486,18 +537,10 @@ impl<'a> Rest<'a> {
     /// # Safety
     /// As for [`run`].
     unsafe fn next(&mut self, mut scratch: &mut [f32]) -> SmallVec<[Piece<'a>; 4]> {
-        let Stretch {
-            first, depth, k, ..
-        } = self.stretch;
         let mut pieces = SmallVec::new();
         let mut used = 0;
         while let [job, others @ ..] = self.jobs {
-            let parts = if job.unit == Unit::MatrixSplit {
-                PARTS
-            } else {
-                1
-            };
-            let panel = depth * parts * 2 * TILE;
+            let panel = self.stretch.panel(job);
             let are_tiles = matches!(job.unit, Unit::Matrix | Unit::Vector);
             let left = (job.n - self.column).div_ceil(PANEL);
             let panels = if are_tiles && self.cached == 0 {
@@ -509,38 +552,15 @@ impl<'a> Rest<'a> {
             if panels == 0 {
                 break;
             }
-            let to = job.n.min(self.column + panels * PANEL);
-            let panel_at = |i: usize| {
-                job.b
-                    .wrapping_add((self.column / PANEL + i) * job.panel_stride)
-            };
-            let mut piece = Piece {
-                job,
-                from: self.column,
-                to,
-                parts,
-                b: panel_at(0).wrapping_add(first * TILE),
-                b_stride: k.div_ceil(DEPTH) * TILE,
-                panel_stride: job.panel_stride,
-                ahead: job.panel_stride,
-            };
-            if !are_tiles {
-                let (made, free) = scratch.split_at_mut(panels * panel);
+            let (from, to) = (self.column, job.n.min(self.column + panels * PANEL));
+            pieces.push(if are_tiles {
+                self.stretch.piece(job, from, to)
+            } else {
+                let (room, free) = scratch.split_at_mut(panels * panel);
                 scratch = free;
-                piece = Piece {
-                    b: made.as_ptr(),
-                    b_stride: panel / 2,
-                    panel_stride: panel,
-                    ahead: 0,
-                    ..piece
-                };
-                for (i, made) in made.chunks_exact_mut(panel).enumerate() {
-                    let columns = PANEL.min(to - self.column - i * PANEL);
-                    // SAFETY: passed on to the caller.
-                    unsafe { self.stretch.make_tiles(job, panel_at(i), columns, made) };
-                }
-            }
-            pieces.push(piece);
+                // SAFETY: passed on to the caller.
+                unsafe { self.stretch.make_piece(job, from, to, room) }
+            });
             used += panels * panel;
             (self.jobs, self.column) = if to == job.n {
                 (others, 0)

@@ -406,7 +406,9 @@ fn jobs(m: usize, k: usize, a: Rows<'_>, products: &mut [Product<'_>], tails: &m
                 ..full
             });
         }
-        jobs.push(full);
+        if full.n > 0 {
+            jobs.push(full);
+        }
     }
     jobs
 }

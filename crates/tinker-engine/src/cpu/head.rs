@@ -14,7 +14,8 @@ use crate::loss::{TrainSequence, log_prob};
 /// Floats that the logits of a chunk may take, 4 MiB, as long as a chunk has [`MIN_ROWS`] rows.
 const LOGITS: usize = 1 << 20;
 
-/// Fewest and most rows of a chunk: the head's weights are read once per chunk.
+/// Fewest and most rows of a chunk: the head's weights are read once per chunk, and more rows make that
+/// no faster.
 const MIN_ROWS: usize = 96;
 const MAX_ROWS: usize = 128;
 

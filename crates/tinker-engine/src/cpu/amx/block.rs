@@ -89,8 +89,8 @@ pub(super) struct Block {
     pub(super) c: *mut f32,
     pub(super) stride: usize,
     pub(super) add: bool,
-    /// Floats to the tiles to ask memory for meanwhile, or 0.
-    pub(super) ahead: usize,
+    /// Floats to the tiles to ask memory for meanwhile.
+    pub(super) ahead: Option<usize>,
 }
 
 /// The parts of both factors that are multiplied, in their order. Neighbours share a part, which is then
@@ -178,10 +178,8 @@ impl Block {
     /// Asks for tile `tile` of the columns ahead.
     #[inline(always)]
     pub(super) fn fetch(&self, tile: usize) {
-        if self.ahead == 0 {
-            return;
-        }
-        let b = self.b.wrapping_add(self.ahead + tile * TILE);
+        let Some(ahead) = self.ahead else { return };
+        let b = self.b.wrapping_add(ahead + tile * TILE);
         for line in 0..SIDE {
             prefetch(b.wrapping_add(line * LINE));
             prefetch(b.wrapping_add(self.b_stride + line * LINE));

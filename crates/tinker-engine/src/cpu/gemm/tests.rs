@@ -410,12 +410,12 @@ mod tiles {
     }
 
     /// More columns than stay in the cache are multiplied in several turns, of which one may end within a factor
-    /// and begin the next.
+    /// and begin the next. The inner dimension has several stretches.
     #[test]
     fn factors_in_a_row_have_the_bits_of_each_alone() {
-        let (m, k) = (33, 64);
+        let (m, k) = (33, 400);
         let a = values(m * k, 4);
-        let widths = [70, 4200, 1500];
+        let widths = [5, 70, 150];
         let factors = widths.map(|n| Factors::new(k, n, n as u32));
         for unit in units() {
             let sets: Vec<Vec<Case<'_>>> = factors.iter().map(|f| f.cases(unit)).collect();
