@@ -191,6 +191,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     };
     let device = options.device.find(&cpu)?;
     let (loader, second_loader) = device.loaders(&cpu);
+    let held = Limits::default();
     let app_options = AppOptions {
         device,
         loader,
@@ -205,7 +206,9 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         limits: Limits {
             max_disk_bytes: options.max_disk_bytes,
             max_connections: options.max_connections.or_else(max_connections),
-            ..Limits::default()
+            poll_hold: options.poll_hold.unwrap_or(held.poll_hold),
+            completions_hold: options.poll_hold.unwrap_or(held.completions_hold),
+            ..held
         },
         ..AppOptions::new(options.home.clone(), token)
     };
