@@ -370,6 +370,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn small_pieces_are_sent_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connections = Connections::new(None);
+        let mut plain = Plain {
+            listener,
+            connections,
+        };
+
+        let (client, (io, _)) = tokio::join!(TcpStream::connect(addr), plain.accept());
+
+        assert!(client.is_ok() && io.get_ref().nodelay().unwrap());
+    }
+
+    #[tokio::test]
     async fn an_answer_under_way_does_not_give_way() {
         let server = running(2, PROMPT).await;
         let mut long = server.connect().await;

@@ -83,6 +83,11 @@ impl<T> Watched<T> {
     pub(crate) const fn new(io: T, activity: Arc<Activity>) -> Self {
         Self { io, activity }
     }
+
+    #[cfg(test)]
+    pub(crate) const fn get_ref(&self) -> &T {
+        &self.io
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
