@@ -49,7 +49,7 @@ async def main(base_url, model, n_samplers, n_each):
     async def use(number, sampler):
         asked = [ask(sampler, number * n_each + i) for i in range(n_each)]
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
-        return time.monotonic() - begun, [repr(error) for error in outcomes if error]
+        return time.monotonic() - begun, [repr(error) for error in outcomes if isinstance(error, BaseException)]
 
     ends = await asyncio.gather(*(use(*pair) for pair in enumerate(samplers)))
     times = sorted(seconds for seconds, _ in ends)

@@ -101,6 +101,21 @@ pub async fn run_script(
     api_key: &str,
     home: &Path,
 ) -> Printed {
+    run_script_that_trusts(python, script, arguments, api_key, home, None).await
+}
+
+/// As [`run_script`], for a server by TLS: `trusted` is its certificate.
+///
+/// # Panics
+/// With the script's output if it fails.
+pub async fn run_script_that_trusts(
+    python: &Path,
+    script: &str,
+    arguments: &[String],
+    api_key: &str,
+    home: &Path,
+    trusted: Option<&Path>,
+) -> Printed {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("python")
         .join(script);
@@ -119,6 +134,9 @@ pub async fn run_script(
         .env_remove("TINKER_BASE_URL")
         .stdin(Stdio::null())
         .kill_on_drop(true);
+    if let Some(certificate) = trusted {
+        command.env("SSL_CERT_FILE", certificate);
+    }
     let output = tokio::time::timeout(PATIENCE, command.output())
         .await
         .unwrap_or_else(|_| panic!("{} takes longer than {PATIENCE:?}", script.display()))

@@ -50,12 +50,22 @@ impl Target {
 
     /// Starts a server on a free port that hands other settings than the usual ones to its clients.
     pub async fn start_with(change: impl FnOnce(&mut ClientConfig)) -> Self {
+        Self::start_as(|options| change(&mut options.client_config)).await
+    }
+
+    /// Starts a server on a free port with other options than the usual ones. By TLS where they name a
+    /// certificate, which has to be good for `127.0.0.1`.
+    pub async fn start_as(change: impl FnOnce(&mut ServeOptions)) -> Self {
         let home = TempDir::new().expect("a temporary directory");
         let model = tiny_model(&home.path().join("tiny"));
         let mut options = options(home.path(), &model);
-        change(&mut options.client_config);
+        change(&mut options);
         let server = Server::bind(options).await.expect("a server");
-        let (base_url, api_key) = (server.base_url(), server.token().expose().to_owned());
+        let base_url = match server.tls_addr() {
+            Some(addr) => format!("https://{addr}"),
+            None => server.base_url(),
+        };
+        let api_key = server.token().expose().to_owned();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(server.run(async move {
             // A dropped target stops its server too.

@@ -3,9 +3,9 @@
 //! A connection is a file, and a process may have only so many. One that accepts until it has none left can
 //! write no logs either. So a place is taken before a connection is accepted, and whoever finds none waits
 //! in the operating system's queue; room is made for him by connections without a request, by answers that
-//! end theirs, and by polls that are answered soon.
+//! end theirs, by polls that are answered soon, and by clients that do not take their answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,11 +14,16 @@ use tokio::time::Instant;
 
 use crate::core::lock;
 use crate::process;
+use crate::watched::{Activity, Watched};
 
 /// Files that are left to databases, logs, checkpoints and downloads, at least.
 const MIN_RESERVE: u64 = 64;
 /// Connections that are taken however few files there may be.
 const MIN_CONNECTIONS: u64 = 16;
+/// Of how many connections one is asked to leave at a time. How many wait is not known.
+const ASKED_OF: usize = 16;
+/// A connection that may not be asked to leave yet is not looked at again before this.
+const NEXT_LOOK: Duration = Duration::from_millis(1);
 
 /// Most connections that this process's limit of open files leaves room for; `None` without a limit.
 pub(crate) fn max_connections() -> Option<usize> {
@@ -40,8 +45,12 @@ pub(crate) struct Policy {
     pub(crate) grace: Duration,
     /// Longest a poll is held while others wait.
     pub(crate) short_hold: Duration,
-    /// How long one that was asked to leave may take before it is cut off.
+    /// How long one that was asked to leave and is still may stay before it is cut off.
     pub(crate) linger: Duration,
+    /// The same over HTTP/2, where a client without a request may never hear that it is asked.
+    pub(crate) linger_http2: Duration,
+    /// How long a client that does not take its answer is left alone while others wait.
+    pub(crate) stall: Duration,
 }
 
 impl Default for Policy {
@@ -50,6 +59,8 @@ impl Default for Policy {
             grace: Duration::from_secs(1),
             short_hold: Duration::from_secs(1),
             linger: Duration::from_secs(10),
+            linger_http2: Duration::from_secs(1),
+            stall: Duration::from_secs(60),
         }
     }
 }
@@ -60,11 +71,17 @@ pub(crate) struct Connections {
     most: usize,
     policy: Policy,
     state: Mutex<State>,
-    /// Somebody left, or has no request any more.
+    /// Somebody left, or may be asked to.
     changed: Notify,
-    /// Whether somebody may be waiting: from when there was no place until connections are no longer
-    /// crowded.
-    full: watch::Sender<bool>,
+    waiting: watch::Sender<Waiting>,
+}
+
+/// Who found no place.
+#[derive(Debug, Default)]
+struct Waiting {
+    n_waiting: usize,
+    /// When somebody no longer had to wait.
+    last_ended: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -73,17 +90,25 @@ struct State {
     n_taken: usize,
     open: HashMap<u64, Open>,
     n_ever: u64,
+    /// Those that may give way, by when they are to be looked at.
+    order: BTreeSet<(Instant, u64)>,
+    /// Those that were asked to leave a short time ago, and when.
+    asked: VecDeque<(Instant, u64)>,
     /// Whether it was ever full.
     was_full: bool,
 }
 
 #[derive(Debug)]
 struct Open {
-    /// Requests under way.
+    /// Requests whose answer has not been handed on.
     n_requests: usize,
-    /// When the last of them ended, or the connection began.
-    quiet_since: Instant,
-    asked_to_leave: Option<Instant>,
+    /// Those of them whose answer has not begun.
+    n_working: usize,
+    is_http2: bool,
+    activity: Arc<Activity>,
+    /// Its place in the order.
+    look_at: Option<Instant>,
+    is_asked: bool,
     leave: Arc<Notify>,
 }
 
@@ -100,12 +125,13 @@ impl Connections {
             policy,
             state: Mutex::default(),
             changed: Notify::new(),
-            full: watch::Sender::new(false),
+            waiting: watch::Sender::default(),
         })
     }
 
     /// Waits for a place for one more connection, and makes room if there is none.
     pub(crate) async fn place(self: &Arc<Self>) -> Place {
+        let mut waits = None;
         loop {
             // Registered before looking, so that no change is missed.
             let changed = self.changed.notified();
@@ -115,6 +141,7 @@ impl Connections {
                 Ok(()) => return Place(Arc::clone(self)),
                 Err(again_at) => again_at,
             };
+            waits.get_or_insert_with(|| Waits::begin(&self.waiting));
             let again = async {
                 match again_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -135,14 +162,16 @@ impl Connections {
             state.n_taken += 1;
             return Ok(());
         }
-        self.full.send_replace(true);
-        if !std::mem::replace(&mut state.was_full, true) {
+        let again_at = state.make_room(Instant::now(), self.policy, (self.most / ASKED_OF).max(1));
+        let was_full = std::mem::replace(&mut state.was_full, true);
+        drop(state);
+        if !was_full {
             tracing::warn!(
                 most = self.most,
                 "all connections are taken, others wait: more are accepted where more files may be open (ulimit -n)"
             );
         }
-        Err(state.make_room(Instant::now(), self.policy.grace))
+        Err(again_at)
     }
 
     /// Connections, and the most that there may be; `None` without a bound.
@@ -151,48 +180,147 @@ impl Connections {
         (n_open, (self.most < usize::MAX).then_some(self.most))
     }
 
-    /// Whether more than three quarters of the places are taken.
+    /// Whether more than three quarters of the places are taken, also by those who are yet to come.
     fn is_crowded(&self) -> bool {
-        self.is_crowd(lock(&self.state).open.len())
-    }
-
-    const fn is_crowd(&self, n_open: usize) -> bool {
-        n_open.saturating_mul(4) > self.most.saturating_mul(3)
+        let n_taken = lock(&self.state).n_taken;
+        n_taken.saturating_mul(4) > self.most.saturating_mul(3)
     }
 
     /// Completes when a poll has been held for long enough, since others wait for its connection.
     pub(crate) async fn pressing(&self) {
+        let short_hold = self.policy.short_hold;
+        let mut waiting = self.waiting.subscribe();
         // Cannot fail: the sender is here.
-        let _ = self.full.subscribe().wait_for(|full| *full).await;
-        tokio::time::sleep(self.policy.short_hold).await;
+        let _ = waiting
+            .wait_for(|waiting| waiting.is_pressing(short_hold))
+            .await;
+        tokio::time::sleep(short_hold).await;
     }
 
     fn change<T>(&self, id: u64, change: impl FnOnce(&mut Open) -> T) -> Option<T> {
-        lock(&self.state).open.get_mut(&id).map(change)
+        let mut state = lock(&self.state);
+        let open = state.open.get_mut(&id)?;
+        let value = change(open);
+        let may_give_way = state.reorder(id, self.policy.grace);
+        drop(state);
+        if may_give_way {
+            self.changed.notify_waiters();
+        }
+        Some(value)
+    }
+}
+
+impl Waiting {
+    /// Whether others wait. They come one by one: between two of them nobody does for a moment.
+    fn is_pressing(&self, short_hold: Duration) -> bool {
+        let ended = self.last_ended;
+        self.n_waiting > 0 || ended.is_some_and(|at| at.elapsed() < short_hold)
+    }
+}
+
+/// Somebody waits for a place until this is dropped.
+struct Waits<'a>(&'a watch::Sender<Waiting>);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a watch::Sender<Waiting>) -> Self {
+        waiting.send_modify(|waiting| waiting.n_waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| {
+            waiting.n_waiting -= 1;
+            waiting.last_ended = Some(Instant::now());
+        });
     }
 }
 
 impl State {
-    /// Asks the connection to leave that has been without a request for longest, if that is long enough and
-    /// no other is about to leave. Says when there may be more to do.
-    fn make_room(&mut self, now: Instant, grace: Duration) -> Option<Instant> {
-        let quiet = || self.open.values().filter(|open| open.n_requests == 0);
-        let leaving = quiet().filter_map(|open| Some(open.asked_to_leave? + grace));
-        if let Some(at) = leaving.filter(|at| *at > now).max() {
-            return Some(at);
+    /// Asks those to leave that have been still for longest, if that is long enough and not so many others
+    /// are about to leave. Says when there may be more to do.
+    fn make_room(&mut self, now: Instant, policy: Policy, n_at_once: usize) -> Option<Instant> {
+        let Self {
+            open, order, asked, ..
+        } = self;
+        asked.retain(|(at, id)| *at + policy.grace > now && open.contains_key(id));
+        while let Some(&(look_at, id)) = order.first() {
+            if look_at > now {
+                return Some(look_at);
+            }
+            if asked.len() >= n_at_once {
+                return asked.front().map(|(at, _)| *at + policy.grace);
+            }
+            order.pop_first();
+            let Some(open) = open.get_mut(&id) else {
+                continue;
+            };
+            let due = open.still_since(now) + open.patience(policy.grace, policy.stall);
+            if due > now {
+                // Bytes move without a word to the order.
+                let look_at = due.min(now + policy.grace.max(NEXT_LOOK));
+                open.look_at = Some(look_at);
+                order.insert((look_at, id));
+            } else {
+                (open.look_at, open.is_asked) = (None, true);
+                open.leave.notify_one();
+                asked.push_back((now, id));
+            }
         }
-        let staying = self
-            .open
-            .iter_mut()
-            .filter(|(_, open)| open.n_requests == 0 && open.asked_to_leave.is_none());
-        let (_, longest) = staying.min_by_key(|(id, open)| (open.quiet_since, **id))?;
-        let due = longest.quiet_since + grace;
-        if due > now {
-            return Some(due);
+        None
+    }
+
+    /// Puts a connection that changed where it belongs; whether it is new in the order.
+    fn reorder(&mut self, id: u64, grace: Duration) -> bool {
+        let Some(open) = self.open.get_mut(&id) else {
+            return false;
+        };
+        let before = open.look_at.take();
+        if let Some(at) = before {
+            self.order.remove(&(at, id));
         }
-        longest.asked_to_leave = Some(now);
-        longest.leave.notify_one();
-        Some(now + grace)
+        if open.is_asked || open.n_working > 0 {
+            return false;
+        }
+        let look_at = open.activity.last() + grace;
+        open.look_at = Some(look_at);
+        self.order.insert((look_at, id));
+        before.is_none()
+    }
+}
+
+impl Open {
+    /// Since when nothing happens, while no request is worked on.
+    fn still_since(&self, now: Instant) -> Instant {
+        // That its client gets nothing is not the client's doing.
+        if self.activity.is_awaited() {
+            now
+        } else {
+            self.activity.last()
+        }
+    }
+
+    /// How long it may be still: `stalled` while there is an answer to be taken.
+    fn patience(&self, idle: Duration, stalled: Duration) -> Duration {
+        if self.n_requests == 0 && !self.activity.is_blocked() {
+            idle
+        } else {
+            stalled
+        }
+    }
+
+    /// When one that was asked to leave is cut off, or is to be looked at again.
+    fn ends_at(&self, asked: Instant, now: Instant, policy: Policy) -> Instant {
+        let linger = match self.is_http2 {
+            true => policy.linger_http2,
+            false => policy.linger,
+        };
+        if self.n_working > 0 {
+            return now + linger;
+        }
+        let still_until = self.still_since(now) + self.patience(linger, policy.stall);
+        still_until.max(asked + linger)
     }
 }
 
@@ -203,33 +331,37 @@ pub(crate) struct Place(Arc<Connections>);
 impl Place {
     /// Somebody came.
     pub(crate) fn take_up(self) -> Connection {
-        let leave = Arc::<Notify>::default();
+        let (leave, activity) = (Arc::<Notify>::default(), Arc::new(Activity::new()));
         let open = Open {
             n_requests: 0,
-            quiet_since: Instant::now(),
-            asked_to_leave: None,
+            n_working: 0,
+            is_http2: false,
+            activity: Arc::clone(&activity),
+            look_at: None,
+            is_asked: false,
             leave: Arc::clone(&leave),
         };
         let mut state = lock(&self.0.state);
         state.n_ever += 1;
         let id = state.n_ever;
         state.open.insert(id, open);
+        state.reorder(id, self.0.policy.grace);
         drop(state);
+        // Another listener may wait.
+        self.0.changed.notify_waiters();
         let place = self;
-        Connection { place, id, leave }
+        Connection {
+            place,
+            id,
+            leave,
+            activity,
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.n_taken -= 1;
-        if !self.0.is_crowd(state.open.len()) {
-            self.0
-                .full
-                .send_if_modified(|full| std::mem::replace(full, false));
-        }
-        drop(state);
+        lock(&self.0.state).n_taken -= 1;
         self.0.changed.notify_waiters();
     }
 }
@@ -240,6 +372,7 @@ pub(crate) struct Connection {
     place: Place,
     id: u64,
     leave: Arc<Notify>,
+    activity: Arc<Activity>,
 }
 
 impl Connection {
@@ -248,13 +381,25 @@ impl Connection {
         &self.place.0
     }
 
+    /// What its bytes go through, so that it is known when they move.
+    pub(crate) fn watch<T>(&self, io: T) -> Watched<T> {
+        Watched::new(io, Arc::clone(&self.activity))
+    }
+
     /// A request has come. It is under way until this is dropped.
-    pub(crate) fn begin_request(&self) -> UnderWay {
+    pub(crate) fn begin_request(&self, protocol: Protocol) -> UnderWay {
         let connections = Arc::clone(self.all());
-        connections.change(self.id, |open| open.n_requests += 1);
+        self.activity.touch();
+        connections.change(self.id, |open| {
+            open.n_requests += 1;
+            open.n_working += 1;
+            open.is_http2 = protocol == Protocol::Http2;
+        });
         UnderWay {
             connections,
             id: self.id,
+            activity: Arc::clone(&self.activity),
+            stage: Stage::Working,
         }
     }
 
@@ -263,13 +408,17 @@ impl Connection {
         self.leave.notified().await;
     }
 
-    /// Completes when it has no request and should have been closed long ago.
+    /// Completes when it is still although it should have been closed long ago.
     pub(crate) async fn overstayed(&self) {
+        let (asked, policy) = (Instant::now(), self.all().policy);
         loop {
-            tokio::time::sleep(self.all().policy.linger).await;
-            let n_requests = self.all().change(self.id, |open| open.n_requests);
-            if n_requests.is_none_or(|n| n == 0) {
-                return;
+            let now = Instant::now();
+            let ends_at = self
+                .all()
+                .change(self.id, |open| open.ends_at(asked, now, policy));
+            match ends_at {
+                Some(at) if at > now => tokio::time::sleep_until(at).await,
+                _ => return,
             }
         }
     }
@@ -277,8 +426,19 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        lock(&self.all().state).open.remove(&self.id);
+        let mut state = lock(&self.all().state);
+        let look_at = state.open.remove(&self.id).and_then(|open| open.look_at);
+        if let Some(at) = look_at {
+            state.order.remove(&(at, self.id));
+        }
     }
+}
+
+/// What a request came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
 }
 
 /// A request until the end of its answer.
@@ -286,33 +446,64 @@ impl Drop for Connection {
 pub(crate) struct UnderWay {
     connections: Arc<Connections>,
     id: u64,
+    activity: Arc<Activity>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// There is no answer yet.
+    Working,
+    /// The client has all that there is of the answer, the rest is to be made.
+    Awaited,
+    /// There is more of the answer than was taken.
+    Sending,
 }
 
 impl UnderWay {
-    /// Whether its connection should end with it, for there may soon be no place for others.
-    pub(crate) fn is_last(&self) -> bool {
+    /// Whether there may soon be no place for others.
+    pub(crate) fn is_crowded(&self) -> bool {
         self.connections.is_crowded()
     }
 
-    /// Has its connection end once all requests that are under way have.
-    pub(crate) fn end_connection(&self) {
-        self.connections.change(self.id, |open| {
-            open.asked_to_leave.get_or_insert_with(Instant::now);
-            open.leave.notify_one();
-        });
+    /// The answer has begun: from now on the client is to take it.
+    pub(crate) fn begin_answer(&mut self) {
+        self.leave_stage();
+    }
+
+    /// The next piece of the answer is not there yet.
+    pub(crate) fn await_piece(&mut self) {
+        if self.stage == Stage::Sending {
+            self.activity.begin_await();
+            self.stage = Stage::Awaited;
+        }
+    }
+
+    /// A piece of the answer is there.
+    pub(crate) fn have_piece(&mut self) {
+        if self.stage == Stage::Awaited {
+            self.leave_stage();
+        }
+    }
+
+    fn leave_stage(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Sending) {
+            Stage::Working => {
+                self.activity.touch();
+                self.connections.change(self.id, |open| open.n_working -= 1);
+            }
+            Stage::Awaited => self.activity.end_await(),
+            Stage::Sending => {}
+        }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let is_quiet = self.connections.change(self.id, |open| {
-            open.n_requests -= 1;
-            open.quiet_since = Instant::now();
-            open.n_requests == 0
-        });
-        if is_quiet == Some(true) {
-            self.connections.changed.notify_waiters();
-        }
+        self.leave_stage();
+        self.activity.touch();
+        self.connections
+            .change(self.id, |open| open.n_requests -= 1);
     }
 }
 
@@ -320,15 +511,24 @@ impl Drop for UnderWay {
 mod tests {
     use super::*;
     use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     const POLICY: Policy = Policy {
         grace: Duration::from_secs(1),
         short_hold: Duration::from_secs(2),
         linger: Duration::from_secs(10),
+        linger_http2: Duration::from_secs(3),
+        stall: Duration::from_secs(60),
     };
 
     async fn connected(all: &Arc<Connections>) -> Connection {
         all.place().await.take_up()
+    }
+
+    /// Another client that waits for a place and takes it up.
+    fn waits(all: &Arc<Connections>) -> tokio::task::JoinHandle<Connection> {
+        let all = Arc::clone(all);
+        tokio::spawn(async move { connected(&all).await })
     }
 
     fn is_asked(connection: &Connection) -> bool {
@@ -367,16 +567,13 @@ mod tests {
     async fn the_one_without_a_request_for_longest_gives_way_and_only_that_one() {
         let all = Connections::with_policy(Some(4), POLICY);
         let busy = connected(&all).await;
-        let _request = busy.begin_request();
+        let _request = busy.begin_request(Protocol::Http1);
         let idle = connected(&all).await;
         tokio::time::advance(Duration::from_secs(5)).await;
         let (later, last) = (connected(&all).await, connected(&all).await);
         assert!(!is_asked(&idle), "nobody waits");
 
-        let next = {
-            let all = Arc::clone(&all);
-            tokio::spawn(async move { connected(&all).await })
-        };
+        let next = waits(&all);
         idle.asked_to_leave().await;
 
         assert_eq!(all.count(), (4, Some(4)), "the place is not free yet");
@@ -391,11 +588,11 @@ mod tests {
     async fn one_that_has_just_ended_a_request_gives_way_after_the_grace() {
         let all = Connections::with_policy(Some(2), POLICY);
         let (first, second) = (connected(&all).await, connected(&all).await);
-        let (held, ends) = (first.begin_request(), second.begin_request());
-        let waiting = {
-            let all = Arc::clone(&all);
-            tokio::spawn(async move { connected(&all).await })
-        };
+        let (held, ends) = (
+            first.begin_request(Protocol::Http1),
+            second.begin_request(Protocol::Http1),
+        );
+        let waiting = waits(&all);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!is_asked(&first) && !is_asked(&second), "both are busy");
 
@@ -412,10 +609,7 @@ mod tests {
     async fn another_is_asked_if_the_first_does_not_leave() {
         let all = Connections::with_policy(Some(2), POLICY);
         let (first, second) = (connected(&all).await, connected(&all).await);
-        let waiting = {
-            let all = Arc::clone(&all);
-            tokio::spawn(async move { connected(&all).await })
-        };
+        let waiting = waits(&all);
 
         first.asked_to_leave().await;
         let asked = Instant::now();
@@ -427,37 +621,101 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn polls_are_held_for_less_from_full_until_no_longer_crowded() {
+    async fn many_are_asked_at_once_where_there_are_many() {
+        let all = Connections::with_policy(Some(64), POLICY);
+        let mut open = Vec::new();
+        for _ in 0..64 {
+            open.push(connected(&all).await);
+        }
+        let n_asked = |open: &[Connection]| open.iter().filter(|one| is_asked(one)).count();
+        let _waiting = waits(&all);
+        tokio::time::sleep(POLICY.grace).await;
+        tokio::task::yield_now().await;
+
+        // Nobody leaves, so after a while others are asked.
+        for _ in 0..16 {
+            assert_eq!(n_asked(&open), 4);
+            tokio::time::sleep(POLICY.grace).await;
+            tokio::task::yield_now().await;
+        }
+
+        assert_eq!(n_asked(&open), 0, "each was asked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_whose_bytes_move_is_not_asked() {
+        let all = Connections::with_policy(Some(2), POLICY);
+        let (talking, silent) = (connected(&all).await, connected(&all).await);
+        let (mut far, near) = tokio::io::duplex(9);
+        let mut near = talking.watch(near);
+        let _waiting = waits(&all);
+
+        for _ in 0..9 {
+            tokio::time::sleep(POLICY.grace / 2).await;
+            far.write_all(b"head").await.unwrap();
+            near.read_exact(&mut [0; 4]).await.unwrap();
+        }
+
+        assert!(is_asked(&silent) && !is_asked(&talking));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_are_held_for_less_only_while_others_wait() {
         let all = Connections::with_policy(Some(4), POLICY);
         let mut open = Vec::new();
-        for n in 1..=4 {
+        for _ in 1..=4 {
             open.push(connected(&all).await);
-            assert_eq!(all.is_crowded(), n == 4);
         }
-        assert!(!*all.full.borrow(), "nobody had to wait");
-        let (poll, waiting) = {
-            let (poll, waits) = (Arc::clone(&all), Arc::clone(&all));
-            (
-                tokio::spawn(async move { poll.pressing().await }),
-                tokio::spawn(async move { waits.place().await }),
-            )
-        };
         let began = Instant::now();
+        let poll = {
+            let all = Arc::clone(&all);
+            tokio::spawn(async move { all.pressing().await })
+        };
+        tokio::time::sleep(POLICY.grace).await;
+        assert!(!poll.is_finished(), "nobody had to wait");
+        let waiting = waits(&all);
 
         poll.await.unwrap();
 
-        assert!(began.elapsed() >= POLICY.short_hold);
+        assert_eq!(began.elapsed(), POLICY.grace + POLICY.short_hold);
+        // Those who come next may wait, too.
         open.pop();
-        let place = waiting.await.unwrap();
-        assert!(!*all.full.borrow() && !all.is_crowded());
-        drop(place);
+        open.push(waiting.await.unwrap());
+        let began = Instant::now();
+        all.pressing().await;
+        assert_eq!(began.elapsed(), POLICY.short_hold);
+        // All places are taken, and nobody waits.
+        let hour = Duration::from_secs(3600);
+        let held = tokio::time::timeout(hour, all.pressing());
+        assert!(held.await.is_err());
+        assert_eq!(all.count().0, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_for_whoever_comes_next_counts_in_a_crowd() {
+        let all = Connections::new(Some(4));
+        let _listeners = (all.place().await, all.place().await);
+
+        let _first = connected(&all).await;
+        assert!(!all.is_crowded());
+        let _second = connected(&all).await;
+
+        assert!(all.is_crowded());
+        assert_eq!(all.count(), (2, Some(4)));
+    }
+
+    /// How long one that was asked to leave stays if nothing happens.
+    async fn stay(connection: &Connection) -> Duration {
+        let asked = Instant::now();
+        connection.overstayed().await;
+        asked.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_is_asked_and_stays_is_cut_off_unless_it_has_a_request() {
         let all = Connections::with_policy(Some(2), POLICY);
         let connection = connected(&all).await;
-        let request = connection.begin_request();
+        let request = connection.begin_request(Protocol::Http1);
         let mut overstayed = std::pin::pin!(connection.overstayed());
 
         let hour = Duration::from_secs(3600);
@@ -467,8 +725,55 @@ mod tests {
                 .is_err()
         );
         drop(request);
-
+        let ended = Instant::now();
         overstayed.await;
+
+        assert!(ended.elapsed() >= POLICY.linger);
+        drop(connection.begin_request(Protocol::Http2));
+        assert_eq!(stay(&connection).await, POLICY.linger_http2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_asked_stays_while_its_bytes_move() {
+        let all = Connections::with_policy(Some(2), POLICY);
+        let connection = connected(&all).await;
+        let (near, mut far) = tokio::io::duplex(99);
+        let mut near = connection.watch(near);
+        let began = Instant::now();
+        let (stayed, ()) = tokio::join!(stay(&connection), async {
+            for _ in 0..3 {
+                tokio::time::sleep(POLICY.linger - POLICY.grace).await;
+                near.write_all(b"answer").await.unwrap();
+                far.read_exact(&mut [0; 6]).await.unwrap();
+            }
+            assert!(began.elapsed() > 2 * POLICY.linger);
+        });
+
+        assert_eq!(stayed, 3 * (POLICY.linger - POLICY.grace) + POLICY.linger);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_gives_way_that_is_not_taken_but_not_one_that_is_made() {
+        let all = Connections::with_policy(Some(2), POLICY);
+        let (slow, second) = (connected(&all).await, connected(&all).await);
+        let (mut made, working) = (
+            slow.begin_request(Protocol::Http1),
+            second.begin_request(Protocol::Http1),
+        );
+        made.begin_answer();
+        made.await_piece();
+        let _waiting = waits(&all);
+        tokio::time::sleep(10 * POLICY.stall).await;
+        assert!(!is_asked(&slow) && !is_asked(&second));
+
+        made.have_piece();
+        let there = Instant::now();
+        slow.asked_to_leave().await;
+
+        assert!(there.elapsed() >= POLICY.stall);
+        assert!(stay(&slow).await >= POLICY.linger);
+        assert!(!is_asked(&second));
+        drop(working);
     }
 
     #[tokio::test]

@@ -61,6 +61,7 @@ mod summary;
 mod tls;
 mod token;
 mod trace;
+mod watched;
 mod watchers;
 
 pub use access::ACCESS_LOG;

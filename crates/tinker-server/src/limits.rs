@@ -22,6 +22,8 @@ pub struct Limits {
     pub max_connections: Option<usize>,
     /// Longest a poll for a result is held; clients give up after 45 s.
     pub poll_hold: Duration,
+    /// Longest a poll for all samples of a client is held, if that is less; clients give up after 45 s.
+    pub completions_hold: Duration,
     /// Operations between two snapshots of a training run.
     pub snapshot_every: u64,
     /// Engine time between two snapshots of a training run: what a crash costs at most.
@@ -47,6 +49,7 @@ impl Default for Limits {
             max_disk_bytes: None,
             max_connections: None,
             poll_hold: Duration::from_secs(40),
+            completions_hold: Duration::from_secs(30),
             snapshot_every: 64,
             snapshot_engine_time: Duration::from_secs(30),
             fault_pause: Duration::from_secs(1),

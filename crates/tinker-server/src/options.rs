@@ -55,6 +55,8 @@ pub struct ServeOptions {
     /// Most connections at a time; `None` for as many as this process may have files, less a quarter for
     /// everything else.
     pub max_connections: Option<usize>,
+    /// Longest a poll is held; `None` for as long as clients wait for its answer.
+    pub poll_hold: Option<Duration>,
     /// Leave after this long without requests, heartbeats or work; `None` stays.
     pub idle_timeout: Option<Duration>,
     /// A Hugging Face hub cache to put the embedded model's tokenizer in, so that
@@ -85,6 +87,7 @@ impl ServeOptions {
             threads: 0,
             max_disk_bytes: None,
             max_connections: None,
+            poll_hold: None,
             idle_timeout: None,
             hf_cache: None,
             client_config: default_client_config(),

@@ -29,7 +29,8 @@ use crate::token::ApiToken;
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 /// Clients that may wait to be accepted; the operating system may have a lower limit.
 const BACKLOG: u32 = 4096;
-/// How long open connections are waited for at the end.
+/// How long answers under way are waited for at the end. Connections that are still busy then are dropped,
+/// and their clients, who saw no end of the answer, ask again.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// A server that is bound and ready to run.
@@ -126,8 +127,9 @@ impl Server {
         self.app.observer()
     }
 
-    /// Answers requests until `shutdown` completes or the idle time-out passes; then finishes the
-    /// running operation, flushes and takes the lock file's sign down.
+    /// Answers requests until `shutdown` completes or the idle time-out passes; then waits five seconds at
+    /// most for answers under way, drops the connections that are still busy, finishes the running
+    /// operation, flushes and takes the lock file's sign down.
     ///
     /// # Errors
     /// If the last flush fails.
@@ -189,6 +191,7 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
     };
     let device = options.device.find(&cpu)?;
     let (loader, second_loader) = device.loaders(&cpu);
+    let held = Limits::default();
     let app_options = AppOptions {
         device,
         loader,
@@ -203,7 +206,9 @@ async fn open_app(options: &ServeOptions, token: ApiToken) -> Result<Arc<App>> {
         limits: Limits {
             max_disk_bytes: options.max_disk_bytes,
             max_connections: options.max_connections.or_else(max_connections),
-            ..Limits::default()
+            poll_hold: options.poll_hold.unwrap_or(held.poll_hold),
+            completions_hold: options.poll_hold.unwrap_or(held.completions_hold),
+            ..held
         },
         ..AppOptions::new(options.home.clone(), token)
     };

@@ -1,9 +1,12 @@
 //! Many samplers with requests in the queue: all are served.
 
+use std::path::Path;
+
 use tinker_contract::crowd::gather;
 use tinker_contract::python;
 use tinker_contract::soak::Place;
 use tinker_contract::target::Target;
+use tinker_server::TlsFiles;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_samplers_with_ten_requests_each_are_served() {
@@ -39,6 +42,40 @@ async fn so_are_those_of_the_official_sdk() {
         &arguments,
         &target.api_key,
         target.home(),
+    )
+    .await;
+
+    assert_eq!(printed.summary["n_errors"], 0, "{}", printed.summary);
+    target.stop().await;
+}
+
+/// By TLS the SDK speaks HTTP/2, and takes nothing after a GOAWAY.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_are_those_of_the_official_sdk_by_tls_where_there_are_few_connections() {
+    let Some(python) = python::find() else {
+        return;
+    };
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tls");
+    let files = TlsFiles {
+        cert: fixtures.join("first.cert.pem"),
+        key: fixtures.join("first.key.pem"),
+    };
+    let certificate = files.cert.clone();
+    let target = Target::start_as(|options| {
+        options.tls = Some(files);
+        options.max_connections = Some(8);
+    })
+    .await;
+    let (samplers, each) = ("24", "5");
+    let arguments = [&target.base_url, &target.base_model, samplers, each].map(str::to_owned);
+
+    let printed = python::run_script_that_trusts(
+        &python,
+        "sdk_crowd.py",
+        &arguments,
+        &target.api_key,
+        target.home(),
+        Some(&certificate),
     )
     .await;
 

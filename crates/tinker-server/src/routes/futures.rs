@@ -231,9 +231,6 @@ fn is_yet_to_come(app: &App, id: &RequestId) -> bool {
     journal.is_ok_and(|journal| lock(&journal).next_seq() <= seq)
 }
 
-/// Longest a poll for all samples of a client is held; clients give up after 45 s.
-const COMPLETIONS_HOLD: Duration = Duration::from_secs(30);
-
 /// Says which samples of a client are done, holding the request until one is.
 pub(crate) async fn retrieve_many(
     State(app): State<Arc<App>>,
@@ -271,7 +268,7 @@ pub(crate) async fn retrieve_many(
 }
 
 fn completions_hold(app: &App, timeout: Option<f64>) -> ApiResult<Duration> {
-    let most = app.poll_hold().min(COMPLETIONS_HOLD);
+    let most = app.poll_hold().min(app.core.limits.completions_hold);
     let Some(seconds) = timeout else {
         return Ok(most);
     };

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tinker_server::{ServeOptions, Server, TlsFiles};
@@ -17,6 +18,11 @@ use crate::tls::{fixture, trusting};
 const MOST: usize = 8;
 const N_POLLING: usize = 16;
 const N_OTHERS: usize = 24;
+/// Polls that others do not shorten take longer than all of a test.
+const HOLD: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a client asks over another connection when one was closed or not made.
+const TRIES: usize = 1000;
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -63,7 +69,7 @@ impl Client {
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        loop {
+        for _ in 0..TRIES {
             let kept = match self.connection.take() {
                 Some(kept) => Ok(kept),
                 None => self.target.connect().await,
@@ -77,6 +83,7 @@ impl Client {
                 return (status, body);
             }
         }
+        panic!("no answer to {method} {path} in {TRIES} tries");
     }
 
     async fn post(&mut self, path: &str, body: &Value) -> (u16, Value) {
@@ -131,10 +138,17 @@ async fn pending(client: &mut Client) -> (String, Value) {
     (id, optim(run, 1))
 }
 
-async fn serves_a_crowd(home: &Path, tls: Option<TlsFiles>) {
+type Running = tokio::task::JoinHandle<tinker_server::Result<()>>;
+
+/// A server with few places that holds polls for long; it runs until the sender is dropped.
+async fn started(
+    home: &Path,
+    tls: Option<TlsFiles>,
+) -> (Arc<Target>, oneshot::Sender<()>, Running) {
     let options = ServeOptions {
         tls,
         max_connections: Some(MOST),
+        poll_hold: Some(HOLD),
         ..ServeOptions::new(home)
     };
     let server = Server::bind(options).await.unwrap();
@@ -145,6 +159,11 @@ async fn serves_a_crowd(home: &Path, tls: Option<TlsFiles>) {
     });
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(server.run(async move { drop(stopped.await) }));
+    (target, stop, running)
+}
+
+async fn serves_a_crowd(home: &Path, tls: Option<TlsFiles>) {
+    let (target, stop, running) = started(home, tls).await;
     let mut last = Client::of(&target);
     let (id, missing) = pending(&mut last).await;
 
@@ -172,7 +191,8 @@ async fn serves_a_crowd(home: &Path, tls: Option<TlsFiles>) {
         });
     }
     // Polls end before their time since others wait, and only so does this one get in.
-    sent_away.notified().await;
+    let sent_away = tokio::time::timeout(PATIENCE, sent_away.notified());
+    assert!(sent_away.await.is_ok(), "polls are held to their end");
     assert_eq!(last.post("/optim_step", &missing).await.0, 200);
 
     // Each keeps its connection until all are done.
@@ -198,4 +218,37 @@ async fn a_crowd_takes_turns_by_tls_too() {
     };
 
     serves_a_crowd(home.path(), Some(files)).await;
+}
+
+#[tokio::test]
+async fn polls_for_all_samples_make_room_for_others_too() {
+    let home = tempfile::tempdir().unwrap();
+    let (target, stop, running) = started(home.path(), None).await;
+    let mut first = Client::of(&target);
+    let create = json!({"tags": [], "user_metadata": {}, "sdk_version": "t"});
+    let (_, session) = first.post("/create_session", &create).await;
+    let create = json!({"session_id": session["session_id"], "sampling_session_seq_id": 0,
+        "base_model": "tinker/nano"});
+    let (_, sampler) = first.post("/create_sampling_session", &create).await;
+    let target_of = json!({"type": "sampling_session",
+        "sampling_session_id": sampler["sampling_session_id"], "cloned_sampler_id": 1});
+    let poll = json!({"prev_cursor": 0, "target": target_of});
+
+    let mut polls = tokio::task::JoinSet::new();
+    for _ in 0..N_POLLING {
+        let (mut client, poll) = (Client::of(&target), poll.clone());
+        polls.spawn(async move { client.post("/retrieve_futures", &poll).await });
+    }
+    // Nobody waits behind the last ones.
+    for _ in MOST..N_POLLING {
+        let ended = tokio::time::timeout(PATIENCE, polls.join_next()).await;
+        let Ok(Some(ended)) = ended else {
+            panic!("polls are held to their end");
+        };
+        let (status, answer) = ended.unwrap();
+        assert_eq!((status, &answer["completions"]), (200, &json!([])));
+    }
+
+    drop((polls, first, stop));
+    running.await.unwrap().unwrap();
 }
