@@ -33,20 +33,8 @@ async fn so_are_those_of_the_official_sdk() {
         return;
     };
     let target = Target::start().await;
-    let (samplers, each) = ("40", "5");
-    let arguments = [&target.base_url, &target.base_model, samplers, each].map(str::to_owned);
 
-    let printed = python::run_script(
-        &python,
-        "sdk_crowd.py",
-        &arguments,
-        &target.api_key,
-        target.home(),
-    )
-    .await;
-
-    assert_eq!(printed.summary["n_errors"], 0, "{}", printed.summary);
-    target.stop().await;
+    assert_all_are_served(&python, target, 40, None).await;
 }
 
 /// By TLS the SDK speaks HTTP/2, and takes nothing after a GOAWAY.
@@ -66,16 +54,28 @@ async fn so_are_those_of_the_official_sdk_by_tls_where_there_are_few_connections
         options.max_connections = Some(8);
     })
     .await;
-    let (samplers, each) = ("24", "5");
-    let arguments = [&target.base_url, &target.base_model, samplers, each].map(str::to_owned);
+    assert!(target.base_url.starts_with("https://"));
+
+    assert_all_are_served(&python, target, 24, Some(&certificate)).await;
+}
+
+/// Has so many of the SDK's samplers queue five requests each.
+async fn assert_all_are_served(
+    python: &Path,
+    target: Target,
+    n_samplers: usize,
+    certificate: Option<&Path>,
+) {
+    let samplers = n_samplers.to_string();
+    let arguments = [&target.base_url, &target.base_model, samplers.as_str(), "5"];
 
     let printed = python::run_script_that_trusts(
-        &python,
+        python,
         "sdk_crowd.py",
-        &arguments,
+        &arguments.map(str::to_owned),
         &target.api_key,
         target.home(),
-        Some(&certificate),
+        certificate,
     )
     .await;
 
